@@ -1,0 +1,45 @@
+"""The batch size for Hugging Face training, known before it is tried.
+
+from hf_bsopt import find_batch_size
+report = find_batch_size("dmis-lab/biobert-v1.1", max_length=512, gpu="T4")
+CONFIG.update(report.config)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .api import find_batch_size
+    from .errors import BatchSizeError, NothingFitsError, TraceError, UsageError
+    from .records import Decision, GpuSpec, Peak, Trial
+    from .report import Report
+
+__version__ = "0.1.0"
+
+_ROOMS = {
+    "find_batch_size": "api",
+    "BatchSizeError": "errors",
+    "NothingFitsError": "errors",
+    "TraceError": "errors",
+    "UsageError": "errors",
+    "Decision": "records",
+    "GpuSpec": "records",
+    "Peak": "records",
+    "Trial": "records",
+    "Report": "report",
+}
+__all__ = [
+    "BatchSizeError",
+    "Decision",
+    "GpuSpec",
+    "NothingFitsError",
+    "Peak",
+    "Report",
+    "TraceError",
+    "Trial",
+    "UsageError",
+    "__version__",
+    "find_batch_size",
+]

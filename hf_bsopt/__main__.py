@@ -1,0 +1,7 @@
+"""``python -m hf_bsopt``: the command line. ``python -m hf_bsopt env``: what a bug report needs."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

@@ -1,0 +1,159 @@
+"""The public ``find_batch_size``: a model by name, or any module with an example batch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from . import catalog
+from .batch_plan import LearningRateScaling
+from .errors import UsageError
+from .finder import Wishes, find
+from .records import GpuSpec
+from .report import Report
+from .search import MULTIPLE_OF, TARGET
+from .training_step import StepSettings
+from .workload import ModuleWorkload, Workload, describe
+
+if TYPE_CHECKING:
+    from torch import nn
+
+DEFAULT_GPU = "T4"
+
+
+def find_batch_size(
+    model: str | nn.Module,
+    *,
+    gpu: str | GpuSpec | None = None,
+    example_batch: Mapping[str, Any] | None = None,
+    task: str | None = None,
+    max_length: int | None = None,
+    precision: str | None = None,
+    weights_dtype: str | None = None,
+    optimizer: str | None = None,
+    attention: str | None = None,
+    activation_checkpointing: bool = False,
+    lora_r: int = 0,
+    lora_targets: tuple[str, ...] | None = None,
+    load_in_4bit: bool = False,
+    num_labels: int | None = None,
+    trust_remote_code: bool = False,
+    target: tuple[float, float] = TARGET,
+    multiple_of: int = MULTIPLE_OF,
+    batch_size: int | None = None,
+    check: int | None = None,
+    effective_batch_size: int | None = None,
+    total_tokens: int | None = None,
+    gradient_accumulation_steps: int = 1,
+    num_processes: int = 1,
+    learning_rate: float | None = None,
+    base_batch_size: int | None = None,
+    lr_scaling: LearningRateScaling = "sqrt",
+    evaluation: bool = True,
+    check_evaluation: int | None = None,
+    expandable_segments: bool = False,
+) -> Report:
+    """The batch size to train ``model`` with on ``gpu``, predicted without a GPU.
+
+    ``model``: a hub id, a short name of the catalog, a folder with a config.json, or an ``nn.Module`` whose forward
+    takes the tensors of ``example_batch`` (first dimension the batch) and returns a loss first or as ``"loss"``.
+    ``gpu``: a card's name, a size such as "24GiB", or a GpuSpec; by default the CUDA device that is here, else a T4.
+    ``target``: shares of the device's memory, the upper of which is not passed. ``batch_size``: an upper limit.
+    ``effective_batch_size`` (sequences) or ``total_tokens``: kept exactly, by accumulation.
+    ``precision``: "fp16" and "bf16" are mixed precision; "fp32", "fp16-weights", "bf16-weights" hold everything so.
+
+    Raises UsageError (a ValueError) for what can't be, NothingFitsError with the memory needed, TraceError where a
+    module's step can't be followed.
+    """
+    device, notes = resolve_gpu(gpu)
+    workload: Workload | ModuleWorkload
+    if isinstance(model, str):
+        if example_batch is not None:
+            raise UsageError("example_batch goes with a module; a model by name makes its own batch")
+        workload = describe(
+            model,
+            task=task,
+            max_length=max_length,
+            precision=precision,
+            weights_dtype=weights_dtype,
+            optimizer=optimizer,
+            attention=attention,
+            activation_checkpointing=activation_checkpointing,
+            lora_r=lora_r,
+            lora_targets=lora_targets,
+            load_in_4bit=load_in_4bit,
+            num_labels=num_labels,
+            trust_remote_code=trust_remote_code,
+        )
+    else:
+        workload = _module_workload(model, example_batch, precision, optimizer)
+        asked = {"task": task, "max_length": max_length, "attention": attention, "lora_r": lora_r or None}
+        for name, value in asked.items():
+            if value is not None:
+                raise UsageError(f"{name} goes with a model by name; a module is taken as it is")
+    wishes = Wishes(
+        target=tuple(target),  # type: ignore[arg-type]
+        multiple_of=multiple_of,
+        batch_size=batch_size,
+        check=check,
+        effective_batch=effective_batch_size,
+        total_tokens=total_tokens,
+        accumulation=gradient_accumulation_steps,
+        processes=num_processes,
+        learning_rate=learning_rate,
+        base_batch_size=base_batch_size,
+        lr_scaling=lr_scaling,
+        evaluation=evaluation,
+        check_evaluation=check_evaluation,
+        expandable_segments=expandable_segments,
+        notes=notes,
+    )
+    return find(workload, device, wishes)
+
+
+def _module_workload(
+    module: nn.Module, example: Mapping[str, Any] | None, precision: str | None, optimizer: str | None
+) -> ModuleWorkload:
+    from torch import nn
+
+    if not isinstance(module, nn.Module):
+        raise UsageError(f"model is a name or an nn.Module, not {type(module).__name__}")
+    if not isinstance(example, Mapping) or not example:
+        raise UsageError(
+            "a module needs an example_batch: the keyword arguments of its forward, such as next(iter(dataloader))"
+        )
+    precision = precision or "fp16"
+    settings = StepSettings(precision, optimizer or "adamw_torch_fused")  # type: ignore[arg-type]
+    return ModuleWorkload(module, example, settings)
+
+
+def resolve_gpu(gpu: str | GpuSpec | None) -> tuple[GpuSpec, tuple[str, ...]]:
+    """The device meant, and what was assumed on the way."""
+    if isinstance(gpu, GpuSpec):
+        return gpu, ()
+    if gpu is not None:
+        spec = catalog.gpu(gpu)
+        return spec, (spec.assumed,) if spec.assumed else ()
+    here = local_gpu()
+    if here is not None:
+        return here, (f"{here.name}: the CUDA device of this machine",)
+    return catalog.gpu(DEFAULT_GPU), (f"{DEFAULT_GPU}: there is no CUDA device here; --gpu names another",)
+
+
+def local_gpu() -> GpuSpec | None:
+    """The first CUDA device, as torch sees it without making a context on it."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    properties = torch.cuda.get_device_properties(0)
+    known = catalog.gpu(DEFAULT_GPU)
+    return dataclasses.replace(
+        known,
+        name=properties.name,
+        total_bytes=properties.total_memory,
+        compute_capability=properties.major * 10 + properties.minor,
+        multiprocessors=properties.multi_processor_count,
+        assumed="",
+    )

@@ -1,0 +1,267 @@
+"""The command line: arguments in, report out. Exit codes: 0 found, 1 nothing fits, 2 the arguments can't be.
+
+find-optimal-batch-size --model dmis-lab/biobert-v1.1 --max_length 512 --gpu T4
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import logging
+import os
+import platform
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from .errors import BatchSizeError, NothingFitsError, UsageError
+from .training_arguments import read_training_arguments
+
+if TYPE_CHECKING:
+    from transformers import HfArgumentParser
+
+    from .report import Report
+
+FOUND, NOTHING_FITS, USAGE = 0, 1, 2
+INTERRUPTED = 130
+
+
+def _flag(help: str, default: Any = None, *aliases: str) -> Any:
+    """A field of the arguments; like HfArgumentParser's own, every alias is understood with dashes too."""
+    spelled = [f"--{alias}" for alias in aliases]
+    spelled += [name.replace("_", "-") for name in spelled if "_" in name[2:]]
+    metadata = {"help": help, "aliases": spelled}
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=default.copy, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass
+class Arguments:
+    """The flags, with Trainer's own names as aliases."""
+
+    model: str | None = _flag("hub id, short name, or a folder with a config.json", None, "model_name_or_path")
+    gpu: str | None = _flag('a card ("T4", "A100-40GB") or a size ("24GiB"); default: the one here, else a T4')
+    task: str | None = _flag(
+        "token-classification, sequence-classification, masked-lm, question-answering, causal-lm, seq2seq"
+    )
+    max_length: list[int] = _flag("tokens in a sequence; several give a report each", [], "max_seq_length")
+    precision: str | None = _flag("fp16, bf16 (mixed), fp32, fp16-weights, bf16-weights; default fp16")
+    fp16: bool = _flag("the same as --precision fp16", False)
+    bf16: bool = _flag("the same as --precision bf16", False)
+    weights_dtype: str | None = _flag("float32, float16 or bfloat16: what the weights are held in", None, "dtype")
+    optimizer: str | None = _flag("as TrainingArguments.optim; default adamw_torch_fused", None, "optim")
+    attention: str | None = _flag("sdpa, eager or flash_attention_2", None, "attn_implementation")
+    activation_checkpointing: bool = _flag(
+        "recompute activations in the backward pass", False, "gradient_checkpointing"
+    )
+    lora_r: int = _flag("rank of LoRA adapters; 0: none", 0)
+    lora_targets: list[str] = _flag("modules that get adapters; default: peft's choice", [], "lora_target_modules")
+    load_in_4bit: bool = _flag("frozen weights in 4 bits (with --lora_r)", False)
+    num_labels: int | None = _flag("classes of a classification task")
+    target: list[float] = _flag("lower and upper share of the memory", [0.80, 0.90])
+    multiple_of: int = _flag("the batch size is a multiple of it", 8)
+    batch_size: int | None = _flag("an upper limit on the micro-batch", None, "per_device_train_batch_size")
+    check: int | None = _flag("does this micro-batch fit, and how full is the card then?")
+    effective_batch_size: int | None = _flag("sequences in an optimizer step, over all processes; kept exactly")
+    total_tokens: int | None = _flag("the same in tokens")
+    gradient_accumulation_steps: int = _flag("micro-batches in a step, where no effective batch is given", 1)
+    num_processes: int = _flag("GPUs that share the effective batch", 1)
+    learning_rate: float | None = _flag("the rate that belongs to --base_batch_size")
+    base_batch_size: int | None = _flag("effective batch that the learning rate was tuned for")
+    lr_scaling: str = _flag("sqrt, linear or none", "sqrt")
+    per_device_eval_batch_size: int | None = _flag("does this evaluation batch fit?")
+    evaluation: bool = _flag("predict the largest evaluation batch too", True)
+    expandable_segments: bool = _flag("as with PYTORCH_ALLOC_CONF=expandable_segments:True", False)
+    training_args: str | None = _flag("a saved TrainingArguments, JSON or YAML: its values are the defaults")
+    packing: bool = _flag("sequences are packed to max_length", False)
+    use_liger_kernel: bool = _flag("refused in words: see docs/cli.md", False)
+    torch_compile: bool = _flag("refused in words: see docs/cli.md", False)
+    trust_remote_code: bool = _flag("run code that a hub repository brings for its configuration", False)
+    json: str | None = _flag("write everything to this file")
+    verbose: bool = _flag("log what is done", False)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal without ✅ still gets the number
+    try:
+        if argv[:1] == ["env"]:
+            print(environment())
+            return FOUND
+        arguments = parse(argv)
+        _quiet(arguments.verbose)
+        return _run(arguments)
+    except NothingFitsError as error:
+        print(f"❌ {error}.", file=sys.stderr)
+        return NOTHING_FITS
+    except BatchSizeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FOUND
+    except KeyboardInterrupt:
+        print("interrupted: nothing was found yet", file=sys.stderr)
+        return INTERRUPTED
+
+
+def parse(argv: Sequence[str]) -> Arguments:
+    """Raises UsageError for what is misspelt or missing; exits only for --help."""
+    parser = _parser()
+    known = {option for action in parser._actions for option in action.option_strings}
+    for word in argv:
+        name = word.split("=")[0]
+        if name.startswith("--") and name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]}?" if near else "; --help shows all"
+            raise UsageError(f"{name} is not a flag{hint}")
+    values, rest = parser.parse_known_args(list(argv))
+    if rest:
+        raise UsageError(f"{rest[0]!r} belongs to no flag; the model is named with --model")
+    arguments = Arguments(**vars(values))
+    if arguments.training_args is not None:
+        given = {a.dest for a in parser._actions for o in a.option_strings if any(w.split("=")[0] == o for w in argv)}
+        for name, value in read_training_arguments(Path(arguments.training_args)).items():
+            if name not in given and not (
+                name in ("fp16", "bf16", "precision") and given & {"fp16", "bf16", "precision"}
+            ):
+                setattr(arguments, name, value)
+    return _checked(arguments)
+
+
+def _parser() -> HfArgumentParser:
+    from transformers import HfArgumentParser
+
+    class Parser(HfArgumentParser):  # type: ignore[misc]
+        def error(self, message: str) -> NoReturn:
+            raise UsageError(message)
+
+    return Parser(Arguments, prog="find-optimal-batch-size", description=__doc__.splitlines()[0], allow_abbrev=False)
+
+
+def _checked(arguments: Arguments) -> Arguments:
+    if not arguments.model:
+        raise UsageError("which model? For example --model dmis-lab/biobert-v1.1")
+    named = [name for name in ("fp16", "bf16") if getattr(arguments, name)]
+    if len(named) == 2:
+        raise UsageError("--fp16 and --bf16 are two precisions; give one")
+    if named and arguments.precision not in (None, *named):
+        raise UsageError(f"--{named[0]} and --precision {arguments.precision} contradict each other; give one")
+    if named:
+        arguments.precision = named[0]
+    if len(arguments.target) != 2:
+        raise UsageError("--target takes two shares of the memory, such as --target 0.80 0.90")
+    if arguments.torch_compile:
+        raise UsageError(
+            "torch.compile fuses operations as it runs, and what it then keeps can't be predicted: predict without it, "
+            "which needs about as much memory or more"
+        )
+    if arguments.use_liger_kernel:
+        raise UsageError(
+            "Liger kernels are Triton programs, which can't be traced: predict without them, an upper bound (they save "
+            "most where the vocabulary is large, since the logits are never whole)"
+        )
+    if arguments.json is not None and not Path(arguments.json).resolve().parent.is_dir():
+        raise UsageError(f"--json {arguments.json}: there is no folder {Path(arguments.json).resolve().parent}")
+    return arguments
+
+
+def _run(arguments: Arguments) -> int:
+    from .api import find_batch_size
+
+    reports: list[Report] = []
+    lengths: list[int | None] = [*arguments.max_length] or [None]
+    for length in lengths:
+        report = find_batch_size(
+            arguments.model or "",
+            gpu=arguments.gpu,
+            task=arguments.task,
+            max_length=length,
+            precision=arguments.precision,
+            weights_dtype=arguments.weights_dtype,
+            optimizer=arguments.optimizer,
+            attention=arguments.attention,
+            activation_checkpointing=arguments.activation_checkpointing,
+            lora_r=arguments.lora_r,
+            lora_targets=tuple(arguments.lora_targets) or None,
+            load_in_4bit=arguments.load_in_4bit,
+            num_labels=arguments.num_labels,
+            trust_remote_code=arguments.trust_remote_code,
+            target=(arguments.target[0], arguments.target[1]),
+            multiple_of=arguments.multiple_of,
+            batch_size=arguments.batch_size,
+            check=arguments.check,
+            effective_batch_size=arguments.effective_batch_size,
+            total_tokens=arguments.total_tokens,
+            gradient_accumulation_steps=arguments.gradient_accumulation_steps,
+            num_processes=arguments.num_processes,
+            learning_rate=arguments.learning_rate,
+            base_batch_size=arguments.base_batch_size,
+            lr_scaling=arguments.lr_scaling,  # type: ignore[arg-type]
+            evaluation=arguments.evaluation,
+            check_evaluation=arguments.per_device_eval_batch_size,
+            expandable_segments=arguments.expandable_segments,
+        )
+        if arguments.packing:
+            report = dataclasses.replace(report, notes=(*report.notes, PACKING))
+        if reports:
+            print("\n" + "─" * 78 + "\n")
+        print(report, flush=True)
+        reports.append(report)
+    if arguments.json is not None:
+        _save(reports, Path(arguments.json))
+    refused = any(report.checked is not None and not report.checked.fits for report in reports)
+    return NOTHING_FITS if refused else FOUND
+
+
+PACKING = "packing fills every sequence up to max_length, which is the worst case that is predicted anyway"
+
+
+def _save(reports: list[Report], path: Path) -> None:
+    import json
+
+    from .report import write_atomically
+
+    values = reports[0].to_dict() if len(reports) == 1 else {"reports": [report.to_dict() for report in reports]}
+    write_atomically(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+
+def _quiet(verbose: bool) -> None:
+    """What transformers warns about while a model is built says nothing about its batch size."""
+    import transformers
+
+    if verbose:
+        logging.basicConfig(level=logging.INFO)
+        return
+    transformers.utils.logging.set_verbosity_error()
+    warnings.filterwarnings("ignore")
+
+
+def environment() -> str:
+    """What a bug report needs, one line each."""
+    lines = [f"python {platform.python_version()} on {platform.system()} {platform.machine()}"]
+    for package in ("hf-bsopt", "torch", "transformers", "accelerate", "peft", "bitsandbytes", "datasets", "pandas"):
+        try:
+            lines.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            lines.append(f"{package} not installed")
+    import torch
+
+    lines.append(f"CUDA of torch: {torch.version.cuda or 'none (CPU build)'}")
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        lines.append(
+            f"GPU: {torch.cuda.device_count()} × {properties.name}, {properties.total_memory} bytes, compute "
+            f"{properties.major}.{properties.minor}, {properties.multi_processor_count} multiprocessors"
+        )
+    else:
+        lines.append("GPU: none")
+    return "\n".join(lines)

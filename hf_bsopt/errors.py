@@ -1,0 +1,40 @@
+"""What can go wrong, under one root.
+
+    BatchSizeError
+    ├── UsageError (also a ValueError)   what was asked can't be: the message names the nearest valid choice
+    │   ├── UnknownModelError            neither in the catalog, nor a folder, nor reachable on the hub
+    │   ├── UnknownGpuError              neither a card by name nor a memory size
+    │   └── MissingExtraError            an optional dependency isn't installed: the message has the pip line
+    ├── TraceError                       the training step couldn't be followed operation by operation
+    └── NothingFitsError                 not even one sequence fits the device
+
+The command line answers a `UsageError` with exit code 2 and a `NothingFitsError` with exit code 1.
+"""
+
+
+class BatchSizeError(Exception):
+    """The root: ``except BatchSizeError`` catches everything that this package raises on purpose."""
+
+
+class UsageError(BatchSizeError, ValueError):
+    """What the user asked for is wrong; the message says what is, and the nearest valid choice."""
+
+
+class UnknownModelError(UsageError):
+    """No model of that name in the catalog, on this disk or on the hub; the message has the nearest names."""
+
+
+class UnknownGpuError(UsageError):
+    """Neither a known card nor a memory size; the message has the nearest names and an example of a size."""
+
+
+class MissingExtraError(UsageError):
+    """An optional dependency isn't installed; the message has the pip line that installs it."""
+
+
+class TraceError(BatchSizeError):
+    """A training step did something that can't be followed without a device; the message names the operation."""
+
+
+class NothingFitsError(BatchSizeError):
+    """Not even a micro-batch of one sequence fits; the message has the bytes that it would need."""

@@ -1,0 +1,153 @@
+"""The road, in one screen: a workload and a device in, a Report out."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+
+from .batch_plan import BatchPlan, LearningRateScaling, plan
+from .errors import NothingFitsError, UsageError
+from .memory.predictor import Predictor
+from .records import Decision, GpuSpec, Trial
+from .report import EvaluationAnswer, Report
+from .search import MULTIPLE_OF, TARGET, check_target, decide
+from .workload import ModuleWorkload, Workload
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user wants of the answer; the defaults are the house's.
+
+    target: shares of the device's memory; only the upper end decides. batch_size: an upper limit on the micro-batch.
+    effective_batch (sequences) or total_tokens: what one optimizer step takes over all processes, kept exactly.
+    accumulation: micro-batches in a step, where no effective batch is named. check: a micro-batch to answer for.
+    """
+
+    target: tuple[float, float] = TARGET
+    multiple_of: int = MULTIPLE_OF
+    batch_size: int | None = None
+    check: int | None = None
+    effective_batch: int | None = None
+    total_tokens: int | None = None
+    accumulation: int = 1
+    processes: int = 1
+    learning_rate: float | None = None
+    base_batch_size: int | None = None
+    lr_scaling: LearningRateScaling = "sqrt"
+    evaluation: bool = True
+    check_evaluation: int | None = None
+    expandable_segments: bool = False
+    notes: tuple[str, ...] = field(default=())
+
+
+def find(workload: Workload | ModuleWorkload, device: GpuSpec, wishes: Wishes = Wishes()) -> Report:
+    """Raises NothingFitsError, with the memory that one sequence would need, where nothing fits."""
+    if device.total_bytes is None:
+        raise UsageError("a batch size needs a device with a limit of memory")
+    for name in ("accumulation", "processes", "check", "check_evaluation"):
+        value = getattr(wishes, name)
+        if value is not None and value < 1:
+            raise UsageError(f"{name} is at least 1, not {value}")
+    check_target(wishes.target)
+    _plan(1, workload, wishes)  # whatever is wrong with the wishes is said before the tracing
+
+    predictor = Predictor(
+        workload.accumulating(wishes.accumulation), device, expandable_segments=wishes.expandable_segments
+    )
+    decision = _decide(predictor, wishes)
+    batch_plan = _plan(decision.batch_size, workload, wishes)
+    if batch_plan.accumulation > 1 and wishes.accumulation == 1:
+        # gradients are now in memory during the forward pass, so that a little less fits
+        predictor = Predictor(workload.accumulating(2), device, expandable_segments=wishes.expandable_segments)
+        decision = _decide(predictor, wishes)
+        batch_plan = _plan(decision.batch_size, workload, wishes)
+    if batch_plan.micro_batch != decision.batch_size:
+        decision = dataclasses.replace(
+            decision,
+            batch_size=batch_plan.micro_batch,
+            bound="divisor of the effective batch",
+            reason=f"{batch_plan.micro_batch}: largest divisor of the effective batch of "
+            f"{batch_plan.effective_batch} at or under {decision.batch_size}, which would fit",
+        )
+    return Report(
+        workload=workload,
+        device=device,
+        target=wishes.target,
+        trials=_table(predictor, decision),
+        decision=decision,
+        plan=batch_plan,
+        composition=_composition(predictor, decision.batch_size),
+        peak_origin=predictor.timeline.peak_origin(decision.batch_size, device),
+        parameters=predictor.parameters,
+        checked=None if wishes.check is None else predictor(wishes.check),
+        evaluation=_evaluation(workload, device, wishes) if wishes.evaluation else None,
+        notes=wishes.notes,
+        asked_learning_rate=wishes.learning_rate is not None,
+        asked_effective_batch=bool(wishes.effective_batch or wishes.total_tokens),
+    )
+
+
+def _decide(predictor: Predictor, wishes: Wishes) -> Decision:
+    device = predictor.device
+    assert device.total_bytes is not None
+    try:
+        return decide(
+            predictor,
+            total_bytes=device.total_bytes,
+            target=wishes.target,
+            multiple_of=wishes.multiple_of,
+            limit=wishes.batch_size,
+            guess=predictor.guess(wishes.target[1]),
+        )
+    except NothingFitsError as error:
+        needed = predictor.unlimited(1)
+        raise NothingFitsError(
+            f"not even one sequence of {predictor.workload.length} tokens stays under {wishes.target[1]:.0%} of "
+            f"{device.name}: it needs {needed / GIB:.1f} GiB of {device.total_bytes / GIB:.1f} GiB"
+        ) from error
+
+
+def _plan(largest: int, workload: Workload | ModuleWorkload, wishes: Wishes) -> BatchPlan:
+    effective = wishes.effective_batch
+    if effective is None and wishes.total_tokens is None and wishes.accumulation > 1:
+        effective = largest * wishes.accumulation * wishes.processes
+    return plan(
+        largest,
+        length=workload.length,
+        effective_batch=effective,
+        total_tokens=wishes.total_tokens,
+        processes=wishes.processes,
+        multiple_of=wishes.multiple_of,
+        learning_rate=wishes.learning_rate,
+        base_batch_size=wishes.base_batch_size,
+        lr_scaling=wishes.lr_scaling,
+    )
+
+
+def _table(predictor: Predictor, decision: Decision) -> tuple[Trial, ...]:
+    """Doubling sizes up to the first that does not fit, the chosen one, the largest and the one after it."""
+    first_misfit = decision.largest + 1
+    doubling = [1 << power for power in range(first_misfit.bit_length()) if 1 << power <= first_misfit]
+    sizes = {*doubling, decision.batch_size, decision.safe, decision.largest, first_misfit}
+    return tuple(predictor(size) for size in sorted(sizes))
+
+
+def _composition(predictor: Predictor, batch_size: int) -> dict[str, int]:
+    """Bytes by what they are for; their sum is the Trial's used_bytes."""
+    parts = predictor.timeline.composition(batch_size, predictor.device)
+    trial = predictor(batch_size)
+    reserved = trial.peak.reserved_bytes if trial.peak else 0
+    return {**parts, "allocator cache": reserved - sum(parts.values()), "CUDA context": predictor.device.context_bytes}
+
+
+def _evaluation(workload: Workload | ModuleWorkload, device: GpuSpec, wishes: Wishes) -> EvaluationAnswer | None:
+    evaluation = dataclasses.replace(wishes, batch_size=None, check=None)
+    predictor = Predictor(workload.accumulating(1), device, evaluation=True)
+    try:
+        decision = _decide(predictor, evaluation)
+    except NothingFitsError:
+        return None
+    checked = None if wishes.check_evaluation is None else predictor(wishes.check_evaluation)
+    return EvaluationAnswer(decision.batch_size, predictor(decision.batch_size), checked)

@@ -1,0 +1,264 @@
+"""Device memory that CUDA kernels take for the length of one call, and which no tensor of the program shows.
+
+Each rule reads like the kernel's own host code: ``with scratch(...)`` takes memory, ``run()`` is the operation and
+allocates its outputs. Sizes that are not affine in the batch are :class:`~.timeline.Formula`. The sizes were read in the
+named source of pytorch 2.11 and compared with the allocations of that version, event by event.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..records import GpuSpec
+from . import reductions
+from .scratch import KernelRule, Run, Scratch, div_up, nbytes, round_up
+from .timeline import Formula
+
+aten = torch.ops.aten
+
+
+_CHUNK = 65536
+"""kChunkSize of aten/src/ATen/native/cuda/MultiTensorApply.cuh, in elements."""
+
+
+def _foreach_norm(scratch: Scratch, run: Run, tensors: list[Tensor], *_: Any, **__: Any) -> Any:
+    """ForeachReduceOp.cu: one partial result for each chunk of the largest tensor, for every tensor."""
+    chunks = max((div_up(t.numel(), _CHUNK) for t in tensors), default=0)
+    with scratch(len(tensors) * chunks * (8 if tensors[0].dtype == torch.float64 else 4)):
+        return run()
+
+
+# Memory-efficient attention: aten/src/ATen/native/transformers/cuda/mem_eff_attention/kernel_backward.h (Params::
+# workspace_size), the kernels of kernels/cutlassB.h in the order in which attention_backward.cu tries them.
+
+
+def _backward_tile(capability: int, widest: int, half: bool) -> tuple[int, int, int]:
+    """(queries, keys, head dimension at most) of the first kernel that takes these heads."""
+    if widest <= 64:
+        return 64, 64, 32 if widest <= 32 else 64
+    limit = 128 if widest <= 128 else 65536
+    if capability < 70:
+        return 64, 64, limit
+    if half and widest <= 128 and capability >= 80 and capability not in (86, 89, 120):
+        return 128, 128, limit  # needs more shared memory than the smaller Ampere and Ada cards have
+    if half and widest <= 128 and capability >= 80:
+        return (128, 64, 96) if widest <= 96 else (64, 64, 128)
+    return 128, 64, limit
+
+
+def efficient_backward_bytes(
+    device: GpuSpec, batch: int, heads: int, queries: int, keys: int, width: int, value_width: int, half: int
+) -> int:
+    capability = device.compute_capability
+    tile_queries, tile_keys, limit = _backward_tile(capability, max(width, value_width), bool(half))
+    splits_keys = capability >= 70
+    accumulates_keys = bool(half) and limit > tile_queries
+    splits = div_up(keys, tile_keys)
+    if batch * heads >= 256 and keys <= 2 * tile_keys:
+        splits = 1
+    if accumulates_keys:
+        splits = min(splits, 200 // (batch * heads))
+    splits = max(splits, 1) if splits_keys else 1
+    floats = 0
+    if splits_keys or half:
+        floats = div_up(queries, tile_queries) * div_up(width, tile_keys) * (4 + tile_queries * tile_keys)
+    if accumulates_keys:
+        floats += splits * tile_keys * (round_up(width, tile_queries) + round_up(value_width, tile_queries))
+    return batch * heads * round_up(floats, 4) * 4
+
+
+def _efficient_backward(
+    scratch: Scratch, run: Run, grad: Tensor, query: Tensor, key: Tensor, value: Tensor, bias: Any, out: Tensor,
+    lse: Tensor, *_: Any, **__: Any,
+) -> Any:  # fmt: skip
+    batch, heads, queries, width = query.shape
+    half = int(query.element_size() == 2)
+    copied = 0 if grad.transpose(1, 2).is_contiguous() else nbytes(grad)
+    delta = batch * heads * queries * 4
+    workspace = Formula(efficient_backward_bytes, (batch, heads, queries, key.size(2), width, value.size(3), half))
+    with scratch(copied):
+        output = run()
+        with scratch(delta, workspace, freed_in_order=True):
+            return output
+
+
+def _flash_backward(
+    scratch: Scratch, run: Run, grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor,
+    *_: Any, **__: Any,
+) -> Any:  # fmt: skip
+    """aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp, mha_bwd: gradients of the queries are summed in
+    fp32, those of shared keys and values (grouped-query attention) are first made for every query head.
+    """
+    batch, heads, queries, width = query.shape
+    copies = [0 if t.transpose(1, 2).is_contiguous() else nbytes(t) for t in (grad, out)]
+    rows = round_up(queries, 128)
+    columns = round_up(width, 32 if width <= 128 else 64)
+    expanded = [nbytes(query) // queries * key.size(2)] * 2 if key.size(1) != heads else []
+    with scratch(*copies):
+        output = run()
+        with scratch(batch * heads * rows * 4, batch * rows * heads * columns * 4, *expanded):
+            return output
+
+
+# Embeddings: aten/src/ATen/native/cuda/Embedding.cu and EmbeddingBackwardKernel.cu. Up to 3072 indices one kernel does
+# it; more are sorted and summed by segments.
+
+_UNSORTED_INDICES = 3072
+_ROWS_PER_THREAD = 10
+
+
+def if_sorted(device: GpuSpec, indices: int, size: int) -> int:
+    return size if indices > _UNSORTED_INDICES else 0
+
+
+def radix_sort_bytes(device: GpuSpec, indices: int) -> int:
+    """cub::DeviceRadixSort: the other halves of two double buffers and the histograms of digits. Fitted to
+    compute capabilities 7.5 and 8.0: within 4 KiB from 3,073 to 131,072 indices.
+    """
+    return if_sorted(device, indices, 16 * indices + 17 * 1024 + indices * 3 // 10)
+
+
+def _scan_bytes(items: int) -> int:
+    """Cub's scans and selections keep a state for every tile of items: from 1279 bytes on."""
+    return 1279 + items // 40
+
+
+def segment_bytes(device: GpuSpec, indices: int, rows: int) -> int:
+    return if_sorted(device, indices, 8 * min(indices, rows))
+
+
+def _partial_segments(indices: int, rows: int) -> int:
+    return indices // _ROWS_PER_THREAD + min(indices, rows)
+
+
+def partial_offset_bytes(device: GpuSpec, indices: int, rows: int) -> int:
+    return if_sorted(device, indices, 8 * _partial_segments(indices, rows))
+
+
+def partial_sum_bytes(device: GpuSpec, indices: int, rows: int, width: int) -> int:
+    return if_sorted(device, indices, 4 * width * _partial_segments(indices, rows))
+
+
+def _embedding(scratch: Scratch, run: Run, weight: Tensor, indices: Tensor, *_: Any, **__: Any) -> Any:
+    with scratch(0 if indices.is_contiguous() else nbytes(indices)):
+        return run()
+
+
+def _embedding_backward(
+    scratch: Scratch, run: Run, grad: Tensor, indices: Tensor, rows: int, *_: Any, **__: Any
+) -> Any:
+    count, width = indices.numel(), grad.size(-1)
+
+    def sorting(size: int) -> Formula:
+        return Formula(if_sorted, (count, size))
+
+    each = sorting(8 * count)
+    segments = Formula(segment_bytes, (count, rows))
+    scan = Formula(if_sorted, (count, _scan_bytes(count)))
+    with scratch(0 if grad.is_contiguous() else nbytes(grad), each, each):
+        with scratch(each, Formula(radix_sort_bytes, (count,))):
+            pass
+        output = run()
+        with scratch(each, sorting(8)):
+            with scratch(each, scan):
+                pass
+            with scratch(segments, segments):
+                with scratch(scan):
+                    pass
+                offsets = Formula(partial_offset_bytes, (count, rows))
+                with scratch(sorting(8), offsets, Formula(partial_sum_bytes, (count, rows, width))):
+                    return output
+
+
+def _index(scratch: Scratch, run: Run, tensor: Tensor, indices: list[Tensor | None], *_: Any, **__: Any) -> Any:
+    """TensorAdvancedIndexing.cpp, make_info: on CUDA index tensors of unlike strides are made contiguous."""
+    used = [i for i in indices if i is not None]
+    shape = torch.broadcast_shapes(*(i.shape for i in used))
+    expanded = [i.expand(shape) for i in used]
+    alike = len({i.stride() for i in expanded}) == 1
+    with scratch(*(0 if alike or i.is_contiguous() else nbytes(i) for i in expanded)):
+        return run()
+
+
+def _softmax_backward(scratch: Scratch, run: Run, grad: Tensor, output: Tensor, *_: Any) -> Any:
+    """SoftMax.cu, softmax_backward_cuda_out: the product of gradient and output is a tensor of its own."""
+    result = run()
+    with scratch(output.numel() * max(grad.element_size(), output.element_size())):
+        return result
+
+
+def _four_bit_product(
+    scratch: Scratch, run: Run, tensor: Tensor, weight: Tensor, shape: Any, absmax: Tensor, blocksize: int,
+    quant_type: str, bias: Tensor | None = None, absmax_8bit: Tensor | None = None, *_: Any,
+) -> Any:  # fmt: skip
+    """bitsandbytes/backends/cuda/ops.py, _dequant_linear_fallback, which products of training take: the weight is
+    unpacked for the call, its nested maxima too.
+    """
+    maxima = () if absmax_8bit is None else (4 * absmax_8bit.numel(),) * 2
+    with scratch(*maxima, math.prod(shape) * tensor.element_size(), freed_in_order=True):
+        return run()
+
+
+def _matmul(scratch: Scratch, run: Run, *args: Any, **_: Any) -> Any:
+    """CuBLAS takes no operand of stride 0: an expanded one is copied for the call."""
+    tensors = [a for a in args[-2:] if isinstance(a, Tensor)]
+    with scratch(
+        *(nbytes(t) for t in tensors if any(st == 0 and n > 1 for st, n in zip(t.stride(), t.shape, strict=True)))
+    ):
+        return run()
+
+
+RULES: dict[Any, KernelRule] = {
+    aten.sum.dim_IntList: reductions.sum_of,
+    aten.sum.default: reductions.sum_of_all,
+    aten.mean.dim: reductions.sum_of,
+    aten.mean.default: reductions.sum_of_all,
+    aten.linalg_vector_norm.default: reductions.norm,
+    aten.amax.default: reductions.extremum,
+    aten.amin.default: reductions.extremum,
+    aten.max.default: reductions.extremum,
+    aten.min.default: reductions.extremum,
+    aten.all.default: reductions.truth,
+    aten.any.default: reductions.truth,
+    aten.all.dim: reductions.truth,
+    aten.any.dim: reductions.truth,
+    aten._foreach_norm.Scalar: _foreach_norm,
+    aten._scaled_dot_product_efficient_attention_backward.default: _efficient_backward,
+    aten._scaled_dot_product_flash_attention_backward.default: _flash_backward,
+    aten.embedding.default: _embedding,
+    aten.embedding_dense_backward.default: _embedding_backward,
+    aten.index.Tensor: _index,
+    aten._softmax_backward_data.default: _softmax_backward,
+    aten.mm.default: _matmul,
+    aten.bmm.default: _matmul,
+    aten.addmm.default: _matmul,
+    aten.baddbmm.default: _matmul,
+}
+
+NAMED_RULES: dict[str, KernelRule] = {"bitsandbytes::gemm_4bit": _four_bit_product}
+"""Operators of other packages, which may not be there when this module is imported."""
+
+OUTPUT_ORDER: dict[Any, tuple[int, ...]] = {
+    aten.native_dropout.default: (1, 0),  # the mask first: Dropout.cu
+    aten._scaled_dot_product_efficient_attention.default: (0, 1),  # seed and offset stay on the host
+}
+"""Outputs that are born in another order than they are returned in, or are not on the device at all."""
+
+_MATRIX_PRODUCTS = frozenset({aten.mm.default, aten.bmm.default, aten.addmm.default, aten.baddbmm.default})
+CUBLASLT_WORKSPACE_BYTES = 1 << 20
+
+
+@functools.cache
+def rule_of(func: Any) -> KernelRule | None:
+    return RULES.get(func) or NAMED_RULES.get(func._schema.name)
+
+
+@functools.cache
+def is_matrix_product(func: Any) -> bool:
+    """Does it take a cuBLAS workspace?"""
+    return func in _MATRIX_PRODUCTS or func._schema.name in NAMED_RULES

@@ -1,0 +1,93 @@
+"""The peak of a workload's training step on a device, at any batch size, from two traces."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+from torch import nn
+
+from ..records import GpuSpec, Trial
+from ..training_step import TrainingStep, evaluation_step
+from ..workload import Trainable
+from .timeline import Timeline
+from .tracing import trace
+
+
+class Predictor:
+    """Traces once, then answers for any batch size in milliseconds."""
+
+    def __init__(
+        self, workload: Trainable, device: GpuSpec, *, expandable_segments: bool = False, evaluation: bool = False
+    ) -> None:
+        """``evaluation``: an evaluation step beside the optimizer's state, instead of a training step."""
+        self.workload = workload
+        self.device = device
+        self._expandable_segments = expandable_segments
+        self._evaluation = evaluation
+        self._parameters = (0, 0)
+
+    @functools.cached_property
+    def timeline(self) -> Timeline:
+        steps: dict[int, TrainingStep] = {}
+        kept: list[Any] = []
+
+        def train(model: nn.Module, batch_size: int) -> None:
+            step = steps.get(id(model))
+            if step is None:
+                steps.clear()
+                step = steps[id(model)] = TrainingStep(model, self.workload.settings)
+            count = self.workload.accumulation
+            step([self.workload.batch(batch_size, "meta") for _ in range(count)], run=sorted({0, count - 1}))
+
+        def evaluate(model: nn.Module, batch_size: int) -> None:
+            if id(model) not in steps:
+                kept.clear()
+                train(model, 1)
+            else:
+                batch = self.workload.batch(batch_size, "meta")
+                kept.append(evaluation_step(model, self.workload.settings.precision, batch))
+
+        def build() -> nn.Module:
+            model = self.workload.build()
+            sizes = [(p.requires_grad, _count(p)) for p in model.parameters()]
+            self._parameters = sum(n for _, n in sizes), sum(n for trained, n in sizes if trained)
+            return model
+
+        return trace(build, evaluate if self._evaluation else train, device=self.device)
+
+    @property
+    def parameters(self) -> tuple[int, int]:
+        """(all, trained) parameters of the model, shared ones counted once."""
+        return self._parameters
+
+    def guess(self, share: float) -> int:
+        """About how many sequences fill this share of the device: the line through the live bytes at two sizes."""
+        if self.device.total_bytes is None:
+            return 1
+        one, nine = (self.timeline.live_bytes(size, self.device) for size in (1, 9))
+        room = share * self.device.total_bytes - self.device.context_bytes - one
+        return max(1, 1 + int(8 * room / max(1, nine - one)))
+
+    def unlimited(self, batch_size: int) -> int:
+        """Bytes that this micro-batch would use on such a device without a limit."""
+        without = dataclasses.replace(self.device, total_bytes=None)
+        return self.timeline.peak(batch_size, without).reserved_bytes + self.device.context_bytes
+
+    def __call__(self, batch_size: int) -> Trial:
+        """The Trial of this micro-batch: used_bytes are the allocator's reserved bytes and the context."""
+        fit = self.timeline.replay(batch_size, self.device, expandable_segments=self._expandable_segments)
+        return Trial(
+            batch_size=batch_size,
+            outcome="fits" if fit.fits else "oom",
+            peak=fit.peak,
+            used_bytes=fit.peak.reserved_bytes + self.device.context_bytes,
+            source="predicted",
+        )
+
+
+def _count(parameter: nn.Parameter) -> int:
+    """Bitsandbytes packs two 4-bit weights in a byte."""
+    state = getattr(parameter, "quant_state", None)
+    return parameter.numel() if state is None else state.shape.numel()

@@ -1,0 +1,194 @@
+"""What a training step allocates and frees, in order, at any batch size.
+
+A :class:`Recording` is what one trace at one batch size saw. Two of them, at neighbouring batch sizes, make a
+:class:`Timeline`: the same blocks in the same order, each with a size that is affine in the batch. Where a kernel takes
+memory by a rule that is not affine (a reduction's staging buffer depends on the number of multiprocessors), the block
+holds the rule and its arguments, which are affine.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import TraceError
+from ..records import GpuSpec, Peak
+from .allocator import BLOCK_BYTES, CachingAllocator, DeviceFull
+
+CATEGORIES = ("weights", "gradients", "optimizer", "inputs", "activations", "workspace")
+
+A100_LIKE = GpuSpec(
+    name="sm80 without a limit",
+    total_bytes=None,
+    compute_capability=80,
+    multiprocessors=108,
+    context_bytes=0,
+    assumed="no device was named: compute capability 8.0 and no limit of memory",
+)
+
+
+@dataclass(frozen=True)
+class Formula:
+    """A size that a kernel computes: ``rule(device, *arguments)`` in bytes."""
+
+    rule: Callable[..., int]
+    arguments: tuple[int, ...]
+
+
+@dataclass
+class Recording:
+    """The events of one trace: ``+n`` is the birth of block n, ``-n`` its death, counted from 1."""
+
+    events: array[int] = field(default_factory=lambda: array("q"))
+    sizes: list[int | Formula] = field(default_factory=list)
+    origins: list[str] = field(default_factory=list)
+    categories: list[str] = field(default_factory=list)
+
+    def birth(self, size: int | Formula, origin: str, category: str = "activations") -> int:
+        self.sizes.append(size)
+        self.origins.append(origin)
+        self.categories.append(category)
+        block = len(self.sizes)
+        self.events.append(block)
+        return block
+
+    def death(self, block: int) -> None:
+        self.events.append(-block)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What the replay found: the peak so far, and whether it came to its end within the device's memory."""
+
+    fits: bool
+    peak: Peak
+    retries: int
+
+
+class Timeline:
+    """Allocations and frees of a run of training steps; sizes are ``fixed + slope · batch`` bytes."""
+
+    def __init__(self, smaller: Recording, larger: Recording, batch_sizes: tuple[int, int]) -> None:
+        """Raises TraceError if the two recordings do not hold the same blocks in the same order."""
+        if smaller.events != larger.events or smaller.origins != larger.origins:
+            raise TraceError(_first_difference(smaller, larger, batch_sizes))
+        low, high = batch_sizes
+        self._events = np.frombuffer(smaller.events, dtype=np.int64).copy()
+        self.origins = smaller.origins
+        self.categories = smaller.categories
+        count = len(smaller.sizes)
+        self._fixed = np.zeros(count, dtype=np.int64)
+        self._slope = np.zeros(count, dtype=np.int64)
+        self._formulas: list[tuple[int, Callable[..., int], tuple[tuple[int, int], ...]]] = []
+        lines: dict[tuple[int, int], tuple[int, int]] = {}
+        for index, (small, large) in enumerate(zip(smaller.sizes, larger.sizes, strict=True)):
+            if isinstance(small, Formula) and isinstance(large, Formula):
+                pairs = zip(small.arguments, large.arguments, strict=True)
+                line = tuple(_line(a, b, low, high, smaller.origins[index]) for a, b in pairs)
+                self._formulas.append((index, small.rule, line))
+            elif isinstance(small, int) and isinstance(large, int):
+                known = lines.get((small, large))
+                if known is None:
+                    known = lines[small, large] = _line(small, large, low, high, smaller.origins[index])
+                self._fixed[index], self._slope[index] = known
+            else:
+                raise TraceError(f"{smaller.origins[index]} takes memory by different rules at the two batch sizes")
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    def sizes(self, batch_size: int, device: GpuSpec = A100_LIKE) -> npt.NDArray[np.int64]:
+        """Bytes asked for by each block, in order of birth."""
+        if batch_size < 1:
+            raise ValueError(f"a batch size is at least 1, not {batch_size}")
+        sizes = self._fixed + self._slope * batch_size
+        answers: dict[Any, int] = {}
+        for index, rule, arguments in self._formulas:
+            key = rule, arguments
+            size = answers.get(key)
+            if size is None:
+                size = answers[key] = rule(device, *[fixed + slope * batch_size for fixed, slope in arguments])
+            sizes[index] = size
+        return sizes
+
+    def live_bytes(self, batch_size: int, device: GpuSpec = A100_LIKE) -> int:
+        """The peak of bytes in live blocks, each rounded up to 512: less than the allocator's own count, which adds
+        the tails of blocks that it does not split.
+        """
+        return int(self._running_total(self.sizes(batch_size, device)).max(initial=0))
+
+    def _running_total(self, sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        rounded = -(-sizes // BLOCK_BYTES) * BLOCK_BYTES
+        return np.cumsum(np.sign(self._events) * rounded[np.abs(self._events) - 1])
+
+    def composition(self, batch_size: int, device: GpuSpec = A100_LIKE) -> dict[str, int]:
+        """Bytes by category at the moment when most is live; their sum is :meth:`live_bytes`."""
+        sizes = -(-self.sizes(batch_size, device) // BLOCK_BYTES) * BLOCK_BYTES
+        peak = int(np.argmax(self._running_total(sizes)))
+        alive = np.zeros(len(sizes), dtype=bool)
+        for event in self._events[: peak + 1].tolist():
+            alive[abs(event) - 1] = event > 0
+        parts = dict.fromkeys(CATEGORIES, 0)
+        for index in np.flatnonzero(alive).tolist():
+            parts[self.categories[index]] += int(sizes[index])
+        return parts
+
+    def peak_origin(self, batch_size: int, device: GpuSpec = A100_LIKE) -> str:
+        """The operation whose output made the peak of live bytes."""
+        sizes = self.sizes(batch_size, device)
+        event = int(self._events[int(np.argmax(self._running_total(sizes)))])
+        return self.origins[abs(event) - 1]
+
+    def requests(self, batch_size: int, device: GpuSpec = A100_LIKE) -> Iterator[tuple[int, int]]:
+        """(block, bytes) in order: bytes above 0 is an allocation, 0 a free. Blocks of no bytes are left out."""
+        sizes = self.sizes(batch_size, device).tolist()
+        for event in self._events.tolist():
+            size = sizes[abs(event) - 1]
+            if size:
+                yield (event, size) if event > 0 else (-event, 0)
+
+    def replay(self, batch_size: int, device: GpuSpec = A100_LIKE, *, expandable_segments: bool = False) -> Fit:
+        """The whole run through the caching allocator of ``device``, whose memory less its context is the limit."""
+        limit = None if device.total_bytes is None else device.total_bytes - device.context_bytes
+        allocator = CachingAllocator(limit, expandable_segments=expandable_segments)
+        try:
+            for block, size in self.requests(batch_size, device):
+                if size:
+                    allocator.allocate(block, size)
+                else:
+                    allocator.free(block)
+        except DeviceFull:
+            return Fit(False, Peak(allocator.peak_allocated, allocator.peak_reserved), allocator.retries)
+        return Fit(True, Peak(allocator.peak_allocated, allocator.peak_reserved), allocator.retries)
+
+    def peak(self, batch_size: int, device: GpuSpec | None = None) -> Peak:
+        """Peak bytes allocated and reserved over the run, as ``torch.cuda.max_memory_allocated`` and
+        ``max_memory_reserved`` would report them.
+
+        ``device`` gives the capacity, the compute capability and the workspaces; without one, compute capability 8.0
+        and no limit. Where the run does not fit, the peak up to the allocation that failed.
+        """
+        return self.replay(batch_size, device or A100_LIKE).peak
+
+
+def _line(small: int, large: int, low: int, high: int, origin: str) -> tuple[int, int]:
+    slope, rest = divmod(large - small, high - low)
+    if rest:
+        raise TraceError(f"the memory of {origin} does not grow linearly with the batch size")
+    return small - slope * low, slope
+
+
+def _first_difference(smaller: Recording, larger: Recording, batch_sizes: tuple[int, int]) -> str:
+    low, high = batch_sizes
+    for ours, theirs in zip(smaller.events, larger.events, strict=False):
+        if ours != theirs or smaller.origins[abs(ours) - 1] != larger.origins[abs(theirs) - 1]:
+            return (
+                f"the step does other things at batch size {low} ({smaller.origins[abs(ours) - 1]}) than at {high} "
+                f"({larger.origins[abs(theirs) - 1]}); a prediction needs the same operations at every size"
+            )
+    return f"the step has {len(smaller.events)} events at batch size {low} and {len(larger.events)} at {high}"

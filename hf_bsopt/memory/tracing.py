@@ -1,0 +1,295 @@
+"""One training step on tensors that have shapes and no storage, and every byte that it would allocate on a CUDA device.
+
+    timeline = trace(lambda: AutoModel.from_config(config), step)
+    timeline.peak(32)
+
+The tensors live on PyTorch's ``meta`` device, which plays the card: what is on ``meta`` would be in device memory, what
+is on ``cpu`` would not. Autograd, the optimizer and the model's own Python run as in training; a dispatch mode sees each
+operation below them and notes the storages that it brings to life, and their deaths.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..errors import TraceError
+from ..records import GpuSpec
+from .cuda_kernels import CUBLASLT_WORKSPACE_BYTES, OUTPUT_ORDER, is_matrix_product, rule_of
+from .cuda_rules import HOST_READS, as_cuda
+from .timeline import A100_LIKE, Formula, Recording, Timeline
+
+aten = torch.ops.aten
+META = torch.device("meta")
+
+TRACED_BATCH_SIZES = (2, 3)
+TRACED_STEPS = 3
+"""The optimizer's state appears in the first step; the second is the first whole one; the third shows what the
+allocator makes of the cache that the second left."""
+
+
+def trace(
+    build: Callable[[], nn.Module], step: Callable[[nn.Module, int], object], *, device: GpuSpec | None = None
+) -> Timeline:
+    """The timeline of ``step``, run three times on the model that ``build`` makes.
+
+    ``build()`` is called with ``meta`` as the default device; a module that lies elsewhere is moved there.
+    ``step(model, batch_size)`` runs whatever is to be traced: any forward, backward and optimizer. Tensors that it
+    makes without naming a device are on the traced one. ``device`` decides which kernels run (compute capability 8.0
+    when None). Raises TraceError where the step can't be followed, or does other things at another batch size.
+    """
+    smaller, larger = (_record(build, step, batch_size, device or A100_LIKE) for batch_size in TRACED_BATCH_SIZES)
+    return Timeline(smaller, larger, TRACED_BATCH_SIZES)
+
+
+def _record(
+    build: Callable[[], nn.Module], step: Callable[[nn.Module, int], object], batch_size: int, device: GpuSpec
+) -> Recording:
+    with META:
+        model = build().to(META)
+    recorder = Recorder(device)
+    for tensor in _tensors_of(model):
+        recorder.note(tensor, "weights", "weights")
+    gc_was_on = gc.isenabled()
+    gc.collect()
+    gc.disable()  # a collection in the midst of a step would free at another moment in the second trace
+    try:
+        with as_cuda(device), META, recorder, recorder.labels(model):
+            for _ in range(TRACED_STEPS):
+                step(model, batch_size)
+    except (NotImplementedError, RuntimeError) as error:
+        raise TraceError(f"the step can't be followed without a device: {error}") from error
+    finally:
+        if gc_was_on:
+            gc.enable()
+    return recorder.recording
+
+
+def _tensors_of(model: nn.Module) -> Iterator[torch.Tensor]:
+    """Parameters, buffers and what bitsandbytes keeps beside a quantized weight."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        yield tensor
+        states = [getattr(tensor, "quant_state", None)]
+        while states:
+            state = states.pop()
+            for value in vars(state).values() if state is not None else ():
+                if isinstance(value, torch.Tensor):
+                    yield value
+                elif type(value) is type(state):
+                    states.append(value)
+
+
+class Recorder(TorchDispatchMode):
+    """Notes the birth and death of every ``meta`` storage, in order, with the operation that made it."""
+
+    def __init__(self, device: GpuSpec) -> None:
+        super().__init__()
+        self.recording = Recording()
+        self._device = device
+        self._alive: dict[int, tuple[int, weakref.ref[torch.UntypedStorage]]] = {}
+        self._layouts: dict[Any, tuple[Any, ...] | None] = {}
+        self._workspaces: set[tuple[str, bool]] = set()
+        self._recording_is_over = False
+        self._engine_counts = _engine_use_counts()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        host_read = HOST_READS.get(func)
+        if host_read is not None:
+            answer = host_read(func, args, kwargs)
+            if answer is not NotImplemented:
+                if isinstance(answer, torch.Tensor):
+                    self.note(answer, str(func))
+                return answer
+        if func is aten.add.Tensor and _engine_adds_in_place(args, self._engine_counts):
+            return aten.add_.Tensor(*args)
+        rule = rule_of(func)
+        if rule is None:
+            output = self._run(func, args, kwargs)
+        else:
+            output = rule(
+                functools.partial(self._scratch, str(func)), lambda: self._run(func, args, kwargs), *args, **kwargs
+            )
+        if is_matrix_product(func):
+            self._note_workspaces(func)
+        return output
+
+    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        output = self._shapes_of(func, args, kwargs)
+        if isinstance(output, torch.Tensor):
+            self.note(output, str(func))
+        elif isinstance(output, (tuple, list)):
+            order = OUTPUT_ORDER.get(func)
+            for part in output if order is None else [output[i] for i in order]:
+                if isinstance(part, torch.Tensor):
+                    self.note(part, str(func))
+        return output
+
+    def _shapes_of(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """The operation; its output from memory where it was seen before with arguments of the same shapes.
+
+        PyTorch's own shape functions take up to milliseconds an operation, and a model repeats the same few hundred
+        calls once a layer. Only operations that make fresh tensors can be remembered.
+        """
+        if not _makes_fresh_tensors(func):
+            return func(*args, **kwargs)
+        try:
+            key = func, _signature(args), _signature(tuple(kwargs.items()))
+            known = self._layouts.get(key)
+        except TypeError:
+            return func(*args, **kwargs)
+        if known:
+            made = [None if layout is None else _empty(*layout) for layout in known[1:]]
+            return made[0] if known[0] is torch.Tensor else known[0](made)
+        output = func(*args, **kwargs)
+        if key not in self._layouts:
+            self._layouts[key] = _layouts(output, args)
+        return output
+
+    def note(self, tensor: torch.Tensor, origin: str, category: str = "activations") -> None:
+        """A birth, if this storage is new."""
+        if not tensor.is_meta:
+            return
+        storage = tensor.untyped_storage()
+        identity = storage._cdata
+        if identity not in self._alive:
+            block = self.recording.birth(storage.nbytes(), origin, category)
+            self._alive[identity] = block, weakref.ref(storage, functools.partial(self._died, identity, block))
+
+    def _died(self, identity: int, block: int, _: object) -> None:
+        del self._alive[identity]
+        if not self._recording_is_over:
+            self.recording.death(block)
+
+    def _label(self, tensor: torch.Tensor, category: str) -> None:
+        known = self._alive.get(tensor.untyped_storage()._cdata) if tensor.is_meta else None
+        if known is not None:
+            self.recording.categories[known[0] - 1] = category
+
+    @contextlib.contextmanager
+    def labels(self, model: nn.Module) -> Iterator[None]:
+        """Within it, gradients and the optimizer's state are labelled as what they are."""
+
+        def gradient(parameter: torch.Tensor) -> None:
+            if parameter.grad is not None:
+                self._label(parameter.grad, "gradients")
+
+        def state(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+            for values in optimizer.state.values():
+                for value in values.values():
+                    if isinstance(value, torch.Tensor):
+                        self._label(value, "optimizer")
+
+        hooks = [p.register_post_accumulate_grad_hook(gradient) for p in model.parameters() if p.requires_grad]
+        hooks.append(register_optimizer_step_post_hook(state))
+        try:
+            yield
+        finally:
+            self._recording_is_over = True
+            for hook in hooks:
+                hook.remove()
+
+    @contextlib.contextmanager
+    def _scratch(self, origin: str, *sizes: int | Formula, freed_in_order: bool = False) -> Iterator[None]:
+        blocks = [self.recording.birth(size, origin, "workspace") for size in sizes]
+        try:
+            yield
+        finally:
+            for block in blocks if freed_in_order else reversed(blocks):
+                self.recording.death(block)
+
+    def _note_workspaces(self, func: Any) -> None:
+        """CuBLAS and cuBLASLt take a workspace with the first product in each thread, and keep it: the program's own
+        thread and autograd's (CUDABlas.cpp, CublasHandlePool.cpp).
+        """
+        in_backward = torch._C._current_autograd_node() is not None
+        for library, size in (("cublas", self._device.cublas_workspace_bytes), ("cublaslt", CUBLASLT_WORKSPACE_BYTES)):
+            if library == "cublaslt" and func is not aten.addmm.default:
+                continue
+            if (library, in_backward) not in self._workspaces:
+                self._workspaces.add((library, in_backward))
+                self.recording.birth(size, library, "workspace")
+
+
+def _empty(size: Any, stride: Any, dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty_strided(size, stride, dtype=dtype, device=META)
+
+
+@functools.cache
+def _makes_fresh_tensors(func: Any) -> bool:
+    schema = func._schema
+    values = (*schema.returns, *schema.arguments)
+    return bool(schema.returns) and all(value.alias_info is None for value in values)
+
+
+def _signature(value: Any) -> Any:
+    kind = type(value)
+    if kind is torch.Tensor or kind is nn.Parameter:
+        if not value.is_meta:
+            raise TypeError("what a tensor on the host holds is not in its shape")
+        return value.shape, value.stride(), value.dtype
+    if kind is tuple or kind is list:
+        return tuple([_signature(v) for v in value])
+    return kind, value
+
+
+def _layouts(output: Any, args: Any) -> tuple[Any, ...] | None:
+    """How to make this output again, or None where it is not made of fresh meta tensors."""
+    parts = [output] if isinstance(output, torch.Tensor) else output
+    if not isinstance(parts, (list, tuple)):
+        return None
+    inputs = {t.untyped_storage()._cdata for t in args if isinstance(t, torch.Tensor)}
+    layouts: list[Any] = []
+    for part in parts:
+        if part is None:
+            layouts.append(None)
+        elif type(part) is torch.Tensor and part.is_meta and part.untyped_storage()._cdata not in inputs:
+            layouts.append((part.shape, part.stride(), part.dtype))
+        else:
+            return None
+    return (torch.Tensor if isinstance(output, torch.Tensor) else type(output), *layouts)
+
+
+def _engine_adds_in_place(args: Any, alone: tuple[int, int]) -> bool:
+    """Is this the autograd engine summing two gradients of one tensor?
+
+    It does so in place where nobody else holds the first (input_buffer.cpp, can_accumulate_inplace), but never under a
+    dispatch mode, so that it has to be done here. The engine's own reference makes one more than Python code has.
+    """
+    if len(args) != 2 or torch.is_grad_enabled() or torch._C._current_autograd_node() is None:
+        return False
+    first, second = args
+    return (
+        isinstance(second, torch.Tensor)
+        and first.is_meta
+        and first.shape == second.shape
+        and first.dtype == second.dtype
+        and (first._use_count(), torch._C._storage_Use_Count(first.untyped_storage()._cdata)) == alone
+    )
+
+
+@functools.cache
+def _engine_use_counts() -> tuple[int, int]:
+    """References to a gradient and its storage, as a dispatch mode sees them, when the engine alone holds it."""
+    counts: list[tuple[int, int]] = []
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is aten.add.Tensor:
+                counts.append((args[0]._use_count(), torch._C._storage_Use_Count(args[0].untyped_storage()._cdata)))
+            return func(*args, **(kwargs or {}))
+
+    tensor = torch.empty(2, device=META, requires_grad=True)
+    with torch.enable_grad(), Count():
+        product = tensor * 2
+        torch.autograd.grad((product.exp() * product.sin()).sum(), tensor)
+    return counts[-1]

@@ -1,0 +1,105 @@
+"""The frozen records that the rooms hand each other. Sizes are in bytes, times in seconds, batch sizes in sequences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Outcome = Literal["fits", "oom", "timeout", "error"]
+Source = Literal["predicted", "rehearsed", "measured"]
+Bound = Literal["memory", "limit", "dataset size", "divisor of the effective batch", "throughput plateau"]
+
+THREADS_PER_MULTIPROCESSOR = {75: 1024, 86: 1536, 87: 1536, 89: 1536, 110: 1536, 120: 1536, 121: 1536}
+OTHERWISE_THREADS_PER_MULTIPROCESSOR = 2048
+
+
+@dataclass(frozen=True)
+class GpuSpec:
+    """A GPU, as far as its memory use goes.
+
+    name: as users and `catalog.gpu` call it.
+    total_bytes: total memory as the driver reports it, the context included; None is no limit.
+    compute_capability: major × 10 + minor (75 is a T4, 80 an A100, 90 an H100); it decides which kernels run.
+    multiprocessors: PyTorch sizes some workspaces by it.
+    context_bytes: what the CUDA context takes of the device, outside PyTorch's allocator.
+    assumed: what isn't known about this GPU, and what is taken instead and why; empty for a known card.
+    """
+
+    name: str
+    total_bytes: int | None
+    compute_capability: int
+    multiprocessors: int
+    context_bytes: int
+    assumed: str = ""
+
+    @property
+    def cublas_workspace_bytes(self) -> int:
+        """What each cuBLAS handle takes for itself on its first matrix product.
+
+        Source: PyTorch, aten/src/ATen/cuda/CublasHandlePool.cpp: 32 MiB on Hopper, elsewhere the workspace
+        configuration ``:4096:2:16:8`` (2 blocks of 4096 KiB and 8 of 16 KiB).
+        """
+        return 32 * 2**20 if self.compute_capability == 90 else (2 * 4096 + 8 * 16) * 2**10
+
+    @property
+    def threads_per_multiprocessor(self) -> int:
+        """Resident threads at most. Source: CUDA C++ Programming Guide, technical specifications per capability."""
+        return THREADS_PER_MULTIPROCESSOR.get(self.compute_capability, OTHERWISE_THREADS_PER_MULTIPROCESSOR)
+
+    @property
+    def supports_bfloat16(self) -> bool:
+        """Whether the card computes in bfloat16: from compute capability 8.0 on (Ampere)."""
+        return self.compute_capability >= 80
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The most memory that a training step held at once.
+
+    allocated_bytes: in live blocks of the caching allocator (`torch.cuda.max_memory_allocated`).
+    reserved_bytes: taken from the device by it (`torch.cuda.max_memory_reserved`); never less than allocated.
+    """
+
+    allocated_bytes: int
+    reserved_bytes: int
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One micro-batch size, and what became of it.
+
+    used_bytes: gone from the device as the driver sees it: reserved, the context and other processes.
+    source: whether it was predicted, ran on a virtual device or ran on a real one.
+    step_seconds, samples_per_second: only where the step really ran.
+    detail: why, where the outcome needs words.
+    """
+
+    batch_size: int
+    outcome: Outcome
+    peak: Peak | None
+    used_bytes: int | None
+    source: Source
+    step_seconds: float | None = None
+    samples_per_second: float | None = None
+    detail: str = ""
+
+    @property
+    def fits(self) -> bool:
+        return self.outcome == "fits"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The micro-batch size that was chosen.
+
+    reason: in words, as the report prints it: "48: largest multiple of 8 under 90 % (79 %)".
+    bound: what kept it from being larger.
+    largest: the true largest that fits the whole device ("max, risky").
+    safe: the size to fall back to.
+    """
+
+    batch_size: int
+    reason: str
+    bound: Bound
+    largest: int
+    safe: int

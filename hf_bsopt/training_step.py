@@ -1,0 +1,152 @@
+"""The training step of Hugging Face's Trainer, once, for whoever runs it: on traced tensors or on a device.
+
+What it keeps to, in transformers 5.23 and accelerate 1.15: accelerate wraps ``forward`` in autocast and converts its
+outputs to fp32 (Accelerator.prepare_model); all micro-batches of an optimizer step are fetched and their labels counted
+before the first forward (Trainer.get_batch_samples); gradients are unscaled, clipped, applied and set to None.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from .errors import MissingExtraError, UsageError
+
+Batch = Mapping[str, Any]
+Precision = Literal["fp16", "bf16", "fp32", "fp16-weights", "bf16-weights"]
+
+AUTOCAST_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+NO_DECAY = ("bias", "norm")
+
+OPTIMIZERS: dict[str, str] = {
+    "adamw_torch_fused": "Trainer's default: one kernel for all parameters, no temporaries",
+    "adamw_torch": "foreach: temporaries of about the size of the parameters",
+    "sgd": "no state without momentum",
+    "adafactor": "factored second moments",
+    "adamw_bnb_8bit": "8-bit state (bitsandbytes)",
+    "paged_adamw_8bit": "8-bit state in pages that the driver moves to the host (bitsandbytes)",
+    "rmsprop": "one state tensor",
+    "adagrad": "one state tensor",
+}
+ALIASES = {"adamw_8bit": "adamw_bnb_8bit", "adamw": "adamw_torch_fused", "adamw_fused": "adamw_torch_fused"}
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """precision: Trainer's fp16 and bf16 are autocast over the weights; the others compute in the weights' dtype.
+    optimizer: a name of ``TrainingArguments.optim``. max_grad_norm: 0 turns clipping off, as in Trainer.
+    """
+
+    precision: Precision = "fp16"
+    optimizer: str = "adamw_torch_fused"
+    max_grad_norm: float = 1.0
+
+
+class TrainingStep:
+    """One optimizer step over one or more micro-batches; holds the optimizer and the gradient scaler between steps."""
+
+    def __init__(self, model: nn.Module, settings: StepSettings, device_type: str = "cuda") -> None:
+        """``device_type`` is that of autocast and the gradient scaler. Traced tensors count as CUDA's."""
+        self.model = model
+        self.settings = settings
+        self.optimizer = make_optimizer(model, settings.optimizer)
+        self.scaler = torch.amp.GradScaler(device_type, enabled=settings.precision == "fp16")
+        self._forward = autocast_forward(model, settings.precision, device_type)
+        self._total_loss: torch.Tensor | None = None
+        self._batches: Sequence[Batch] = ()
+
+    def __call__(self, batches: Sequence[Batch], *, run: Sequence[int] | None = None) -> None:
+        """One optimizer step. ``run`` names the micro-batches that are really run, when the others are only held in
+        memory: the second of many is like the last.
+        """
+        self._batches = batches  # the batches of the last step go only now, as in Trainer
+        items = _count_labels(batches)
+        for index in range(len(batches)) if run is None else run:
+            self._forward_backward(batches[index], items, len(batches))
+        self.scaler.unscale_(self.optimizer)
+        if self.settings.max_grad_norm > 0:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.model.zero_grad()
+
+    def _forward_backward(self, batch: Batch, items: torch.Tensor | None, accumulation: int) -> None:
+        self.model.train()
+        outputs = self._forward(**batch)
+        loss = loss_of(outputs)
+        loss = loss / accumulation
+        del outputs
+        self.scaler.scale(loss).backward()
+        loss = loss.detach()
+        if self._total_loss is None:
+            self._total_loss = torch.zeros((), device=loss.device)
+        self._total_loss += loss
+
+
+def loss_of(outputs: Any) -> torch.Tensor:
+    """As Trainer.compute_loss finds it: ``outputs["loss"]`` or the first output."""
+    return outputs["loss"] if isinstance(outputs, dict) else outputs[0]
+
+
+def autocast_forward(model: nn.Module, precision: Precision, device_type: str) -> Callable[..., Any]:
+    """The model's forward as accelerate prepares it."""
+    dtype = AUTOCAST_DTYPES.get(precision)
+    if dtype is None:
+        return model
+    from accelerate.utils.operations import convert_outputs_to_fp32
+
+    return convert_outputs_to_fp32(torch.autocast(device_type, dtype=dtype)(model.forward))
+
+
+def evaluation_step(model: nn.Module, precision: Precision, batch: Batch, device_type: str = "cuda") -> Any:
+    """Trainer.prediction_step: the loss and, kept for the metrics, the logits."""
+    model.eval()
+    with torch.no_grad():
+        outputs = autocast_forward(model, precision, device_type)(**batch)
+    return outputs["logits"] if isinstance(outputs, dict) and "logits" in outputs else outputs
+
+
+def _count_labels(batches: Sequence[Batch]) -> torch.Tensor | None:
+    """Trainer._get_num_items_in_batch."""
+    if not batches or not isinstance(batches[0].get("labels"), torch.Tensor):
+        return None
+    return sum((batch["labels"].ne(-100).sum() for batch in batches), start=0)  # type: ignore[return-value]
+
+
+def make_optimizer(model: nn.Module, name: str) -> torch.optim.Optimizer:
+    """The optimizer that Trainer makes for this name of ``TrainingArguments.optim``, with its two groups: biases and
+    norms decay by nothing. Raises UsageError for a name that is not known, MissingExtraError without bitsandbytes.
+    """
+    name = ALIASES.get(name, name)
+    if name not in OPTIMIZERS:
+        raise UsageError(f"optimizer {name!r} is not known here; there are {', '.join(OPTIMIZERS)}")
+    trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    decays = [not any(word in n.lower() for word in NO_DECAY) for n, _ in trained]
+    groups = [
+        {"params": [p for (_, p), decay in zip(trained, decays, strict=True) if decay == wanted], "weight_decay": 0.0}
+        for wanted in (True, False)
+    ]
+    if name == "adafactor":
+        from transformers.optimization import Adafactor
+
+        return Adafactor(groups, lr=5e-5, scale_parameter=False, relative_step=False)
+    if name in ("adamw_bnb_8bit", "paged_adamw_8bit"):
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise MissingExtraError(f"{name} needs bitsandbytes: pip install 'hf-bsopt[quant]'")
+        from bitsandbytes.optim import AdamW
+
+        return AdamW(groups, lr=5e-5, optim_bits=8, is_paged=name.startswith("paged"))
+    if name == "adamw_torch_fused":
+        return torch.optim.AdamW(groups, lr=5e-5, fused=True)
+    plain: dict[str, Callable[..., torch.optim.Optimizer]] = {
+        "adamw_torch": torch.optim.AdamW,
+        "sgd": torch.optim.SGD,
+        "rmsprop": torch.optim.RMSprop,
+        "adagrad": torch.optim.Adagrad,
+    }
+    return plain[name](groups, lr=5e-5)

@@ -1,0 +1,347 @@
+"""What is trained: a model by its configuration, a task, a length, and how.
+
+    workload = describe("dmis-lab/biobert-v1.1", max_length=512)
+    with torch.device("meta"):
+        model = workload.build()
+
+Only configurations are read, never weights: random ones need the same memory.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from . import catalog
+from .configurations import AUTO_CLASSES, check_head, default_task, load_config, position_limit, supports_sdpa
+from .errors import MissingExtraError, UsageError
+from .four_bit import quantized
+from .training_step import ALIASES, OPTIMIZERS, Precision, StepSettings
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import PreTrainedConfig
+
+Task = Literal[
+    "token-classification", "sequence-classification", "masked-lm", "question-answering", "causal-lm", "seq2seq"
+]
+Attention = Literal["sdpa", "eager", "flash_attention_2"]
+
+PRECISIONS: dict[str, str] = {
+    "fp16": "mixed precision, fp16 over the weights",
+    "bf16": "mixed precision, bf16 over the weights",
+    "fp32": "single precision",
+    "fp16-weights": "weights, gradients and optimizer in fp16",
+    "bf16-weights": "weights, gradients and optimizer in bf16",
+}
+DEFAULT_LENGTH = 512
+DEFAULT_LABELS = {"token-classification": 3, "sequence-classification": 2}
+"""Three: the B, I and O of one kind of entity."""
+
+
+class Trainable(Protocol):
+    """What a prediction or a probe needs to know of a workload."""
+
+    @property
+    def settings(self) -> StepSettings: ...
+    @property
+    def length(self) -> int: ...
+    @property
+    def accumulation(self) -> int: ...
+    def build(self) -> nn.Module: ...
+    def batch(self, batch_size: int, device: str) -> dict[str, Any]: ...
+    def describe(self) -> list[tuple[str, str]]: ...
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A Hugging Face model and how it is trained.
+
+    max_length: tokens in every sequence (the worst case: nothing is shorter).
+    weights_dtype: what the weights are held in, "float32", "float16" or "bfloat16".
+    lora_r: rank of peft's LoRA, 0 without. lora_targets: names of modules; None is peft's choice for the architecture.
+    accumulation: micro-batches in an optimizer step; from 2 on the gradients are resident during the forward.
+    defaults: what was chosen for the user, and why.
+    """
+
+    model: str
+    config: PreTrainedConfig = field(repr=False, compare=False)
+    task: Task
+    max_length: int
+    precision: Precision = "fp16"
+    weights_dtype: str = "float32"
+    optimizer: str = "adamw_torch_fused"
+    attention: Attention = "sdpa"
+    activation_checkpointing: bool = False
+    lora_r: int = 0
+    lora_targets: tuple[str, ...] | None = None
+    load_in_4bit: bool = False
+    accumulation: int = 1
+    defaults: tuple[str, ...] = ()
+
+    @property
+    def settings(self) -> StepSettings:
+        return StepSettings(self.precision, self.optimizer)
+
+    @property
+    def length(self) -> int:
+        return self.max_length
+
+    def accumulating(self, micro_batches: int) -> Workload:
+        return replace(self, accumulation=micro_batches)
+
+    def build(self) -> nn.Module:
+        """The model with random weights, on the default device. Trained as it is: adapters on, cache off."""
+        import torch
+        import transformers
+
+        config = self.config.__class__.from_dict(self.config.to_dict())
+        config.use_cache = False  # Trainer's default: TrainingArguments.use_cache
+        config._attn_implementation = "sdpa" if self.attention == "flash_attention_2" else self.attention
+        auto_class = getattr(transformers, AUTO_CLASSES[self.task])
+        model = auto_class.from_config(config, dtype=getattr(torch, self.weights_dtype))
+        if self.load_in_4bit:
+            model = quantized(model, getattr(torch, self.weights_dtype))
+        if self.activation_checkpointing:
+            _checkpoint_activations(model)
+        if self.lora_r:
+            from peft import LoraConfig, get_peft_model
+
+            targets = list(self.lora_targets) if self.lora_targets else None
+            try:
+                model = get_peft_model(model, LoraConfig(r=self.lora_r, target_modules=targets))
+            except ValueError as error:
+                raise UsageError(f"LoRA: {error}") from error
+            if self.activation_checkpointing:
+                model.enable_input_require_grads()
+        return model
+
+    def batch(self, batch_size: int, device: str) -> dict[str, torch.Tensor]:
+        """The worst case: every sequence of full length, one of them padded so that the mask is kept.
+
+        input_ids, attention_mask and labels are int64 of shape [batch_size, max_length]; labels of a sequence task, and
+        the positions of question answering, are [batch_size].
+        """
+        import torch
+
+        def ones(*shape: int) -> torch.Tensor:
+            return torch.ones(shape, dtype=torch.int64, device=device)
+
+        tokens = batch_size, self.max_length
+        batch = {"input_ids": ones(*tokens)}
+        if self.attention != "flash_attention_2":  # it takes the padding out itself
+            batch["attention_mask"] = ones(*tokens)
+        if self.task == "sequence-classification":
+            batch["labels"] = ones(batch_size)
+        elif self.task == "question-answering":
+            batch["start_positions"], batch["end_positions"] = ones(batch_size), ones(batch_size)
+        else:
+            batch["labels"] = ones(*tokens)
+        return batch
+
+    def describe(self) -> list[tuple[str, str]]:
+        """(name, value) of everything that decides about memory."""
+        rows = [
+            ("model", self.model),
+            ("task", self.task),
+            ("max_length", str(self.max_length)),
+            ("precision", f"{self.precision} ({PRECISIONS[self.precision]}; weights held in {self.weights_dtype})"),
+            ("optimizer", f"{self.optimizer} ({OPTIMIZERS[self.optimizer]})"),
+            ("attention", self.attention),
+        ]
+        if self.activation_checkpointing:
+            rows.append(("checkpointing", "activations are recomputed in the backward pass"))
+        if self.lora_r:
+            targets = ", ".join(self.lora_targets) if self.lora_targets else "peft's modules for this architecture"
+            rows.append(("adapters", f"LoRA r={self.lora_r} on {targets}"))
+        if self.load_in_4bit:
+            rows.append(("weights", "4-bit nf4 with double quantization (bitsandbytes)"))
+        return rows
+
+
+def describe(
+    model: str,
+    *,
+    task: str | None = None,
+    max_length: int | None = None,
+    precision: str | None = None,
+    weights_dtype: str | None = None,
+    optimizer: str | None = None,
+    attention: str | None = None,
+    activation_checkpointing: bool = False,
+    lora_r: int = 0,
+    lora_targets: tuple[str, ...] | None = None,
+    load_in_4bit: bool = False,
+    num_labels: int | None = None,
+    trust_remote_code: bool = False,
+) -> Workload:
+    """The workload that these options mean, with a default and its reason for everything that was not said.
+
+    ``model``: a name of the catalog, a folder with a config.json, or a hub id. Raises UnknownModelError, UsageError or
+    MissingExtraError.
+    """
+    if lora_r:
+        _needs("peft", "LoRA", "lora")
+    if load_in_4bit:
+        _needs("bitsandbytes", "4-bit weights", "quant")
+    config = load_config(model, trust_remote_code=trust_remote_code)
+    chosen: list[str] = []
+    if task is None:
+        task, why = default_task(config)
+        chosen.append(f"task {task}: {why}")
+    _check_choice("task", task, tuple(AUTO_CLASSES))
+    check_head(config, task)
+    max_length = _length(config, max_length, chosen)
+    if precision is None:
+        precision = "fp16"
+        chosen.append("precision fp16: runs on every GPU from the T4 on")
+    _check_choice("precision", precision, tuple(PRECISIONS))
+    if weights_dtype is None:
+        weights_dtype = _default_dtype(precision, bool(lora_r or load_in_4bit))
+        if (lora_r or load_in_4bit) and weights_dtype != "float32":
+            chosen.append(f"weights in {weights_dtype}: the base model is frozen, only adapters are trained in float32")
+    _check_choice("weights dtype", weights_dtype, ("float32", "float16", "bfloat16"))
+    if optimizer is None:
+        optimizer = "adamw_torch_fused"
+        chosen.append("optimizer adamw_torch_fused: Trainer's default")
+    optimizer = ALIASES.get(optimizer, optimizer)
+    _check_choice("optimizer", optimizer, tuple(OPTIMIZERS))
+    if "8bit" in optimizer:
+        _needs("bitsandbytes", optimizer, "quant")
+    attention, why = _attention(config, attention, task)
+    if why:
+        chosen.append(f"attention {attention}: {why}")
+    if load_in_4bit and not lora_r:
+        raise UsageError("4-bit weights can't be trained themselves: add adapters, such as --lora_r 16")
+    labels = num_labels or DEFAULT_LABELS.get(task)
+    if labels is not None:
+        config.num_labels = labels
+        if num_labels is None:
+            chosen.append(f"{labels} labels: a few more or less change nothing")
+    if task == "sequence-classification" and getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = 0
+    entry = catalog.model_entry(model)
+    return Workload(
+        model=entry.hub_id if entry else model,
+        config=config,
+        task=task,  # type: ignore[arg-type]
+        max_length=max_length,
+        precision=precision,  # type: ignore[arg-type]
+        weights_dtype=weights_dtype,
+        optimizer=optimizer,
+        attention=attention,  # type: ignore[arg-type]
+        activation_checkpointing=activation_checkpointing,
+        lora_r=lora_r,
+        lora_targets=lora_targets,
+        load_in_4bit=load_in_4bit,
+        defaults=tuple(chosen),
+    )
+
+
+def _check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        import difflib
+
+        near = difflib.get_close_matches(value, choices, n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UsageError(f"{what} {value!r} is not one of {', '.join(choices)}{hint}")
+
+
+def _needs(package: str, what: str, extra: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise MissingExtraError(f"{what} needs {package}: pip install 'hf-bsopt[{extra}]'")
+
+
+def _length(config: PreTrainedConfig, asked: int | None, chosen: list[str]) -> int:
+    limit = position_limit(config)
+    if asked is None:
+        length = min(DEFAULT_LENGTH, limit or DEFAULT_LENGTH)
+        chosen.append(f"max_length {length}: " + ("the model's limit" if limit == length else "a usual one"))
+        return length
+    if asked < 1:
+        raise UsageError(f"max_length is at least 1, not {asked}")
+    if limit is not None and asked > limit:
+        raise UsageError(f"max_length {asked} is over the model's limit of {limit} positions; use {limit} or less")
+    return asked
+
+
+def _default_dtype(precision: str, frozen_base: bool) -> str:
+    half = {"fp16": "float16", "bf16": "bfloat16", "fp16-weights": "float16", "bf16-weights": "bfloat16"}
+    if precision.endswith("-weights") or frozen_base:
+        return half.get(precision, "float32")
+    return "float32"
+
+
+def _attention(config: PreTrainedConfig, asked: str | None, task: str) -> tuple[str, str]:
+    _check_choice("attention", asked or "sdpa", ("sdpa", "eager", "flash_attention_2"))
+    if asked == "eager" or supports_sdpa(config, task):
+        return (asked, "") if asked else ("sdpa", "transformers' default")
+    return "eager", f"{config.model_type} has no other in transformers"
+
+
+def _checkpoint_activations(model: Any) -> None:
+    """Transformers 5.23 gave the method a new name."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    try:
+        enable()
+    except ValueError as error:
+        raise UsageError(f"activation checkpointing: {error}") from error
+
+
+@dataclass(frozen=True)
+class ModuleWorkload:
+    """Any ``nn.Module`` with a batch to learn the shapes from; the module and the batch are not touched.
+
+    example: keyword arguments of ``forward``; in every tensor the first dimension is the batch.
+    """
+
+    module: nn.Module = field(repr=False, compare=False)
+    example: Mapping[str, Any] = field(repr=False, compare=False)
+    settings: StepSettings = field(default_factory=StepSettings)
+    accumulation: int = 1
+    defaults: tuple[str, ...] = ()
+
+    @property
+    def length(self) -> int:
+        shapes = [value.shape for value in self.example.values() if hasattr(value, "shape") and len(value.shape) > 1]
+        return int(shapes[0][1]) if shapes else 1
+
+    def accumulating(self, micro_batches: int) -> ModuleWorkload:
+        return replace(self, accumulation=micro_batches)
+
+    def build(self) -> nn.Module:
+        """A copy on ``meta``, ties kept: no memory is taken for the weights."""
+        import copy
+
+        import torch
+
+        memo: dict[int, Any] = {}
+        for tensor in (*self.module.parameters(), *self.module.buffers()):
+            empty = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
+            is_parameter = isinstance(tensor, torch.nn.Parameter)
+            memo[id(tensor)] = torch.nn.Parameter(empty, requires_grad=tensor.requires_grad) if is_parameter else empty
+        return copy.deepcopy(self.module, memo).train()
+
+    def batch(self, batch_size: int, device: str) -> dict[str, Any]:
+        import torch
+
+        return {
+            name: torch.zeros((batch_size, *value.shape[1:]), dtype=value.dtype, device=device)
+            if isinstance(value, torch.Tensor) and value.dim()
+            else value
+            for name, value in self.example.items()
+        }
+
+    def describe(self) -> list[tuple[str, str]]:
+        shapes = ", ".join(
+            f"{name} {list(value.shape)}" for name, value in self.example.items() if hasattr(value, "shape")
+        )
+        return [
+            ("model", type(self.module).__name__),
+            ("batch", shapes),
+            ("precision", f"{self.settings.precision} ({PRECISIONS[self.settings.precision]})"),
+            ("optimizer", f"{self.settings.optimizer} ({OPTIMIZERS[self.settings.optimizer]})"),
+        ]
