@@ -43,3 +43,27 @@ __all__ = [
     "__version__",
     "find_batch_size",
 ]
+
+_ROOMS = {
+    "find_batch_size": "api",
+    "BatchSizeError": "errors",
+    "NothingFitsError": "errors",
+    "TraceError": "errors",
+    "UsageError": "errors",
+    "Decision": "records",
+    "GpuSpec": "records",
+    "Peak": "records",
+    "Trial": "records",
+    "Report": "report",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are loaded when they are asked for, so that importing the package costs next to nothing."""
+    if name in _ROOMS:
+        return getattr(importlib.import_module(f".{_ROOMS[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -114,8 +114,7 @@ class Report:
             ("device", f"{self.device.name}, {_gib(self.device.total_bytes)} (compute {_capability(self.device)})")
         )
         lines = [_wrap(f"{name + ':':15}{value}", 15) for name, value in rows]
-        for note in (*self.workload.defaults, *self.notes):
-            lines.append(_wrap(f"  · {note}", 4))
+        lines += [_wrap(f"  · {note}", 4) for note in (*self.workload.defaults, *self.notes)]
         return "\n".join(lines)
 
     def _table_text(self) -> str:

@@ -21,30 +21,43 @@ ROUND_LARGE = 2 * MIB
 """kRoundLarge: larger segments are whole multiples of it."""
 
 
-class DeviceFull(MemoryError):
+_UNLIMITED = 1 << 42
+
+
+class DeviceFull(MemoryError):  # noqa: N818
     """The device refuses a segment even after every free one was given back: ``torch.OutOfMemoryError``."""
 
 
 class _Block:
-    __slots__ = ("address", "free", "next", "pool", "previous", "segment", "size")
+    __slots__ = ("address", "free", "mapped", "next", "pool", "previous", "size")
 
-    def __init__(self, address: int, size: int, pool: _Pool, segment: int) -> None:
+    def __init__(self, address: int, size: int, pool: _Pool, *, mapped: bool = True) -> None:
         self.address = address
         self.size = size
         self.pool = pool
-        self.segment = segment
+        self.mapped = mapped
         self.free = False
         self.previous: _Block | None = None
         self.next: _Block | None = None
 
+    def insert_after(self, before: _Block | None, after: _Block | None) -> None:
+        self.previous, self.next = before, after
+        if before is not None:
+            before.next = self
+        if after is not None:
+            after.previous = self
+
 
 class _Pool:
-    """Free blocks, ordered by size, then address: the smallest that fits is taken."""
+    """Free blocks, ordered by size, then address: the smallest that fits is taken. With expandable segments, beside
+    them the ranges of addresses that no memory is mapped to yet."""
 
     def __init__(self, small: bool) -> None:
         self.small = small
+        self.page = SMALL_SEGMENT if small else LARGE_SEGMENT
         self.keys: list[tuple[int, int]] = []
         self.blocks: dict[tuple[int, int], _Block] = {}
+        self.unmapped: list[_Block] = []
 
     def add(self, block: _Block) -> None:
         key = block.size, block.address
@@ -58,13 +71,19 @@ class _Pool:
         del self.blocks[key]
         block.free = False
 
-    def take(self, size: int) -> _Block | None:
+    def best_fit(self, size: int, expandable: bool) -> _Block | None:
         at = bisect_left(self.keys, (size, -1))
         if at == len(self.keys):
             return None
-        block = self.blocks.pop(self.keys.pop(at))
-        block.free = False
-        return block
+        if expandable:  # a block that can still grow counts with what it can grow to
+            while at + 1 < len(self.keys) and self._growth(at + 1) < self._growth(at):
+                at += 1
+        return self.blocks[self.keys[at]]
+
+    def _growth(self, at: int) -> int:
+        block = self.blocks[self.keys[at]]
+        after = block.next
+        return block.size + (after.size if after is not None and not after.mapped else 0)
 
 
 class CachingAllocator:
@@ -76,17 +95,19 @@ class CachingAllocator:
         self.expandable_segments = expandable_segments
         self.allocated = self.reserved = self.peak_allocated = self.peak_reserved = 0
         self.retries = 0
-        self._small, self._large = _Pool(small=True), _Pool(small=False)
+        self._pools = _Pool(small=False), _Pool(small=True)
         self._live: dict[int, _Block] = {}
-        self._next_address = 1 << 40
+        self._next_address = LARGE_SEGMENT
 
     def allocate(self, name: int, size: int) -> None:
         """A block of ``size`` bytes, to be freed under ``name``. Raises DeviceFull."""
         size = -(-size // BLOCK_BYTES) * BLOCK_BYTES
-        pool = self._small if size <= SMALL_REQUEST else self._large
-        block = pool.take(size)
-        if block is None:
-            block = self._new_segment(size, pool)
+        pool = self._pools[size <= SMALL_REQUEST]
+        block = pool.best_fit(size, self.expandable_segments)
+        if block is not None:
+            pool.remove(block)
+        else:
+            block = self._obtain(size, pool)
         rest = block.size - size
         if (rest >= BLOCK_BYTES and (pool.small or self.expandable_segments)) or rest > SMALL_REQUEST:
             self._split(block, size)
@@ -96,52 +117,147 @@ class CachingAllocator:
             self.peak_allocated = self.allocated
 
     def free(self, name: int) -> None:
+        """Back to the pool, joined with its free neighbours."""
         block = self._live.pop(name)
         self.allocated -= block.size
-        before, after = block.previous, block.next
-        if before is not None and before.free:
-            before.pool.remove(before)
-            block.address = before.address
-            block.size += before.size
-            block.previous = before.previous
-            if block.previous is not None:
-                block.previous.next = block
-        if after is not None and after.free:
-            after.pool.remove(after)
-            block.size += after.size
-            block.next = after.next
-            if block.next is not None:
-                block.next.previous = block
+        self._join_neighbours(block)
         block.pool.add(block)
 
-    def _split(self, block: _Block, size: int) -> None:
-        rest = _Block(block.address + size, block.size - size, block.pool, block.segment)
-        rest.previous, rest.next = block, block.next
-        if rest.next is not None:
-            rest.next.previous = rest
-        block.next = rest
-        block.size = size
-        block.pool.add(rest)
+    def _join_neighbours(self, block: _Block) -> None:
+        for neighbour in (block.previous, block.next):
+            if neighbour is None or not neighbour.free or neighbour.mapped != block.mapped:
+                continue
+            if neighbour.mapped:
+                block.pool.remove(neighbour)
+            else:
+                block.pool.unmapped.remove(neighbour)
+            block.size += neighbour.size
+            if neighbour is block.previous:
+                block.address = neighbour.address
+                block.previous = neighbour.previous
+                if block.previous is not None:
+                    block.previous.next = block
+            else:
+                block.next = neighbour.next
+                if block.next is not None:
+                    block.next.previous = block
 
-    def _new_segment(self, size: int, pool: _Pool) -> _Block:
-        segment = _segment_bytes(size)
-        if self.limit is not None and self.reserved + segment > self.limit:
+    def _split(self, block: _Block, size: int) -> None:
+        rest = _Block(block.address + size, block.size - size, block.pool, mapped=block.mapped)
+        rest.insert_after(block, block.next)
+        block.size = size
+        if rest.mapped:
+            block.pool.add(rest)
+        else:
+            rest.free = True
+            insort(block.pool.unmapped, rest, key=lambda b: b.address)
+
+    def _obtain(self, size: int, pool: _Pool) -> _Block:
+        """From the device; if it refuses, once more after everything that is wholly free was given back."""
+        take = self._grow if self.expandable_segments else self._new_segment
+        block = take(size, pool)
+        if block is None:
             self.retries += 1
-            self._release_free_segments()
-            if self.reserved + segment > self.limit:
-                raise DeviceFull(f"{segment} bytes more than the {self.reserved} held do not fit in {self.limit}")
-        self.reserved += segment
-        if self.reserved > self.peak_reserved:
-            self.peak_reserved = self.reserved
-        block = _Block(self._next_address, segment, pool, segment)
-        self._next_address += segment + ROUND_LARGE
+            self._release_cached()
+            block = take(size, pool)
+        if block is None:
+            raise DeviceFull(f"{size} bytes more than the {self.reserved} held do not fit in {self.limit}")
         return block
 
-    def _release_free_segments(self) -> None:
-        for pool in (self._large, self._small):
-            for block in [b for b in pool.blocks.values() if b.previous is None and b.next is None]:
-                pool.remove(block)
-                self.reserved -= block.size
+    def _take_from_device(self, size: int) -> bool:
+        if self.limit is not None and self.reserved + size > self.limit:
+            return False
+        self.reserved += size
+        if self.reserved > self.peak_reserved:
+            self.peak_reserved = self.reserved
+        return True
+
+    def _new_segment(self, size: int, pool: _Pool) -> _Block | None:
+        segment = _segment_bytes(size)
+        if not self._take_from_device(segment):
+            return None
+        block = _Block(self._next_address, segment, pool)
+        self._next_address += segment + ROUND_LARGE  # segments never touch, so that their blocks never join
+        return block
+
+    def _release_cached(self) -> None:
+        for pool in self._pools:
+            for block in list(pool.blocks.values()):
+                if self.expandable_segments:
+                    self._unmap(block)
+                elif block.previous is None and block.next is None:
+                    pool.remove(block)
+                    self.reserved -= block.size
+
+    # Expandable segments: for each pool a range of addresses, 9/8 of the device, to which memory is mapped in pages.
+
+    def _grow(self, size: int, pool: _Pool) -> _Block | None:
+        block = self._room(size, pool)
+        if not block.mapped and not self._map(block, min(block.size, size)):
+            return None
+        # what was mapped may have joined a free block before it
+        while block.size < size:
+            following = block.next
+            assert following is not None  # _room saw enough of it
+            if not self._map(following, min(size - block.size, following.size)):
+                return None
+            block = following
+        pool.remove(block)
+        return block
+
+    def _room(self, size: int, pool: _Pool) -> _Block:
+        """The first unmapped range that has room, with the free block before it."""
+        for block in pool.unmapped:
+            before = block.previous
+            start = before if before is not None and before.free else block
+            room, at = 0, start
+            while at is not None and at.free and room < size:
+                room += at.size
+                at = at.next  # type: ignore[assignment]
+            if room >= size:
+                return start
+        device = self.limit if self.limit is not None else _UNLIMITED
+        space = -(-(device + device // 8) // pool.page) * pool.page
+        fresh = _Block(self._next_address, space, pool, mapped=False)
+        fresh.free = True
+        self._next_address += -(-space // LARGE_SEGMENT) * LARGE_SEGMENT + LARGE_SEGMENT
+        insort(pool.unmapped, fresh, key=lambda b: b.address)
+        return fresh
+
+    def _map(self, block: _Block, size: int) -> bool:
+        pool = block.pool
+        size = -(-size // pool.page) * pool.page
+        if not self._take_from_device(size):
+            return False
+        pool.unmapped.remove(block)
+        if size < block.size:
+            self._split(block, size)
+        block.mapped = True
+        self._join_neighbours(block)
+        pool.add(block)
+        return True
+
+    def _unmap(self, block: _Block) -> None:
+        """Gives back the pages that lie wholly in a free block."""
+        pool = block.pool
+        start = -(-block.address // pool.page) * pool.page
+        end = (block.address + block.size) // pool.page * pool.page
+        if end <= start:
+            return
+        pool.remove(block)
+        if start > block.address:
+            before = _Block(block.address, start - block.address, pool)
+            before.insert_after(block.previous, block)
+            pool.add(before)
+        if end < block.address + block.size:
+            after = _Block(end, block.address + block.size - end, pool)
+            after.insert_after(block, block.next)
+            pool.add(after)
+        block.address, block.size, block.mapped = start, end - start, False
+        self.reserved -= block.size
+        self._join_neighbours(block)
+        block.free = True
+        insort(pool.unmapped, block, key=lambda b: b.address)
 
 
 def _segment_bytes(size: int) -> int:

@@ -1,13 +1,12 @@
 """Device memory that CUDA kernels take for the length of one call, and which no tensor of the program shows.
 
 Each rule reads like the kernel's own host code: ``with scratch(...)`` takes memory, ``run()`` is the operation and
-allocates its outputs. Sizes that are not affine in the batch are :class:`~.timeline.Formula`. The sizes were read in the
-named source of pytorch 2.11 and compared with the allocations of that version, event by event.
+allocates its outputs. Sizes that are not affine in the batch are :class:`~.timeline.Formula`. The sizes were read in
+the named source of pytorch 2.11 and compared with the allocations of that version, event by event.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
@@ -253,12 +252,10 @@ _MATRIX_PRODUCTS = frozenset({aten.mm.default, aten.bmm.default, aten.addmm.defa
 CUBLASLT_WORKSPACE_BYTES = 1 << 20
 
 
-@functools.cache
 def rule_of(func: Any) -> KernelRule | None:
     return RULES.get(func) or NAMED_RULES.get(func._schema.name)
 
 
-@functools.cache
 def is_matrix_product(func: Any) -> bool:
     """Does it take a cuBLAS workspace?"""
     return func in _MATRIX_PRODUCTS or func._schema.name in NAMED_RULES

@@ -4,8 +4,8 @@
     timeline.peak(32)
 
 The tensors live on PyTorch's ``meta`` device, which plays the card: what is on ``meta`` would be in device memory, what
-is on ``cpu`` would not. Autograd, the optimizer and the model's own Python run as in training; a dispatch mode sees each
-operation below them and notes the storages that it brings to life, and their deaths.
+is on ``cpu`` would not. Autograd, the optimizer and the model's own Python run as in training; a dispatch mode sees
+each operation below them and notes the storages that it brings to life, and their deaths.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import functools
 import gc
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from ..errors import TraceError
 from ..records import GpuSpec
 from .cuda_kernels import CUBLASLT_WORKSPACE_BYTES, OUTPUT_ORDER, is_matrix_product, rule_of
 from .cuda_rules import HOST_READS, as_cuda
+from .scratch import KernelRule
 from .timeline import A100_LIKE, Formula, Recording, Timeline
 
 aten = torch.ops.aten
@@ -101,49 +103,52 @@ class Recorder(TorchDispatchMode):
         self._recording_is_over = False
         self._engine_counts = _engine_use_counts()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and keeping dynamo out costs as much as the dispatch itself
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        host_read = HOST_READS.get(func)
-        if host_read is not None:
-            answer = host_read(func, args, kwargs)
+        operation = _OPERATIONS.get(id(func)) or _operation(func)
+        if operation.host_read is not None:
+            answer = operation.host_read(func, args, kwargs)
             if answer is not NotImplemented:
                 if isinstance(answer, torch.Tensor):
-                    self.note(answer, str(func))
+                    self.note(answer, operation.name)
                 return answer
         if func is aten.add.Tensor and _engine_adds_in_place(args, self._engine_counts):
             return aten.add_.Tensor(*args)
-        rule = rule_of(func)
-        if rule is None:
-            output = self._run(func, args, kwargs)
+        if operation.rule is None:
+            output = self._run(operation, args, kwargs)
         else:
-            output = rule(
-                functools.partial(self._scratch, str(func)), lambda: self._run(func, args, kwargs), *args, **kwargs
-            )
-        if is_matrix_product(func):
+            scratch = functools.partial(self._scratch, operation.name)
+            output = operation.rule(scratch, lambda: self._run(operation, args, kwargs), *args, **kwargs)
+        if operation.is_matrix_product:
             self._note_workspaces(func)
         return output
 
-    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
-        output = self._shapes_of(func, args, kwargs)
+    def _run(self, operation: _Operation, args: Any, kwargs: Any) -> Any:
+        output = self._shapes_of(operation, args, kwargs)
         if isinstance(output, torch.Tensor):
-            self.note(output, str(func))
+            self.note(output, operation.name)
         elif isinstance(output, (tuple, list)):
-            order = OUTPUT_ORDER.get(func)
+            order = operation.output_order
             for part in output if order is None else [output[i] for i in order]:
                 if isinstance(part, torch.Tensor):
-                    self.note(part, str(func))
+                    self.note(part, operation.name)
         return output
 
-    def _shapes_of(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def _shapes_of(self, operation: _Operation, args: Any, kwargs: Any) -> Any:
         """The operation; its output from memory where it was seen before with arguments of the same shapes.
 
         PyTorch's own shape functions take up to milliseconds an operation, and a model repeats the same few hundred
         calls once a layer. Only operations that make fresh tensors can be remembered.
         """
-        if not _makes_fresh_tensors(func):
+        func = operation.func
+        if not operation.makes_fresh_tensors:
             return func(*args, **kwargs)
         try:
-            key = func, _signature(args), _signature(tuple(kwargs.items()))
+            key = operation.name, _signature(args), _signature(tuple(kwargs.items())) if kwargs else None
             known = self._layouts.get(key)
         except TypeError:
             return func(*args, **kwargs)
@@ -224,11 +229,35 @@ def _empty(size: Any, stride: Any, dtype: torch.dtype) -> torch.Tensor:
     return torch.empty_strided(size, stride, dtype=dtype, device=META)
 
 
-@functools.cache
-def _makes_fresh_tensors(func: Any) -> bool:
+@dataclass(frozen=True)
+class _Operation:
+    """All that is known of an operator, looked up once a call: hashing an OpOverload is a call of its own."""
+
+    func: Any
+    name: str
+    host_read: Callable[..., Any] | None
+    rule: KernelRule | None
+    output_order: tuple[int, ...] | None
+    is_matrix_product: bool
+    makes_fresh_tensors: bool
+
+
+_OPERATIONS: dict[int, _Operation] = {}
+
+
+def _operation(func: Any) -> _Operation:
     schema = func._schema
     values = (*schema.returns, *schema.arguments)
-    return bool(schema.returns) and all(value.alias_info is None for value in values)
+    operation = _OPERATIONS[id(func)] = _Operation(
+        func=func,
+        name=str(func),
+        host_read=HOST_READS.get(func),
+        rule=rule_of(func),
+        output_order=OUTPUT_ORDER.get(func),
+        is_matrix_product=is_matrix_product(func),
+        makes_fresh_tensors=bool(schema.returns) and all(value.alias_info is None for value in values),
+    )
+    return operation
 
 
 def _signature(value: Any) -> Any:

@@ -1,0 +1,237 @@
+"""Predicted memory beside measured memory, row by row, then how far apart they are.
+
+    python benchmarks/accuracy.py --truth benchmarks/truth/rehearsed.csv --metric reserved --max_median 1 --max_worst 4
+
+Columns of the file: benchmarks/truth/README.md. Exits with 1 when a limit is passed. A row that can't be predicted is
+counted and named. The baseline is the sum of live tensors plus the constant that suits the source best in hindsight.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import statistics
+import sys
+import warnings
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import transformers
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from hf_bsopt import catalog
+from hf_bsopt.errors import BatchSizeError, UsageError
+from hf_bsopt.memory import Predictor, Timeline, trace
+from hf_bsopt.records import GpuSpec
+from hf_bsopt.workload import Workload, describe
+
+Row = dict[str, str]
+HALF_WEIGHTS = {"fp16-weights", "bf16-weights"}
+OLD_OPTIMIZERS = {"adamw_hf": "adamw_torch"}  # removed from transformers 5; its temporaries were those of foreach
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    source: str
+    label: str
+    measured: int
+    predicted: int
+    baseline: int
+    judged: bool
+
+    @property
+    def error(self) -> float:
+        """Percent, positive where too much is predicted."""
+        return 100 * (self.predicted / self.measured - 1)
+
+
+def device_of(row: Row) -> GpuSpec:
+    known = catalog.gpu(row["gpu"])
+    total = int(row["total_bytes"]) if row["total_bytes"] else known.total_bytes
+    return dataclasses.replace(known, total_bytes=total, context_bytes=0)
+
+
+def workload_of(row: Row) -> Workload:
+    optimizer = OLD_OPTIMIZERS.get(row["optimizer"], row["optimizer"])
+    return describe(
+        row["model"],
+        task=row["task"],
+        precision=row["precision"],
+        attention=row["attention"],
+        max_length=int(row["max_length"]),
+        optimizer="sgd" if optimizer == "none" else optimizer,
+        activation_checkpointing=row["activation_checkpointing"] == "1",
+        lora_r=int(row["lora_r"] or 0),
+        load_in_4bit=row["load_in_4bit"] == "1",
+        num_labels=2 if row["task"] == "sequence-classification" else None,
+    ).accumulating(int(row["gradient_accumulation"] or 1))
+
+
+def forward_backward_step(workload: Workload) -> Callable[[nn.Module, int], None]:
+    """What the published ``fwd_bwd`` rows ran. SDPA drops a mask of ones, which is what they had."""
+    held: list[object] = []
+
+    def step(model: nn.Module, batch_size: int) -> None:
+        batch = workload.batch(batch_size, "meta")
+        if workload.attention == "sdpa":
+            del batch["attention_mask"]
+        del batch["labels"]
+        model.train()
+        for parameter in model.parameters():
+            parameter.grad = None
+        held[:] = [model(**batch)]
+        held[0].logits.sum().backward()  # type: ignore[attr-defined]
+
+    return step
+
+
+class Predictions:
+    """One trace for all rows that differ in the batch size alone."""
+
+    def __init__(self) -> None:
+        self._key: tuple[str, ...] = ()
+        self._timeline: Timeline | None = None
+
+    def timeline(self, row: Row) -> Timeline:
+        key = tuple(value for name, value in row.items() if name not in _MEASURED and name != "batch_size")
+        if key != self._key or self._timeline is None:
+            workload, device = workload_of(row), device_of(row)
+            if row["kind"] == "fwd_bwd":
+                self._timeline = trace(workload.build, forward_backward_step(workload), device=device)
+            else:
+                self._timeline = Predictor(workload, device).timeline
+            self._key = key
+        return self._timeline
+
+
+_MEASURED = {"status", "allocated_bytes", "reserved_bytes", "device_bytes", "alloc_retries"}
+
+
+def compare(rows: list[Row], metric: str) -> tuple[list[Comparison], list[str]]:
+    predictions = Predictions()
+    compared: list[Comparison] = []
+    left_out: list[str] = []
+    for row in rows:
+        label = " ".join(
+            f"{row[name]}"
+            for name in ("model", "task", "precision", "attention", "batch_size", "max_length", "optimizer", "gpu")
+        )
+        label += "".join(
+            f" {short}{row[name]}"
+            for name, short in (
+                ("gradient_accumulation", "accumulation "),
+                ("activation_checkpointing", "checkpointing "),
+                ("lora_r", "LoRA "),
+                ("load_in_4bit", "4-bit "),
+            )
+            if row[name] not in ("", "0") and (name, row[name]) != ("gradient_accumulation", "1")
+        )
+        known = row[f"{metric}_bytes"] or row["device_bytes"]
+        if row["status"] != "fits" or not known:
+            left_out.append(f"{label}: no {metric} bytes in a row that {row['status']}")
+            continue
+        try:
+            timeline = predictions.timeline(row)
+        except (UsageError, BatchSizeError, ValueError) as error:
+            left_out.append(f"{label}: {error}")
+            continue
+        device, batch_size = device_of(row), int(row["batch_size"])
+        peak = timeline.peak(batch_size, device)
+        predicted = peak.allocated_bytes if metric == "allocated" else peak.reserved_bytes
+        by_driver = not row[f"{metric}_bytes"]
+        if by_driver:  # what the driver showed: reserved bytes and a context, which these rows name
+            predicted = peak.reserved_bytes + 1343 * 2**20
+        compared.append(
+            Comparison(
+                f"{row['kind']}, {row['source']}" if not by_driver else f"{row['kind']}, by the driver, not judged",
+                label,
+                int(known),
+                predicted,
+                timeline.live_bytes(batch_size, device),
+                judged=not by_driver,
+            )
+        )
+    return compared, left_out
+
+
+def percentile_95(errors: list[float]) -> float:
+    return statistics.quantiles(errors, n=20, method="inclusive")[-1] if len(errors) > 1 else errors[0]
+
+
+def summary(source: str, rows: list[Comparison]) -> list[str]:
+    errors = [row.error for row in rows]
+    constant = int(statistics.median(row.measured - row.baseline for row in rows))
+    baseline = [100 * ((row.baseline + constant) / row.measured - 1) for row in rows]
+    lines = [f"\n{source}: {len(rows)} rows"]
+    for name, values in (
+        ("predicted", errors),
+        ("  too much", [e for e in errors if e > 0]),
+        ("  too little", [e for e in errors if e < 0]),
+        (f"live bytes + {constant / 2**20:.0f} MiB", baseline),
+    ):
+        if values:
+            sizes = [abs(value) for value in values]
+            lines.append(
+                f"  {name:24} n {len(values):4}   median {statistics.median(sizes):8.4f} %   "
+                f"95th {percentile_95(sizes):8.4f} %   worst {max(values, key=abs):+9.4f} %"
+            )
+    return lines
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--truth", type=Path, nargs="+", required=True)
+    parser.add_argument("--metric", choices=["allocated", "reserved"], default="allocated")
+    parser.add_argument("--kind", help="only rows of this kind")
+    parser.add_argument("--max_median", type=float, metavar="PERCENT")
+    parser.add_argument("--max_worst", type=float, metavar="PERCENT")
+    parser.add_argument("--max_under", type=float, metavar="PERCENT", help="the most that may be predicted too little")
+    parser.add_argument("--summary", action="store_true", help="without the rows")
+    args = parser.parse_args()
+    transformers.utils.logging.set_verbosity_error()
+    warnings.filterwarnings("ignore")
+    rows: list[Row] = []
+    for path in args.truth:
+        with path.open(newline="") as file:
+            rows += [row for row in csv.DictReader(file) if args.kind in (None, row["kind"])]
+    compared, left_out = compare(rows, args.metric)
+    print(f"{args.metric} bytes; torch {torch.__version__}, transformers {transformers.__version__}")
+    if not args.summary:
+        print(f"{'predicted MiB':>14} {'measured MiB':>13} {'error':>10}  row")
+        for row in compared:
+            print(f"{row.predicted / 2**20:14.1f} {row.measured / 2**20:13.1f} {row.error:+9.4f} %  {row.label}")
+    by_source: dict[str, list[Comparison]] = defaultdict(list)
+    for row in compared:
+        by_source[row.source].append(row)
+    for source, members in by_source.items():
+        print("\n".join(summary(source, members)))
+    print(f"\n{len(compared)} of {len(rows)} rows compared, {len(left_out)} left out")
+    for line in left_out:
+        print(f"  {line}")
+    return verdict([row.error for row in compared if row.judged], args)
+
+
+def verdict(errors: list[float], args: argparse.Namespace) -> int:
+    if not errors:
+        print("nothing was judged")
+        return 1 if args.max_median is not None or args.max_worst is not None else 0
+    checks = (
+        ("median", statistics.median(abs(e) for e in errors), args.max_median),
+        ("worst", max(abs(e) for e in errors), args.max_worst),
+        ("under", max(0.0, -min(errors)), args.max_under),
+    )
+    passed = True
+    for name, value, limit in checks:
+        if limit is not None and value > limit:
+            print(f"{name} error {value:.4f} % is over the limit of {limit} %")
+            passed = False
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""How long the whole command takes, as a ratio to the same imports and the same model built on meta, in the same run.
+
+    python benchmarks/speed.py --repeat 3
+
+Each side runs in a process of its own, in turns; the ratio is of the medians. Peak memory is the process's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+CASES: dict[str, tuple[list[str], float | None]] = {
+    "BioBERT": (["--model", "dmis-lab/biobert-v1.1", "--gpu", "T4"], 1.7),
+    "Llama-3.2-3B, LoRA, 4-bit": (
+        ["--model", "meta-llama/Llama-3.2-3B", "--gpu", "A100-40GB", "--bf16", "--lora_r", "16", "--load_in_4bit"],
+        2.5,
+    ),
+    "Llama-3.1-70B": (["--model", "meta-llama/Llama-3.1-70B", "--gpu", "H200", "--precision", "bf16-weights"], 3.0),
+    "Llama-3.1-405B": (["--model", "meta-llama/Llama-3.1-405B", "--gpu", "H200", "--precision", "bf16-weights"], None),
+}
+"""(arguments, the ratio not to be passed)"""
+
+BASELINE = """
+import sys
+sys.path.insert(0, {root!r})
+from hf_bsopt.cli import _checked, parse, _quiet
+import hf_bsopt.api, hf_bsopt.memory.predictor, accelerate.utils.operations, torch
+arguments = parse(sys.argv[1:])
+_quiet(False)
+from hf_bsopt.workload import describe
+workload = describe(
+    arguments.model, precision=arguments.precision, lora_r=arguments.lora_r, load_in_4bit=arguments.load_in_4bit
+)
+with torch.device("meta"):
+    workload.build()
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    seconds: float
+    peak_gib: float
+    exit_code: int
+
+
+def run(command: list[str]) -> Run:
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    unit = 1 if sys.platform == "darwin" else 2**10
+    return Run(time.perf_counter() - start, usage.ru_maxrss * unit / 2**30, os.waitstatus_to_exitcode(status))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--only", help="the case whose name contains this")
+    args = parser.parse_args()
+    passed = True
+    print(f"{'case':28} {'baseline':>9} {'command':>9} {'ratio':>6} {'limit':>6} {'peak memory':>12}  exit")
+    for name, (arguments, limit) in CASES.items():
+        if args.only and args.only.lower() not in name.lower():
+            continue
+        baselines: list[Run] = []
+        commands: list[Run] = []
+        for _ in range(args.repeat):
+            baselines.append(run([sys.executable, "-c", BASELINE.format(root=str(ROOT)), *arguments]))
+            commands.append(run([sys.executable, str(ROOT / "find_optimal_batch_size.py"), *arguments]))
+        before, after = (statistics.median(r.seconds for r in side) for side in (baselines, commands))
+        peak = max(r.peak_gib for r in commands)
+        ratio = after / before
+        passed &= (limit is None or ratio <= limit) and peak < 1.5 and all(r.exit_code == 0 for r in baselines)
+        print(
+            f"{name:28} {before:8.1f}s {after:8.1f}s {ratio:6.2f} {limit or '–':>6} {peak:8.2f} GiB  "
+            f"{commands[-1].exit_code}",
+            flush=True,
+        )
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
