@@ -138,9 +138,7 @@ def make_optimizer(model: nn.Module, name: str) -> torch.optim.Optimizer:
     if name in ("adamw_bnb_8bit", "paged_adamw_8bit"):
         if importlib.util.find_spec("bitsandbytes") is None:
             raise MissingExtraError(f"{name} needs bitsandbytes: pip install 'hf-bsopt[quant]'")
-        from bitsandbytes.optim import AdamW
-
-        return AdamW(groups, lr=5e-5, optim_bits=8, is_paged=name.startswith("paged"))
+        return _eight_bit_adam(model, groups, paged=name.startswith("paged"))
     if name == "adamw_torch_fused":
         return torch.optim.AdamW(groups, lr=5e-5, fused=True)
     plain: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -150,3 +148,17 @@ def make_optimizer(model: nn.Module, name: str) -> torch.optim.Optimizer:
         "adagrad": torch.optim.Adagrad,
     }
     return plain[name](groups, lr=5e-5)
+
+
+def _eight_bit_adam(model: nn.Module, groups: list[dict[str, Any]], *, paged: bool) -> torch.optim.Optimizer:
+    """As Trainer makes it: embeddings keep their state in 32 bits. The override goes into a manager of this optimizer's
+    own, since bitsandbytes' global one would hand it on to whatever is trained next in this process."""
+    from bitsandbytes.optim import AdamW, GlobalOptimManager
+
+    optimizer = AdamW(groups, lr=5e-5, optim_bits=8, is_paged=paged)
+    optimizer.mng = object.__new__(GlobalOptimManager)
+    optimizer.mng.initialize()
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            optimizer.mng.register_module_override(module, "weight", {"optim_bits": 32})
+    return optimizer

@@ -99,10 +99,10 @@ class Workload:
         import transformers
 
         config = self.config.__class__.from_dict(self.config.to_dict())
-        config.use_cache = False  # Trainer's default: TrainingArguments.use_cache
         config._attn_implementation = "sdpa" if self.attention == "flash_attention_2" else self.attention
         auto_class = getattr(transformers, AUTO_CLASSES[self.task])
         model = auto_class.from_config(config, dtype=getattr(torch, self.weights_dtype))
+        model.config.use_cache = False  # as Trainer does, when the parts of the model have their own copies already
         if self.load_in_4bit:
             model = quantized(model, getattr(torch, self.weights_dtype))
         if self.activation_checkpointing:

@@ -17,6 +17,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ..records import GpuSpec
 from .autocast import KEY as AUTOCAST_KEY
@@ -69,9 +70,19 @@ def _stand_ins() -> Iterator[tuple[Any, str, Any]]:
     yield torch.amp.autocast_mode.autocast, "__init__", _autocast_on_meta
     # activation checkpointing saves and restores the autocast state of this device type
     yield importlib.import_module("torch.utils.checkpoint"), "_infer_device_type", lambda *args: "cuda"
+    paging = sys.modules.get("bitsandbytes.functional")
+    if paging is not None:
+        yield paging, "get_paged", _managed_memory
+        yield paging, "fill", lambda tensor, value, device=None, prefetch=True: None
     generic = sys.modules.get("transformers.utils.generic")
     if generic is not None:  # maybe_autocast("meta", enabled=False) would leave autocast on
         yield generic, "nullcontext", lambda: torch.autocast("cuda", enabled=False)
+
+
+def _managed_memory(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Pages of a paged optimizer's state: the driver moves them between host and device, outside the allocator."""
+    with _disable_current_modes():
+        return torch.empty(shape, dtype=dtype, device="meta")
 
 
 _autocast_init = torch.amp.autocast_mode.autocast.__init__

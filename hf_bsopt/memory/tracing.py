@@ -119,13 +119,9 @@ class Recorder(TorchDispatchMode):
         if func is aten.add.Tensor and _engine_adds_in_place(args, self._engine_counts):
             return aten.add_.Tensor(*args)
         if operation.rule is None:
-            output = self._run(operation, args, kwargs)
-        else:
-            scratch = functools.partial(self._scratch, operation.name)
-            output = operation.rule(scratch, lambda: self._run(operation, args, kwargs), *args, **kwargs)
-        if operation.is_matrix_product:
-            self._note_workspaces(func)
-        return output
+            return self._run(operation, args, kwargs)
+        scratch = functools.partial(self._scratch, operation.name)
+        return operation.rule(scratch, lambda: self._run(operation, args, kwargs), *args, **kwargs)
 
     def _run(self, operation: _Operation, args: Any, kwargs: Any) -> Any:
         output = self._shapes_of(operation, args, kwargs)
@@ -136,6 +132,8 @@ class Recorder(TorchDispatchMode):
             for part in output if order is None else [output[i] for i in order]:
                 if isinstance(part, torch.Tensor):
                     self.note(part, operation.name)
+        if operation.is_matrix_product:
+            self._note_workspaces(operation.func)
         return output
 
     def _shapes_of(self, operation: _Operation, args: Any, kwargs: Any) -> Any:
