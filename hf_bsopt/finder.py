@@ -67,6 +67,7 @@ def find(workload: Workload | ModuleWorkload, device: GpuSpec, wishes: Wishes = 
         decision = dataclasses.replace(
             decision,
             batch_size=batch_plan.micro_batch,
+            safe=min(decision.safe, batch_plan.micro_batch),
             bound="divisor of the effective batch",
             reason=f"{batch_plan.micro_batch}: largest divisor of the effective batch of "
             f"{batch_plan.effective_batch} at or under {decision.batch_size}, which would fit",
@@ -84,6 +85,7 @@ def find(workload: Workload | ModuleWorkload, device: GpuSpec, wishes: Wishes = 
         checked=None if wishes.check is None else predictor(wishes.check),
         evaluation=_evaluation(workload, device, wishes) if wishes.evaluation else None,
         notes=wishes.notes,
+        has_batch_norm=predictor.has_batch_norm,
         asked_learning_rate=wishes.learning_rate is not None,
         asked_effective_batch=bool(wishes.effective_batch or wishes.total_tokens),
     )

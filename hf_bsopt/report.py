@@ -40,7 +40,8 @@ class Report:
     """Everything that a search found. Printing it shows the answer last.
 
     trials: one for each size of the table. composition: bytes by what they are for, at the chosen size. parameters:
-    (all, trained). checked: the answer to ``check``. notes: what was assumed or chosen on the way.
+    (all, trained). checked: the answer to ``check``. notes: what was assumed or chosen on the way. has_batch_norm:
+    its statistics see micro-batches only.
     """
 
     workload: Workload | ModuleWorkload
@@ -55,6 +56,7 @@ class Report:
     checked: Trial | None = None
     evaluation: EvaluationAnswer | None = None
     notes: tuple[str, ...] = ()
+    has_batch_norm: bool = False
     asked_learning_rate: bool = field(default=False, repr=False)
     asked_effective_batch: bool = field(default=False, repr=False)
 
@@ -152,7 +154,12 @@ class Report:
     def advice(self) -> tuple[str, ...]:
         """What the user should know or could do, in sentences."""
         sentences = [*self.plan.advice]
-        if self.decision.bound == "memory" and self.utilisation < min(self.target[0], LOW_UTILISATION):
+        if self.decision.bound == "memory" and self.asked_effective_batch and self.utilisation < LOW_UTILISATION:
+            sentences.append(
+                f"{_percent(self.utilisation)} of the VRAM is used, under {_percent(LOW_UTILISATION)}: a micro-batch "
+                f"up to {self.decision.largest} would fit, if the effective batch were a multiple of it."
+            )
+        elif self.decision.bound == "memory" and self.utilisation < min(self.target[0], LOW_UTILISATION):
             sentences.append(
                 f"{_percent(self.utilisation)} of the VRAM is used, under {_percent(LOW_UTILISATION)}: "
                 f"--multiple_of 1 would find a size between this one and {self.decision.largest}."
@@ -161,6 +168,11 @@ class Report:
             sentences.append(
                 f"{_percent(self.utilisation)} of the VRAM is used, under {_percent(LOW_UTILISATION)}: memory alone "
                 f"would allow {self.decision.largest}."
+            )
+        if self.has_batch_norm and self.plan.accumulation > 1:
+            sentences.append(
+                f"The model has BatchNorm, whose statistics see {self.plan.micro_batch} sequences and not the "
+                f"effective batch of {self.plan.effective_batch}: accumulation does not stand in for a larger batch there."
             )
         if self.utilisation > HIGH_UTILISATION:
             sentences.append(
@@ -199,11 +211,12 @@ class Report:
         )
         lines.append(_wrap(f"Why {self.decision.reason}.", 4))
         if self.plan.accumulation > 1 or self.plan.processes > 1:
-            lines.append(
-                f"Effective batch: {self.plan.micro_batch} × {self.plan.accumulation} accumulation × "
-                f"{self.plan.processes} processes = {self.plan.effective_batch} sequences, "
-                f"{self.plan.effective_tokens:,} tokens."
+            processes = f" × {self.plan.processes} processes" if self.plan.processes > 1 else ""
+            effective = (
+                f"Effective batch: {self.plan.micro_batch} × {self.plan.accumulation} accumulation{processes} = "
+                f"{self.plan.effective_batch} sequences, {self.plan.effective_tokens:,} tokens."
             )
+            lines.append(_wrap(effective, 4))
         lines.append(f"\n✅ OPTIMAL BATCH SIZE: {self.batch_size}")
         lines.append("Update your config:")
         lines += [f'  CONFIG["{name}"] = {value}' for name, value in self.config.items()]

@@ -152,7 +152,8 @@ def make_optimizer(model: nn.Module, name: str) -> torch.optim.Optimizer:
 
 def _eight_bit_adam(model: nn.Module, groups: list[dict[str, Any]], *, paged: bool) -> torch.optim.Optimizer:
     """As Trainer makes it: embeddings keep their state in 32 bits. The override goes into a manager of this optimizer's
-    own, since bitsandbytes' global one would hand it on to whatever is trained next in this process."""
+    own, since bitsandbytes' global one would hand it on to whatever is trained next in this process.
+    """
     from bitsandbytes.optim import AdamW, GlobalOptimManager
 
     optimizer = AdamW(groups, lr=5e-5, optim_bits=8, is_paged=paged)

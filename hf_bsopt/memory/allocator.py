@@ -50,7 +50,8 @@ class _Block:
 
 class _Pool:
     """Free blocks, ordered by size, then address: the smallest that fits is taken. With expandable segments, beside
-    them the ranges of addresses that no memory is mapped to yet."""
+    them the ranges of addresses that no memory is mapped to yet.
+    """
 
     def __init__(self, small: bool) -> None:
         self.small = small

@@ -27,6 +27,7 @@ class Predictor:
         self._expandable_segments = expandable_segments
         self._evaluation = evaluation
         self._parameters = (0, 0)
+        self.has_batch_norm = False
 
     @functools.cached_property
     def timeline(self) -> Timeline:
@@ -53,6 +54,7 @@ class Predictor:
             model = self.workload.build()
             sizes = [(p.requires_grad, _count(p)) for p in model.parameters()]
             self._parameters = sum(n for _, n in sizes), sum(n for trained, n in sizes if trained)
+            self.has_batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
             return model
 
         return trace(build, evaluate if self._evaluation else train, device=self.device)
