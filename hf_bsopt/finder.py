@@ -10,7 +10,7 @@ from .errors import NothingFitsError, UsageError
 from .memory.predictor import Predictor
 from .records import Decision, GpuSpec, Trial
 from .report import EvaluationAnswer, Report
-from .search import MULTIPLE_OF, TARGET, check_target, decide
+from .search import MULTIPLE_OF, TARGET, check_target, decide, largest_under
 from .workload import ModuleWorkload, Workload
 
 GIB = 2**30
@@ -101,7 +101,7 @@ def _decide(predictor: Predictor, wishes: Wishes) -> Decision:
             target=wishes.target,
             multiple_of=wishes.multiple_of,
             limit=wishes.batch_size,
-            guess=predictor.guess(wishes.target[1]),
+            guess=predictor.guess,
         )
     except NothingFitsError as error:
         needed = predictor.unlimited(1)
@@ -145,11 +145,13 @@ def _composition(predictor: Predictor, batch_size: int) -> dict[str, int]:
 
 
 def _evaluation(workload: Workload | ModuleWorkload, device: GpuSpec, wishes: Wishes) -> EvaluationAnswer | None:
-    evaluation = dataclasses.replace(wishes, batch_size=None, check=None)
     predictor = Predictor(workload.accumulating(1), device, evaluation=True)
-    try:
-        decision = _decide(predictor, evaluation)
-    except NothingFitsError:
-        return None
+    _, size = largest_under(
+        predictor,
+        wishes.target[1],
+        total_bytes=device.total_bytes or 0,
+        multiple_of=wishes.multiple_of,
+        guess=predictor.guess,
+    )
     checked = None if wishes.check_evaluation is None else predictor(wishes.check_evaluation)
-    return EvaluationAnswer(decision.batch_size, predictor(decision.batch_size), checked)
+    return EvaluationAnswer(size, predictor(size), checked) if size else None

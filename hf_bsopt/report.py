@@ -172,7 +172,7 @@ class Report:
         if self.has_batch_norm and self.plan.accumulation > 1:
             sentences.append(
                 f"The model has BatchNorm, whose statistics see {self.plan.micro_batch} sequences and not the "
-                f"effective batch of {self.plan.effective_batch}: accumulation does not stand in for a larger batch there."
+                f"effective batch of {self.plan.effective_batch}: accumulation does not replace a larger batch there."
             )
         if self.utilisation > HIGH_UTILISATION:
             sentences.append(

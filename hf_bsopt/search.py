@@ -14,12 +14,17 @@ from .errors import NothingFitsError, UsageError
 from .records import Bound, Decision, Trial
 
 Probe = Callable[[int], Trial]
+Guess = Callable[[float], int]
 
 TARGET = (0.80, 0.90)
 MULTIPLE_OF = 8
 SAFE_UTILISATION = 0.70
 """The safe fallback stays at or under it: room for a desktop, a second notebook, an evaluation between steps."""
 LARGEST_TRIED = 1 << 20
+
+
+def _no_idea(share: float) -> int:
+    return 1
 
 
 def check_target(target: tuple[float, float]) -> None:
@@ -67,6 +72,28 @@ def round_down(size: int, multiple_of: int) -> int:
     return size // multiple_of * multiple_of or size
 
 
+def largest_under(
+    probe: Probe,
+    share: float,
+    *,
+    total_bytes: int,
+    multiple_of: int = MULTIPLE_OF,
+    limit: int = LARGEST_TRIED,
+    guess: Guess = _no_idea,
+) -> tuple[int, int]:
+    """(the largest size that uses at most ``share`` of the device, the multiple at or under it to recommend).
+
+    Both 0 where not even one sequence does.
+    """
+
+    def holds(size: int) -> bool:
+        trial = probe(size)
+        return trial.fits and (trial.used_bytes or 0) <= share * total_bytes
+
+    ceiling = largest_that(holds, guess=guess(share), limit=limit)
+    return ceiling, _step_down(holds, round_down(ceiling, multiple_of), multiple_of)
+
+
 def decide(
     probe: Probe,
     *,
@@ -75,13 +102,13 @@ def decide(
     multiple_of: int = MULTIPLE_OF,
     limit: int | None = None,
     limit_bound: Bound = "limit",
-    guess: int = 1,
+    guess: Guess = _no_idea,
 ) -> Decision:
     """The size to train with, the largest that runs at all, and a safe one.
 
     ``total_bytes`` is the device's whole memory, of which ``target`` is a share and which each Trial's ``used_bytes``
-    counts against. ``limit`` is the largest size wanted. Raises NothingFitsError if not even one sequence stays under
-    the target.
+    counts against. ``limit`` is the largest size wanted; ``guess(share)`` says about how many sequences fill a share
+    of the device. Raises NothingFitsError if not even one sequence stays under the target.
     """
     check_target(target)
     if multiple_of < 1:
@@ -90,23 +117,15 @@ def decide(
         raise UsageError(f"the batch size's upper limit is at least 1, not {limit}")
     probe = functools.cache(probe)
     upper = limit or LARGEST_TRIED
-
-    def under(share: float) -> Callable[[int], bool]:
-        def holds(size: int) -> bool:
-            trial = probe(size)
-            return trial.fits and (trial.used_bytes or 0) <= share * total_bytes
-
-        return holds
-
-    ceiling = largest_that(under(target[1]), guess=guess, limit=upper)
+    under = functools.partial(largest_under, probe, total_bytes=total_bytes, multiple_of=multiple_of, guess=guess)
+    ceiling, size = under(target[1], limit=upper)
     if ceiling == 0:
         raise NothingFitsError("not even one sequence stays under the target")
-    size = _step_down(under(target[1]), round_down(ceiling, multiple_of), multiple_of)
-    largest = largest_that(lambda n: probe(n).fits, guess=max(guess, ceiling), limit=LARGEST_TRIED)
-    safe = largest_that(under(min(SAFE_UTILISATION, target[1])), guess=max(1, size * 3 // 4), limit=size)
+    _, safe = under(min(SAFE_UTILISATION, target[1]), limit=size)
+    largest = largest_that(lambda n: probe(n).fits, guess=max(guess(1.0), ceiling))
     utilisation = (probe(size).used_bytes or 0) / total_bytes
     reason, bound = _reason(size, ceiling, upper, target[1], utilisation, multiple_of, limit_bound)
-    return Decision(size, reason, bound, largest, round_down(safe or 1, multiple_of))
+    return Decision(size, reason, bound, largest, safe or round_down(1, multiple_of))
 
 
 def _step_down(holds: Callable[[int], bool], size: int, multiple_of: int) -> int:

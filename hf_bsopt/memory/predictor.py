@@ -28,6 +28,7 @@ class Predictor:
         self._evaluation = evaluation
         self._parameters = (0, 0)
         self.has_batch_norm = False
+        self._trials: dict[int, Trial] = {}
 
     @functools.cached_property
     def timeline(self) -> Timeline:
@@ -65,12 +66,23 @@ class Predictor:
         return self._parameters
 
     def guess(self, share: float) -> int:
-        """About how many sequences fill this share of the device: the line through the live bytes at two sizes."""
+        """About how many sequences fill this share of the device."""
         if self.device.total_bytes is None:
             return 1
+        fixed, each = self._line
+        return max(1, int((share * self.device.total_bytes - fixed) / each))
+
+    @functools.cached_property
+    def _line(self) -> tuple[float, float]:
+        """(bytes, bytes a sequence) used, about: through two replays near the sizes that will be asked for."""
+        assert self.device.total_bytes is not None
         one, nine = (self.timeline.live_bytes(size, self.device) for size in (1, 9))
-        room = share * self.device.total_bytes - self.device.context_bytes - one
-        return max(1, 1 + int(8 * room / max(1, nine - one)))
+        room = self.device.total_bytes - self.device.context_bytes - one
+        larger = max(2, 1 + int(8 * room / max(1, nine - one)))
+        smaller = larger // 2
+        low, high = self.unlimited(smaller), self.unlimited(larger)
+        each = max(1.0, (high - low) / (larger - smaller))
+        return high - each * larger, each
 
     def unlimited(self, batch_size: int) -> int:
         """Bytes that this micro-batch would use on such a device without a limit."""
@@ -79,6 +91,12 @@ class Predictor:
 
     def __call__(self, batch_size: int) -> Trial:
         """The Trial of this micro-batch: used_bytes are the allocator's reserved bytes and the context."""
+        known = self._trials.get(batch_size)
+        if known is None:
+            known = self._trials[batch_size] = self._replay(batch_size)
+        return known
+
+    def _replay(self, batch_size: int) -> Trial:
         fit = self.timeline.replay(batch_size, self.device, expandable_segments=self._expandable_segments)
         return Trial(
             batch_size=batch_size,

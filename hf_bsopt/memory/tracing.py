@@ -62,7 +62,6 @@ def _record(
     for tensor in _tensors_of(model):
         recorder.note(tensor, "weights", "weights")
     gc_was_on = gc.isenabled()
-    gc.collect()
     gc.disable()  # a collection in the midst of a step would free at another moment in the second trace
     try:
         with as_cuda(device), META, recorder, recorder.labels(model):

@@ -216,12 +216,21 @@ def test_a_boolean_mask_is_made_additive_at_its_own_shape() -> None:
     assert made_by(timeline, "aten.where.self", 5) == []
 
 
-def test_rows_of_a_mask_are_padded_to_16_elements() -> None:
-    """attention.cpp, pad_bias<16>."""
-    aligned = Call(mask=HALF, keys=128, grad=False).trace(A100)
-    odd = Call(mask=HALF, keys=125, grad=False).trace(A100)
-    assert made_by(aligned, "aten.constant_pad_nd.default", 5) == []
-    assert made_by(odd, "aten.constant_pad_nd.default", 5) == [5 * 64 * 128 * 2]
+@pytest.mark.parametrize(
+    ("keys", "padded"),
+    [
+        (128, None),
+        (125, 128),
+        pytest.param(120, None, marks=pytest.mark.xfail(strict=True, reason="rows are padded to 16 elements")),
+        pytest.param(129, 136, marks=pytest.mark.xfail(strict=True, reason="rows are padded to 16 elements")),
+    ],
+)
+def test_rows_of_a_mask_are_padded_to_8_elements(keys: int, padded: int | None) -> None:
+    """aten/src/ATen/native/transformers/attention.cpp, preprocess_mask: `mem_eff_alignment = 8`. Recorded with torch
+    2.11 on a virtual device: masks of 100 × 200 and 1,000 × 1,000 are not copied, 65 × 129 become 65 × 136."""
+    timeline = Call(mask=HALF, keys=keys, grad=False).trace(A100)
+    copies = [] if padded is None else [5 * 64 * padded * 2]
+    assert made_by(timeline, "aten.constant_pad_nd.default", 5) == copies
 
 
 @pytest.mark.xfail(strict=True, reason="only the kernels for half precision compute the row sums of the backward")
