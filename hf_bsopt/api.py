@@ -92,6 +92,8 @@ def find_batch_size(
         for name, value in asked.items():
             if value is not None:
                 raise UsageError(f"{name} goes with a model by name; a module is taken as it is")
+    if isinstance(workload, Workload) and workload.attention == "flash_attention_2":
+        _check_flash(workload, device)
     wishes = Wishes(
         target=tuple(target),  # type: ignore[arg-type]
         multiple_of=multiple_of,
@@ -110,6 +112,13 @@ def find_batch_size(
         notes=notes,
     )
     return find(workload, device, wishes)
+
+
+def _check_flash(workload: Workload, device: GpuSpec) -> None:
+    if device.compute_capability < 80:
+        raise UsageError(f"flash_attention_2 runs from compute capability 8.0 on; {device.name} has sdpa and eager")
+    if workload.precision == "fp32":
+        raise UsageError("flash_attention_2 computes in half precision only: add --fp16 or --bf16, or take sdpa")
 
 
 def _module_workload(

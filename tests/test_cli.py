@@ -125,6 +125,8 @@ def test_bf16_on_a_t4_is_a_warning(capsys: Capture) -> None:
         (["--model", "bert-mini", "--fp16", "--bf16"], "give one"),
         (["--model", "bert-mini", "--optim", "adamx"], "adamw_torch_fused"),
         (["--model", "bert-mini", "--load_in_4bit"], "--lora_r"),
+        (["--model", "bert-mini", "--gpu", "T4", "--attn_implementation", "flash_attention_2"], "sdpa"),
+        (["--model", "bert-mini", "--gpu", "L4", "--precision", "fp32", "--attention", "flash_attention_2"], "half"),
         (["--model", "bert-mini", "--torch_compile"], "torch.compile"),
         (["--model", "bert-mini", "--use_liger_kernel"], "Liger"),
         (["--model", "bert-mini", "--json", "/no/such/folder/x.json"], "no folder"),

@@ -103,6 +103,14 @@ def test_activation_checkpointing_lets_more_fit(report: Report) -> None:
     assert find(activation_checkpointing=True).batch_size > report.batch_size
 
 
+def test_flash_attention_needs_no_more_than_sdpa_with_a_mask() -> None:
+    flash = find(attention="flash_attention_2", check=64).checked
+    sdpa = find(check=64).checked
+    assert flash is not None
+    assert sdpa is not None
+    assert (flash.used_bytes or 0) <= (sdpa.used_bytes or 0)
+
+
 def test_nothing_fits_names_what_it_would_need() -> None:
     with pytest.raises(NothingFitsError, match=r"needs \d+\.\d GiB"):
         find_batch_size("bert-base", gpu="1GiB", max_length=512)

@@ -116,7 +116,9 @@ def test_the_choice_fits_and_the_next_multiple_does_not(
     probe, _ = card(fixed, each, total)
 
     def chosen() -> Decision:
-        return decide(probe, total_bytes=total, target=(0, high), multiple_of=multiple_of, limit=limit, guess=lambda share: guess)
+        return decide(
+            probe, total_bytes=total, target=(0, high), multiple_of=multiple_of, limit=limit, guess=lambda share: guess
+        )
 
     if fixed + each > high * total:
         with pytest.raises(NothingFitsError):
