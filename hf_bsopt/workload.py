@@ -313,17 +313,8 @@ class ModuleWorkload:
         return replace(self, accumulation=micro_batches)
 
     def build(self) -> nn.Module:
-        """A copy on ``meta``, ties kept: no memory is taken for the weights."""
-        import copy
-
-        import torch
-
-        memo: dict[int, Any] = {}
-        for tensor in (*self.module.parameters(), *self.module.buffers()):
-            empty = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
-            is_parameter = isinstance(tensor, torch.nn.Parameter)
-            memo[id(tensor)] = torch.nn.Parameter(empty, requires_grad=tensor.requires_grad) if is_parameter else empty
-        return copy.deepcopy(self.module, memo).train()
+        """The module itself, not to be changed: the tracer makes a copy on ``meta``, which takes no memory."""
+        return self.module
 
     def batch(self, batch_size: int, device: str) -> dict[str, Any]:
         import torch

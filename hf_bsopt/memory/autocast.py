@@ -166,7 +166,8 @@ class Autocast:
         ):
             known = self._weights.get(id(value))
             if known is None:
-                known = self._weights[id(value)] = value.to(dtype), value
+                with torch.enable_grad():  # whoever asks first: later uses need the copy's gradient
+                    known = self._weights[id(value)] = value.to(dtype), value
             return known[0]
         return value.to(dtype)
 

@@ -175,8 +175,14 @@ def _embedding_backward(
 
 
 def _index(scratch: Scratch, run: Run, tensor: Tensor, indices: list[Tensor | None], *_: Any, **__: Any) -> Any:
-    """TensorAdvancedIndexing.cpp, make_info: on CUDA index tensors of unlike strides are made contiguous."""
+    """TensorAdvancedIndexing.cpp: a mask becomes the positions of its elements (all of them, at worst), and index
+    tensors of unlike strides are made contiguous (make_info).
+    """
     used = [i for i in indices if i is not None]
+    masks = [i for i in used if i.dtype == torch.bool]
+    if masks:
+        with scratch(*(8 * mask.numel() * mask.dim() for mask in masks)):
+            return run()
     shape = torch.broadcast_shapes(*(i.shape for i in used))
     expanded = [i.expand(shape) for i in used]
     alike = len({i.stride() for i in expanded}) == 1
@@ -248,7 +254,9 @@ OUTPUT_ORDER: dict[Any, tuple[int, ...]] = {
 }
 """Outputs that are born in another order than they are returned in, or are not on the device at all."""
 
-_MATRIX_PRODUCTS = frozenset({aten.mm.default, aten.bmm.default, aten.addmm.default, aten.baddbmm.default})
+_MATRIX_PRODUCTS = frozenset(
+    getattr(aten, name).default for name in ("mm", "bmm", "addmm", "baddbmm", "mv", "addmv", "dot", "vdot")
+)
 CUBLASLT_WORKSPACE_BYTES = 1 << 20
 
 

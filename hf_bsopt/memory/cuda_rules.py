@@ -74,6 +74,8 @@ def _stand_ins() -> Iterator[tuple[Any, str, Any]]:
     if paging is not None:
         yield paging, "get_paged", _managed_memory
         yield paging, "fill", lambda tensor, value, device=None, prefetch=True: None
+    # shape functions that ask how many elements a mask chooses are told: all
+    yield importlib.import_module("torch.fx.experimental._config"), "meta_nonzero_assume_all_nonzero", True
     generic = sys.modules.get("transformers.utils.generic")
     if generic is not None:  # maybe_autocast("meta", enabled=False) would leave autocast on
         yield generic, "nullcontext", lambda: torch.autocast("cuda", enabled=False)

@@ -78,7 +78,7 @@ class Timeline:
         if smaller.events != larger.events or smaller.origins != larger.origins:
             raise TraceError(_first_difference(smaller, larger, batch_sizes))
         low, high = batch_sizes
-        self._events = np.frombuffer(smaller.events, dtype=np.int64).copy()
+        self._events = np.array(smaller.events, dtype=np.int64)
         self.origins = smaller.origins
         self.categories = smaller.categories
         count = len(smaller.sizes)
@@ -128,18 +128,22 @@ class Timeline:
 
     def composition(self, batch_size: int, device: GpuSpec = A100_LIKE) -> dict[str, int]:
         """Bytes by category at the moment when most is live; their sum is :meth:`live_bytes`."""
+        parts = dict.fromkeys(CATEGORIES, 0)
+        if not len(self):
+            return parts
         sizes = -(-self.sizes(batch_size, device) // BLOCK_BYTES) * BLOCK_BYTES
         peak = int(np.argmax(self._running_total(sizes)))
         alive = np.zeros(len(sizes), dtype=bool)
         for event in self._events[: peak + 1].tolist():
             alive[abs(event) - 1] = event > 0
-        parts = dict.fromkeys(CATEGORIES, 0)
         for index in np.flatnonzero(alive).tolist():
             parts[self.categories[index]] += int(sizes[index])
         return parts
 
     def peak_origin(self, batch_size: int, device: GpuSpec = A100_LIKE) -> str:
-        """The operation whose output made the peak of live bytes."""
+        """The operation whose output made the peak of live bytes; empty where nothing was allocated."""
+        if not len(self):
+            return ""
         sizes = self.sizes(batch_size, device)
         event = int(self._events[int(np.argmax(self._running_total(sizes)))])
         return self.origins[abs(event) - 1]

@@ -11,6 +11,7 @@ each operation below them and notes the storages that it brings to life, and the
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import gc
 import weakref
@@ -20,7 +21,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import TraceError
@@ -44,7 +45,7 @@ def trace(
 ) -> Timeline:
     """The timeline of ``step``, run three times on the model that ``build`` makes.
 
-    ``build()`` is called with ``meta`` as the default device; a module that lies elsewhere is moved there.
+    ``build()`` is called with ``meta`` as the default device; of a module that lies elsewhere a copy is traced.
     ``step(model, batch_size)`` runs whatever is to be traced: any forward, backward and optimizer. Tensors that it
     makes without naming a device are on the traced one. ``device`` decides which kernels run (compute capability 8.0
     when None). Raises TraceError where the step can't be followed, or does other things at another batch size.
@@ -53,11 +54,26 @@ def trace(
     return Timeline(smaller, larger, TRACED_BATCH_SIZES)
 
 
+def on_meta(module: nn.Module) -> nn.Module:
+    """The module if all of it is on ``meta``, else a copy that is, ties kept: weights elsewhere are left alone."""
+    tensors = [*module.parameters(), *module.buffers()]
+    if all(tensor.is_meta for tensor in tensors):
+        return module
+    memo: dict[int, Any] = {}
+    for tensor in tensors:
+        empty = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=META)
+        if isinstance(tensor, nn.Parameter):
+            memo[id(tensor)] = nn.Parameter(empty, requires_grad=tensor.requires_grad)
+        else:
+            memo[id(tensor)] = empty
+    return copy.deepcopy(module, memo)
+
+
 def _record(
     build: Callable[[], nn.Module], step: Callable[[nn.Module, int], object], batch_size: int, device: GpuSpec
 ) -> Recording:
     with META:
-        model = build().to(META)
+        model = on_meta(build())
     recorder = Recorder(device)
     for tensor in _tensors_of(model):
         recorder.note(tensor, "weights", "weights")
@@ -67,8 +83,9 @@ def _record(
         with as_cuda(device), META, recorder, recorder.labels(model):
             for _ in range(TRACED_STEPS):
                 step(model, batch_size)
-    except (NotImplementedError, RuntimeError) as error:
-        raise TraceError(f"the step can't be followed without a device: {error}") from error
+    except (NotImplementedError, RuntimeError, AssertionError) as error:
+        hint = "; name no device in the step, or the model's own" if "CUDA" in str(error) else ""
+        raise TraceError(f"the step can't be followed without a device: {error}{hint}") from error
     finally:
         if gc_was_on:
             gc.enable()
@@ -117,7 +134,7 @@ class Recorder(TorchDispatchMode):
                 return answer
         if func is aten.add.Tensor and _engine_adds_in_place(args, self._engine_counts):
             return aten.add_.Tensor(*args)
-        if operation.rule is None:
+        if operation.rule is None or not _on_device(args):
             return self._run(operation, args, kwargs)
         scratch = functools.partial(self._scratch, operation.name)
         return operation.rule(scratch, lambda: self._run(operation, args, kwargs), *args, **kwargs)
@@ -131,7 +148,7 @@ class Recorder(TorchDispatchMode):
             for part in output if order is None else [output[i] for i in order]:
                 if isinstance(part, torch.Tensor):
                     self.note(part, operation.name)
-        if operation.is_matrix_product:
+        if operation.is_matrix_product and _on_device(args):
             self._note_workspaces(operation.func)
         return output
 
@@ -186,17 +203,27 @@ class Recorder(TorchDispatchMode):
                 self._label(parameter.grad, "gradients")
 
         def state(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+            host_contexts.pop().__exit__(None, None, None)
             for values in optimizer.state.values():
                 for value in values.values():
                     if isinstance(value, torch.Tensor):
                         self._label(value, "optimizer")
 
+        def host_for_counters(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+            # an optimizer's own counters are made on the host, whatever the default device of the step is
+            host_contexts.append(torch.device("cpu"))
+            host_contexts[-1].__enter__()
+
+        host_contexts: list[torch.device] = []
         hooks = [p.register_post_accumulate_grad_hook(gradient) for p in model.parameters() if p.requires_grad]
+        hooks.append(register_optimizer_step_pre_hook(host_for_counters))
         hooks.append(register_optimizer_step_post_hook(state))
         try:
             yield
         finally:
             self._recording_is_over = True
+            while host_contexts:  # the optimizer's step raised
+                host_contexts.pop().__exit__(None, None, None)
             for hook in hooks:
                 hook.remove()
 
@@ -220,6 +247,17 @@ class Recorder(TorchDispatchMode):
             if (library, in_backward) not in self._workspaces:
                 self._workspaces.add((library, in_backward))
                 self.recording.birth(size, library, "workspace")
+
+
+def _on_device(args: Any) -> bool:
+    """Is any argument on the traced device, rather than on the host?"""
+    for value in args:
+        if isinstance(value, torch.Tensor):
+            if value.is_meta:
+                return True
+        elif isinstance(value, (tuple, list)) and _on_device(value):
+            return True
+    return False
 
 
 def _empty(size: Any, stride: Any, dtype: torch.dtype) -> torch.Tensor:
