@@ -85,9 +85,9 @@ def _config_of_folder(folder: Path) -> PreTrainedConfig:
         if "auto_map" in values:
             values = {name: value for name, value in values.items() if name != "auto_map"}
         return AutoConfig.for_model(**values)
-    except (ValueError, TypeError, KeyError, UnicodeDecodeError) as error:
-        if isinstance(error, UsageError):
-            raise
+    except UsageError:
+        raise
+    except Exception as error:  # every architecture checks its values with errors of its own
         raise UsageError(f"{path} is not a model's configuration: {error}") from error
 
 

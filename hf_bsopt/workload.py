@@ -51,6 +51,8 @@ class Trainable(Protocol):
     def length(self) -> int: ...
     @property
     def accumulation(self) -> int: ...
+    @property
+    def is_custom(self) -> bool: ...
     def build(self) -> nn.Module: ...
     def batch(self, batch_size: int, device: str) -> dict[str, Any]: ...
     def describe(self) -> list[tuple[str, str]]: ...
@@ -90,6 +92,11 @@ class Workload:
     def length(self) -> int:
         return self.max_length
 
+    @property
+    def is_custom(self) -> bool:
+        """Whether the model's code is the user's own, so that its growth with the batch has to be verified."""
+        return False
+
     def accumulating(self, micro_batches: int) -> Workload:
         return replace(self, accumulation=micro_batches)
 
@@ -101,7 +108,10 @@ class Workload:
         config = self.config.__class__.from_dict(self.config.to_dict())
         config._attn_implementation = "sdpa" if self.attention == "flash_attention_2" else self.attention
         auto_class = getattr(transformers, AUTO_CLASSES[self.task])
-        model = auto_class.from_config(config, dtype=getattr(torch, self.weights_dtype))
+        try:
+            model = auto_class.from_config(config, dtype=getattr(torch, self.weights_dtype))
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise UsageError(f"no model can be built from the configuration of {self.model}: {error}") from error
         model.config.use_cache = False  # as Trainer does, when the parts of the model have their own copies already
         if self.load_in_4bit:
             model = quantized(model, getattr(torch, self.weights_dtype))
@@ -216,6 +226,8 @@ def describe(
         chosen.append(f"attention {attention}: {why}")
     if load_in_4bit and not lora_r:
         raise UsageError("4-bit weights can't be trained themselves: add adapters, such as --lora_r 16")
+    if num_labels is not None and num_labels < 1:
+        raise UsageError(f"num_labels is at least 1, not {num_labels}")
     labels = num_labels or DEFAULT_LABELS.get(task)
     if labels is not None:
         config.num_labels = labels
@@ -305,6 +317,10 @@ class ModuleWorkload:
     defaults: tuple[str, ...] = ()
 
     @property
+    def is_custom(self) -> bool:
+        return True
+
+    @property
     def length(self) -> int:
         shapes = [value.shape for value in self.example.values() if hasattr(value, "shape") and len(value.shape) > 1]
         return int(shapes[0][1]) if shapes else 1
@@ -313,8 +329,10 @@ class ModuleWorkload:
         return replace(self, accumulation=micro_batches)
 
     def build(self) -> nn.Module:
-        """The module itself, not to be changed: the tracer makes a copy on ``meta``, which takes no memory."""
-        return self.module
+        """A copy on ``meta`` in training mode, ties kept: no memory is taken for the weights."""
+        from .meta import on_meta
+
+        return on_meta(self.module).train()
 
     def batch(self, batch_size: int, device: str) -> dict[str, Any]:
         import torch

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ..records import GpuSpec
-from . import reductions
-from .scratch import KernelRule, Run, Scratch, div_up, nbytes, round_up
+from . import attention_kernels, reductions
+from .scratch import KernelRule, Run, Scratch, div_up, nbytes
 from .timeline import Formula
 
 aten = torch.ops.aten
@@ -30,78 +30,6 @@ def _foreach_norm(scratch: Scratch, run: Run, tensors: list[Tensor], *_: Any, **
     chunks = max((div_up(t.numel(), _CHUNK) for t in tensors), default=0)
     with scratch(len(tensors) * chunks * (8 if tensors[0].dtype == torch.float64 else 4)):
         return run()
-
-
-# Memory-efficient attention: aten/src/ATen/native/transformers/cuda/mem_eff_attention/kernel_backward.h (Params::
-# workspace_size), the kernels of kernels/cutlassB.h in the order in which attention_backward.cu tries them.
-
-
-def _backward_tile(capability: int, widest: int, half: bool) -> tuple[int, int, int]:
-    """(queries, keys, head dimension at most) of the first kernel that takes these heads."""
-    if widest <= 64:
-        return 64, 64, 32 if widest <= 32 else 64
-    limit = 128 if widest <= 128 else 65536
-    if capability < 70:
-        return 64, 64, limit
-    if half and widest <= 128 and capability >= 80 and capability not in (86, 89, 120):
-        return 128, 128, limit  # needs more shared memory than the smaller Ampere and Ada cards have
-    if half and widest <= 128 and capability >= 80:
-        return (128, 64, 96) if widest <= 96 else (64, 64, 128)
-    return 128, 64, limit
-
-
-def efficient_backward_bytes(
-    device: GpuSpec, batch: int, heads: int, queries: int, keys: int, width: int, value_width: int, half: int
-) -> int:
-    capability = device.compute_capability
-    tile_queries, tile_keys, limit = _backward_tile(capability, max(width, value_width), bool(half))
-    splits_keys = capability >= 70
-    accumulates_keys = bool(half) and limit > tile_queries
-    splits = div_up(keys, tile_keys)
-    if batch * heads >= 256 and keys <= 2 * tile_keys:
-        splits = 1
-    if accumulates_keys:
-        splits = min(splits, 200 // (batch * heads))
-    splits = max(splits, 1) if splits_keys else 1
-    floats = 0
-    if splits_keys or half:
-        floats = div_up(queries, tile_queries) * div_up(width, tile_keys) * (4 + tile_queries * tile_keys)
-    if accumulates_keys:
-        floats += splits * tile_keys * (round_up(width, tile_queries) + round_up(value_width, tile_queries))
-    return batch * heads * round_up(floats, 4) * 4
-
-
-def _efficient_backward(
-    scratch: Scratch, run: Run, grad: Tensor, query: Tensor, key: Tensor, value: Tensor, bias: Any, out: Tensor,
-    lse: Tensor, *_: Any, **__: Any,
-) -> Any:  # fmt: skip
-    batch, heads, queries, width = query.shape
-    half = int(query.element_size() == 2)
-    copied = 0 if grad.transpose(1, 2).is_contiguous() else nbytes(grad)
-    delta = batch * heads * queries * 4
-    workspace = Formula(efficient_backward_bytes, (batch, heads, queries, key.size(2), width, value.size(3), half))
-    with scratch(copied):
-        output = run()
-        with scratch(delta, workspace, freed_in_order=True):
-            return output
-
-
-def _flash_backward(
-    scratch: Scratch, run: Run, grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor,
-    *_: Any, **__: Any,
-) -> Any:  # fmt: skip
-    """aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp, mha_bwd: gradients of the queries are summed in
-    fp32, those of shared keys and values (grouped-query attention) are first made for every query head.
-    """
-    batch, heads, queries, width = query.shape
-    copies = [0 if t.transpose(1, 2).is_contiguous() else nbytes(t) for t in (grad, out)]
-    rows = round_up(queries, 128)
-    columns = round_up(width, 32 if width <= 128 else 64)
-    expanded = [nbytes(query) // queries * key.size(2)] * 2 if key.size(1) != heads else []
-    with scratch(*copies):
-        output = run()
-        with scratch(batch * heads * rows * 4, batch * rows * heads * columns * 4, *expanded):
-            return output
 
 
 # Embeddings: aten/src/ATen/native/cuda/Embedding.cu and EmbeddingBackwardKernel.cu. Up to 3072 indices one kernel does
@@ -139,8 +67,20 @@ def partial_offset_bytes(device: GpuSpec, indices: int, rows: int) -> int:
     return if_sorted(device, indices, 8 * _partial_segments(indices, rows))
 
 
+def _is_small_table(device: GpuSpec, indices: int, rows: int, width: int) -> bool:
+    """Seen, not read: such tables are summed by another kernel, as BERT's two token types are."""
+    return rows * div_up(width, 1024) < 4 * device.multiprocessors and 32 * rows < indices
+
+
 def partial_sum_bytes(device: GpuSpec, indices: int, rows: int, width: int) -> int:
+    if _is_small_table(device, indices, rows, width):
+        return partial_offset_bytes(device, indices, rows)
     return if_sorted(device, indices, 4 * width * _partial_segments(indices, rows))
+
+
+def small_table_sum_bytes(device: GpuSpec, indices: int, rows: int, width: int, half: int) -> int:
+    """The gradient of a small table in half precision is summed in fp32."""
+    return if_sorted(device, indices, 4 * rows * width) if half and _is_small_table(device, indices, rows, width) else 0
 
 
 def _embedding(scratch: Scratch, run: Run, weight: Tensor, indices: Tensor, *_: Any, **__: Any) -> Any:
@@ -170,7 +110,12 @@ def _embedding_backward(
                 with scratch(scan):
                     pass
                 offsets = Formula(partial_offset_bytes, (count, rows))
-                with scratch(sorting(8), offsets, Formula(partial_sum_bytes, (count, rows, width))):
+                half = int(grad.element_size() == 2)
+                sums = (
+                    Formula(partial_sum_bytes, (count, rows, width)),
+                    Formula(small_table_sum_bytes, (count, rows, width, half)),
+                )
+                with scratch(sorting(8), offsets, *sums):
                     return output
 
 
@@ -233,8 +178,10 @@ RULES: dict[Any, KernelRule] = {
     aten.all.dim: reductions.truth,
     aten.any.dim: reductions.truth,
     aten._foreach_norm.Scalar: _foreach_norm,
-    aten._scaled_dot_product_efficient_attention_backward.default: _efficient_backward,
-    aten._scaled_dot_product_flash_attention_backward.default: _flash_backward,
+    aten._scaled_dot_product_efficient_attention.default: attention_kernels.efficient,
+    aten._scaled_dot_product_efficient_attention_backward.default: attention_kernels.efficient_backward,
+    aten._scaled_dot_product_flash_attention.default: attention_kernels.flash,
+    aten._scaled_dot_product_flash_attention_backward.default: attention_kernels.flash_backward,
     aten.embedding.default: _embedding,
     aten.embedding_dense_backward.default: _embedding_backward,
     aten.index.Tensor: _index,

@@ -25,6 +25,8 @@ from .autocast import Autocast
 
 aten = torch.ops.aten
 HALF = (torch.float16, torch.bfloat16)
+SMALL_SHARED_MEMORY = (86, 89, 120)
+"""Compute capabilities of the Ampere, Ada and Blackwell cards that are not data center cards."""
 
 
 @contextlib.contextmanager
@@ -137,9 +139,10 @@ class _Attention:
     ) -> Tensor:
         tensors = query, key, value
         if all(t.dim() == 4 for t in tensors):
-            if attn_mask is None and self._can_flash(query, key, value, dropout_p, is_causal):
+            flash, efficient = torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.mem_efficient_sdp_enabled()
+            if flash and attn_mask is None and self._can_flash(query, key, value, dropout_p, is_causal):
                 return self._flash(query, key, value, dropout_p, is_causal, scale)
-            if self._can_be_efficient(query, key, value):
+            if efficient and self._can_be_efficient(query, key, value):
                 return self._efficient(query, key, value, attn_mask, dropout_p, is_causal, scale)
         return aten._scaled_dot_product_attention_math(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
@@ -153,15 +156,15 @@ class _Attention:
             return False
         if is_causal and query.size(-2) != key.size(-2):
             return False
-        wide_on_small_card = self._capability in (86, 89) and width > 192 and (width <= 224 or dropout_p > 0)
+        wide_on_small_card = self._capability in SMALL_SHARED_MEMORY and width > 192 and (width <= 224 or dropout_p > 0)
         return not (wide_on_small_card and _needs_grad(query, key, value))
 
     def _can_be_efficient(self, query: Tensor, key: Tensor, value: Tensor) -> bool:
         if query.dtype == torch.bfloat16 and self._capability < 80:
             return False
         same_heads = query.size(-3) == key.size(-3) == value.size(-3)  # it knows no grouped-query attention
-        unit = 8 if query.dtype in HALF else 4
-        aligned = (query.size(-1) % unit == 0 and value.size(-1) % unit == 0) or self._capability < 75
+        unit, since = (8, 70) if query.dtype in HALF else (4, 80)
+        aligned = self._capability < since or (query.size(-1) % unit == 0 and value.size(-1) % unit == 0)
         return query.dtype in (*HALF, torch.float32) and same_heads and aligned
 
     def _flash(
@@ -186,7 +189,7 @@ class _Attention:
     ) -> Tensor:
         if mask is not None:
             mask = _additive(mask, query.dtype)
-            padding = -mask.size(-1) % 16  # pad_bias<16>: rows of the mask start on 16 elements
+            padding = -mask.size(-1) % 8  # preprocess_mask: rows of the mask start on 8 elements
             if padding:
                 mask = torch.nn.functional.pad(mask, (0, padding))[..., : mask.size(-1)]
             mask = mask.expand(query.size(0), query.size(1), query.size(2), key.size(2))

@@ -58,7 +58,7 @@ class Predictor:
             self.has_batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
             return model
 
-        return trace(build, evaluate if self._evaluation else train, device=self.device)
+        return trace(build, evaluate if self._evaluation else train, device=self.device, verify=self.workload.is_custom)
 
     @property
     def parameters(self) -> tuple[int, int]:

@@ -73,8 +73,22 @@ class Fit:
 class Timeline:
     """Allocations and frees of a run of training steps; sizes are ``fixed + slope · batch`` bytes."""
 
-    def __init__(self, smaller: Recording, larger: Recording, batch_sizes: tuple[int, int]) -> None:
-        """Raises TraceError if the two recordings do not hold the same blocks in the same order."""
+    def __init__(
+        self,
+        smaller: Recording,
+        larger: Recording,
+        batch_sizes: tuple[int, int],
+        *,
+        device: GpuSpec = A100_LIKE,
+        trace_on: Callable[[GpuSpec], Timeline] | None = None,
+    ) -> None:
+        """``device`` is the one that was traced for; ``trace_on`` traces the same step for another.
+
+        Raises TraceError if the two recordings do not hold the same blocks in the same order.
+        """
+        self.device = device
+        self._trace_on = trace_on
+        self._on_others: dict[int, Timeline] = {}
         if smaller.events != larger.events or smaller.origins != larger.origins:
             raise TraceError(_first_difference(smaller, larger, batch_sizes))
         low, high = batch_sizes
@@ -102,10 +116,35 @@ class Timeline:
     def __len__(self) -> int:
         return len(self._events)
 
-    def sizes(self, batch_size: int, device: GpuSpec = A100_LIKE) -> npt.NDArray[np.int64]:
+    def on(self, device: GpuSpec) -> Timeline:
+        """This step on that device: itself, or, as other kernels run on another compute capability, a trace for it."""
+        capability = device.compute_capability
+        if capability == self.device.compute_capability or self._trace_on is None:
+            return self
+        if capability not in self._on_others:
+            self._on_others[capability] = self._trace_on(device)
+        return self._on_others[capability]
+
+    def verify(self, recording: Recording, batch_size: int) -> None:
+        """Raises TraceError unless this recording, at a third batch size, is what the line through two foretells."""
+        if np.array(recording.events, dtype=np.int64).tolist() != self._events.tolist():
+            raise TraceError(f"the step does other things at batch size {batch_size} than at smaller ones")
+        foretold = self.sizes(batch_size, self.device).tolist()
+        for block, size in enumerate(recording.sizes):
+            seen = size.rule(self.device, *size.arguments) if isinstance(size, Formula) else size
+            if seen != foretold[block]:
+                raise TraceError(
+                    f"the memory of {self.origins[block]} does not grow linearly with the batch size: {seen} bytes at "
+                    f"{batch_size}, where two smaller sizes foretold {foretold[block]}"
+                )
+
+    def sizes(self, batch_size: int, device: GpuSpec | None = None) -> npt.NDArray[np.int64]:
         """Bytes asked for by each block, in order of birth."""
+        device = device or self.device
         if batch_size < 1:
             raise ValueError(f"a batch size is at least 1, not {batch_size}")
+        if self.on(device) is not self:
+            return self.on(device).sizes(batch_size, device)
         sizes = self._fixed + self._slope * batch_size
         answers: dict[Any, int] = {}
         for index, rule, arguments in self._formulas:
@@ -116,18 +155,23 @@ class Timeline:
             sizes[index] = size
         return sizes
 
-    def live_bytes(self, batch_size: int, device: GpuSpec = A100_LIKE) -> int:
+    def live_bytes(self, batch_size: int, device: GpuSpec | None = None) -> int:
         """The peak of bytes in live blocks, each rounded up to 512: less than the allocator's own count, which adds
         the tails of blocks that it does not split.
         """
-        return int(self._running_total(self.sizes(batch_size, device)).max(initial=0))
+        device = device or self.device
+        timeline = self.on(device)
+        return int(timeline._running_total(timeline.sizes(batch_size, device)).max(initial=0))
 
     def _running_total(self, sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         rounded = -(-sizes // BLOCK_BYTES) * BLOCK_BYTES
         return np.cumsum(np.sign(self._events) * rounded[np.abs(self._events) - 1])
 
-    def composition(self, batch_size: int, device: GpuSpec = A100_LIKE) -> dict[str, int]:
+    def composition(self, batch_size: int, device: GpuSpec | None = None) -> dict[str, int]:
         """Bytes by category at the moment when most is live; their sum is :meth:`live_bytes`."""
+        device = device or self.device
+        if self.on(device) is not self:
+            return self.on(device).composition(batch_size, device)
         parts = dict.fromkeys(CATEGORIES, 0)
         if not len(self):
             return parts
@@ -140,24 +184,30 @@ class Timeline:
             parts[self.categories[index]] += int(sizes[index])
         return parts
 
-    def peak_origin(self, batch_size: int, device: GpuSpec = A100_LIKE) -> str:
+    def peak_origin(self, batch_size: int, device: GpuSpec | None = None) -> str:
         """The operation whose output made the peak of live bytes; empty where nothing was allocated."""
+        device = device or self.device
+        if self.on(device) is not self:
+            return self.on(device).peak_origin(batch_size, device)
         if not len(self):
             return ""
         sizes = self.sizes(batch_size, device)
         event = int(self._events[int(np.argmax(self._running_total(sizes)))])
         return self.origins[abs(event) - 1]
 
-    def requests(self, batch_size: int, device: GpuSpec = A100_LIKE) -> Iterator[tuple[int, int]]:
+    def requests(self, batch_size: int, device: GpuSpec | None = None) -> Iterator[tuple[int, int]]:
         """(block, bytes) in order: bytes above 0 is an allocation, 0 a free. Blocks of no bytes are left out."""
-        sizes = self.sizes(batch_size, device).tolist()
-        for event in self._events.tolist():
+        device = device or self.device
+        timeline = self.on(device)
+        sizes = timeline.sizes(batch_size, device).tolist()
+        for event in timeline._events.tolist():
             size = sizes[abs(event) - 1]
             if size:
                 yield (event, size) if event > 0 else (-event, 0)
 
-    def replay(self, batch_size: int, device: GpuSpec = A100_LIKE, *, expandable_segments: bool = False) -> Fit:
+    def replay(self, batch_size: int, device: GpuSpec | None = None, *, expandable_segments: bool = False) -> Fit:
         """The whole run through the caching allocator of ``device``, whose memory less its context is the limit."""
+        device = device or self.device
         limit = None if device.total_bytes is None else device.total_bytes - device.context_bytes
         allocator = CachingAllocator(limit, expandable_segments=expandable_segments)
         try:
@@ -174,10 +224,11 @@ class Timeline:
         """Peak bytes allocated and reserved over the run, as ``torch.cuda.max_memory_allocated`` and
         ``max_memory_reserved`` would report them.
 
-        ``device`` gives the capacity, the compute capability and the workspaces; without one, compute capability 8.0
-        and no limit. Where the run does not fit, the peak up to the allocation that failed.
+        ``device`` gives the capacity, the compute capability and the workspaces; without one, those of the trace:
+        compute capability 8.0 and no limit unless it named another. Where the run does not fit, the peak up to the
+        allocation that failed.
         """
-        return self.replay(batch_size, device or A100_LIKE).peak
+        return self.replay(batch_size, device).peak
 
 
 def _line(small: int, large: int, low: int, high: int, origin: str) -> tuple[int, int]:

@@ -10,63 +10,57 @@ each operation below them and notes the storages that it brings to life, and the
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import functools
 import gc
-import weakref
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import TraceError
+from ..meta import META, on_meta
 from ..records import GpuSpec
-from .cuda_kernels import CUBLASLT_WORKSPACE_BYTES, OUTPUT_ORDER, is_matrix_product, rule_of
-from .cuda_rules import HOST_READS, as_cuda
-from .scratch import KernelRule
-from .timeline import A100_LIKE, Formula, Recording, Timeline
+from .cuda_rules import as_cuda
+from .recorder import Recorder, tensors_of
+from .timeline import A100_LIKE, Recording, Timeline
 
 aten = torch.ops.aten
-META = torch.device("meta")
 
 TRACED_BATCH_SIZES = (2, 3)
+VERIFIED_BATCH_SIZE = 5
 TRACED_STEPS = 3
 """The optimizer's state appears in the first step; the second is the first whole one; the third shows what the
 allocator makes of the cache that the second left."""
 
 
 def trace(
-    build: Callable[[], nn.Module], step: Callable[[nn.Module, int], object], *, device: GpuSpec | None = None
+    build: Callable[[], nn.Module],
+    step: Callable[[nn.Module, int], object],
+    *,
+    device: GpuSpec | None = None,
+    verify: bool = True,
 ) -> Timeline:
     """The timeline of ``step``, run three times on the model that ``build`` makes.
 
     ``build()`` is called with ``meta`` as the default device; of a module that lies elsewhere a copy is traced.
     ``step(model, batch_size)`` runs whatever is to be traced: any forward, backward and optimizer. Tensors that it
     makes without naming a device are on the traced one. ``device`` decides which kernels run (compute capability 8.0
-    when None). Raises TraceError where the step can't be followed, or does other things at another batch size.
+    when None); asked about another, the timeline is traced again for it. ``verify`` traces a third batch size and
+    compares. Raises TraceError where the step can't be followed, does other things at another batch size, or needs
+    memory that is no line in the batch size.
     """
-    smaller, larger = (_record(build, step, batch_size, device or A100_LIKE) for batch_size in TRACED_BATCH_SIZES)
-    return Timeline(smaller, larger, TRACED_BATCH_SIZES)
 
+    def traced(batch_size: int, gpu: GpuSpec) -> Recording:
+        return _record(build, step, batch_size, gpu)
 
-def on_meta(module: nn.Module) -> nn.Module:
-    """The module if all of it is on ``meta``, else a copy that is, ties kept: weights elsewhere are left alone."""
-    tensors = [*module.parameters(), *module.buffers()]
-    if all(tensor.is_meta for tensor in tensors):
-        return module
-    memo: dict[int, Any] = {}
-    for tensor in tensors:
-        empty = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=META)
-        if isinstance(tensor, nn.Parameter):
-            memo[id(tensor)] = nn.Parameter(empty, requires_grad=tensor.requires_grad)
-        else:
-            memo[id(tensor)] = empty
-    return copy.deepcopy(module, memo)
+    def on(gpu: GpuSpec) -> Timeline:
+        smaller, larger = (traced(batch_size, gpu) for batch_size in TRACED_BATCH_SIZES)
+        return Timeline(smaller, larger, TRACED_BATCH_SIZES, device=gpu, trace_on=on)
+
+    gpu = device or A100_LIKE
+    timeline = on(gpu)
+    if verify:
+        timeline.verify(traced(VERIFIED_BATCH_SIZE, gpu), VERIFIED_BATCH_SIZE)
+    return timeline
 
 
 def _record(
@@ -75,7 +69,7 @@ def _record(
     with META:
         model = on_meta(build())
     recorder = Recorder(device)
-    for tensor in _tensors_of(model):
+    for tensor in tensors_of(model):
         recorder.note(tensor, "weights", "weights")
     gc_was_on = gc.isenabled()
     gc.disable()  # a collection in the midst of a step would free at another moment in the second trace
@@ -90,270 +84,3 @@ def _record(
         if gc_was_on:
             gc.enable()
     return recorder.recording
-
-
-def _tensors_of(model: nn.Module) -> Iterator[torch.Tensor]:
-    """Parameters, buffers and what bitsandbytes keeps beside a quantized weight."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        yield tensor
-        states = [getattr(tensor, "quant_state", None)]
-        while states:
-            state = states.pop()
-            for value in vars(state).values() if state is not None else ():
-                if isinstance(value, torch.Tensor):
-                    yield value
-                elif type(value) is type(state):
-                    states.append(value)
-
-
-class Recorder(TorchDispatchMode):
-    """Notes the birth and death of every ``meta`` storage, in order, with the operation that made it."""
-
-    def __init__(self, device: GpuSpec) -> None:
-        super().__init__()
-        self.recording = Recording()
-        self._device = device
-        self._alive: dict[int, tuple[int, weakref.ref[torch.UntypedStorage]]] = {}
-        self._layouts: dict[Any, tuple[Any, ...] | None] = {}
-        self._workspaces: set[tuple[str, bool]] = set()
-        self._recording_is_over = False
-        self._engine_counts = _engine_use_counts()
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # nothing is compiled here, and keeping dynamo out costs as much as the dispatch itself
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        operation = _OPERATIONS.get(id(func)) or _operation(func)
-        if operation.host_read is not None:
-            answer = operation.host_read(func, args, kwargs)
-            if answer is not NotImplemented:
-                if isinstance(answer, torch.Tensor):
-                    self.note(answer, operation.name)
-                return answer
-        if func is aten.add.Tensor and _engine_adds_in_place(args, self._engine_counts):
-            return aten.add_.Tensor(*args)
-        if operation.rule is None or not _on_device(args):
-            return self._run(operation, args, kwargs)
-        scratch = functools.partial(self._scratch, operation.name)
-        return operation.rule(scratch, lambda: self._run(operation, args, kwargs), *args, **kwargs)
-
-    def _run(self, operation: _Operation, args: Any, kwargs: Any) -> Any:
-        output = self._shapes_of(operation, args, kwargs)
-        if isinstance(output, torch.Tensor):
-            self.note(output, operation.name)
-        elif isinstance(output, (tuple, list)):
-            order = operation.output_order
-            for part in output if order is None else [output[i] for i in order]:
-                if isinstance(part, torch.Tensor):
-                    self.note(part, operation.name)
-        if operation.is_matrix_product and _on_device(args):
-            self._note_workspaces(operation.func)
-        return output
-
-    def _shapes_of(self, operation: _Operation, args: Any, kwargs: Any) -> Any:
-        """The operation; its output from memory where it was seen before with arguments of the same shapes.
-
-        PyTorch's own shape functions take up to milliseconds an operation, and a model repeats the same few hundred
-        calls once a layer. Only operations that make fresh tensors can be remembered.
-        """
-        func = operation.func
-        if not operation.makes_fresh_tensors:
-            return func(*args, **kwargs)
-        try:
-            key = operation.name, _signature(args), _signature(tuple(kwargs.items())) if kwargs else None
-            known = self._layouts.get(key)
-        except TypeError:
-            return func(*args, **kwargs)
-        if known:
-            made = [None if layout is None else _empty(*layout) for layout in known[1:]]
-            return made[0] if known[0] is torch.Tensor else known[0](made)
-        output = func(*args, **kwargs)
-        if key not in self._layouts:
-            self._layouts[key] = _layouts(output, args)
-        return output
-
-    def note(self, tensor: torch.Tensor, origin: str, category: str = "activations") -> None:
-        """A birth, if this storage is new."""
-        if not tensor.is_meta:
-            return
-        storage = tensor.untyped_storage()
-        identity = storage._cdata
-        if identity not in self._alive:
-            block = self.recording.birth(storage.nbytes(), origin, category)
-            self._alive[identity] = block, weakref.ref(storage, functools.partial(self._died, identity, block))
-
-    def _died(self, identity: int, block: int, _: object) -> None:
-        del self._alive[identity]
-        if not self._recording_is_over:
-            self.recording.death(block)
-
-    def _label(self, tensor: torch.Tensor, category: str) -> None:
-        known = self._alive.get(tensor.untyped_storage()._cdata) if tensor.is_meta else None
-        if known is not None:
-            self.recording.categories[known[0] - 1] = category
-
-    @contextlib.contextmanager
-    def labels(self, model: nn.Module) -> Iterator[None]:
-        """Within it, gradients and the optimizer's state are labelled as what they are."""
-
-        def gradient(parameter: torch.Tensor) -> None:
-            if parameter.grad is not None:
-                self._label(parameter.grad, "gradients")
-
-        def state(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-            host_contexts.pop().__exit__(None, None, None)
-            for values in optimizer.state.values():
-                for value in values.values():
-                    if isinstance(value, torch.Tensor):
-                        self._label(value, "optimizer")
-
-        def host_for_counters(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-            # an optimizer's own counters are made on the host, whatever the default device of the step is
-            host_contexts.append(torch.device("cpu"))
-            host_contexts[-1].__enter__()
-
-        host_contexts: list[torch.device] = []
-        hooks = [p.register_post_accumulate_grad_hook(gradient) for p in model.parameters() if p.requires_grad]
-        hooks.append(register_optimizer_step_pre_hook(host_for_counters))
-        hooks.append(register_optimizer_step_post_hook(state))
-        try:
-            yield
-        finally:
-            self._recording_is_over = True
-            while host_contexts:  # the optimizer's step raised
-                host_contexts.pop().__exit__(None, None, None)
-            for hook in hooks:
-                hook.remove()
-
-    @contextlib.contextmanager
-    def _scratch(self, origin: str, *sizes: int | Formula, freed_in_order: bool = False) -> Iterator[None]:
-        blocks = [self.recording.birth(size, origin, "workspace") for size in sizes]
-        try:
-            yield
-        finally:
-            for block in blocks if freed_in_order else reversed(blocks):
-                self.recording.death(block)
-
-    def _note_workspaces(self, func: Any) -> None:
-        """CuBLAS and cuBLASLt take a workspace with the first product in each thread, and keep it: the program's own
-        thread and autograd's (CUDABlas.cpp, CublasHandlePool.cpp).
-        """
-        in_backward = torch._C._current_autograd_node() is not None
-        for library, size in (("cublas", self._device.cublas_workspace_bytes), ("cublaslt", CUBLASLT_WORKSPACE_BYTES)):
-            if library == "cublaslt" and func is not aten.addmm.default:
-                continue
-            if (library, in_backward) not in self._workspaces:
-                self._workspaces.add((library, in_backward))
-                self.recording.birth(size, library, "workspace")
-
-
-def _on_device(args: Any) -> bool:
-    """Is any argument on the traced device, rather than on the host?"""
-    for value in args:
-        if isinstance(value, torch.Tensor):
-            if value.is_meta:
-                return True
-        elif isinstance(value, (tuple, list)) and _on_device(value):
-            return True
-    return False
-
-
-def _empty(size: Any, stride: Any, dtype: torch.dtype) -> torch.Tensor:
-    return torch.empty_strided(size, stride, dtype=dtype, device=META)
-
-
-@dataclass(frozen=True)
-class _Operation:
-    """All that is known of an operator, looked up once a call: hashing an OpOverload is a call of its own."""
-
-    func: Any
-    name: str
-    host_read: Callable[..., Any] | None
-    rule: KernelRule | None
-    output_order: tuple[int, ...] | None
-    is_matrix_product: bool
-    makes_fresh_tensors: bool
-
-
-_OPERATIONS: dict[int, _Operation] = {}
-
-
-def _operation(func: Any) -> _Operation:
-    schema = func._schema
-    values = (*schema.returns, *schema.arguments)
-    operation = _OPERATIONS[id(func)] = _Operation(
-        func=func,
-        name=str(func),
-        host_read=HOST_READS.get(func),
-        rule=rule_of(func),
-        output_order=OUTPUT_ORDER.get(func),
-        is_matrix_product=is_matrix_product(func),
-        makes_fresh_tensors=bool(schema.returns) and all(value.alias_info is None for value in values),
-    )
-    return operation
-
-
-def _signature(value: Any) -> Any:
-    kind = type(value)
-    if kind is torch.Tensor or kind is nn.Parameter:
-        if not value.is_meta:
-            raise TypeError("what a tensor on the host holds is not in its shape")
-        return value.shape, value.stride(), value.dtype
-    if kind is tuple or kind is list:
-        return tuple([_signature(v) for v in value])
-    return kind, value
-
-
-def _layouts(output: Any, args: Any) -> tuple[Any, ...] | None:
-    """How to make this output again, or None where it is not made of fresh meta tensors."""
-    parts = [output] if isinstance(output, torch.Tensor) else output
-    if not isinstance(parts, (list, tuple)):
-        return None
-    inputs = {t.untyped_storage()._cdata for t in args if isinstance(t, torch.Tensor)}
-    layouts: list[Any] = []
-    for part in parts:
-        if part is None:
-            layouts.append(None)
-        elif type(part) is torch.Tensor and part.is_meta and part.untyped_storage()._cdata not in inputs:
-            layouts.append((part.shape, part.stride(), part.dtype))
-        else:
-            return None
-    return (torch.Tensor if isinstance(output, torch.Tensor) else type(output), *layouts)
-
-
-def _engine_adds_in_place(args: Any, alone: tuple[int, int]) -> bool:
-    """Is this the autograd engine summing two gradients of one tensor?
-
-    It does so in place where nobody else holds the first (input_buffer.cpp, can_accumulate_inplace), but never under a
-    dispatch mode, so that it has to be done here. The engine's own reference makes one more than Python code has.
-    """
-    if len(args) != 2 or torch.is_grad_enabled() or torch._C._current_autograd_node() is None:
-        return False
-    first, second = args
-    return (
-        isinstance(second, torch.Tensor)
-        and first.is_meta
-        and first.shape == second.shape
-        and first.dtype == second.dtype
-        and (first._use_count(), torch._C._storage_Use_Count(first.untyped_storage()._cdata)) == alone
-    )
-
-
-@functools.cache
-def _engine_use_counts() -> tuple[int, int]:
-    """References to a gradient and its storage, as a dispatch mode sees them, when the engine alone holds it."""
-    counts: list[tuple[int, int]] = []
-
-    class Count(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if func is aten.add.Tensor:
-                counts.append((args[0]._use_count(), torch._C._storage_Use_Count(args[0].untyped_storage()._cdata)))
-            return func(*args, **(kwargs or {}))
-
-    tensor = torch.empty(2, device=META, requires_grad=True)
-    with torch.enable_grad(), Count():
-        product = tensor * 2
-        torch.autograd.grad((product.exp() * product.sin()).sum(), tensor)
-    return counts[-1]

@@ -108,7 +108,6 @@ def test_the_memory_efficient_backward_takes_row_sums_and_a_workspace(
             300,
             80,
             328000,
-            marks=pytest.mark.xfail(strict=True, reason="below sm80 wide heads of single precision have 64 × 64 tiles"),
         ),
     ],
 )
@@ -121,7 +120,6 @@ def test_the_memory_efficient_backward_in_single_precision(
     assert last == (batch * heads * tiles * (4 + 128 * 64) * 4 if workspace is None else workspace)
 
 
-@pytest.mark.xfail(strict=True, reason="the accumulator of heads over 128 wide is not there")
 def test_wide_heads_of_the_memory_efficient_kernel_are_accumulated_in_single_precision() -> None:
     """Recorded on all three: output, row sums and, while the kernel runs, the output once more in float32."""
     timeline = attention(T4, heads=2, queries=200, width=256)
@@ -169,7 +167,6 @@ def test_a_gradient_that_lies_otherwise_is_copied_for_attention() -> None:
         assert copied == [8 * 2 * 32 * 64 * 2, *straight]
 
 
-@pytest.mark.xfail(strict=True, reason="that the keys are split over idle multiprocessors is not followed")
 @pytest.mark.parametrize(("gpu", "recorded"), [(A100, [48000, 6144000]), (H100, [64000, 8192000])])
 def test_flash_without_dropout_splits_the_keys_where_heads_are_few(gpu: GpuSpec, recorded: list[int]) -> None:
     """flash_api.cpp, set_params_splitkv: partial sums and outputs of every split, for the call."""
@@ -231,7 +228,6 @@ def test_up_to_3072_indices_take_nothing_but_the_gradient() -> None:
     assert taken(embedding(28996, 768, A100), BACKWARD, 3072) == [4 * 28996 * 768]
 
 
-@pytest.mark.xfail(strict=True, reason="a table of few rows is summed by another kernel")
 @pytest.mark.parametrize(
     ("gpu", "indices", "rows", "dtype", "recorded"),
     [(T4, 5000, 2, SINGLE, [4016, 4016]), (H100, 40000, 512, HALF, [36096, 36096, 1572864])],

@@ -150,26 +150,12 @@ CHOSEN = {
     120: "e f e f m m f e f f e e",
 }
 """What `torch._fused_sdp_choice` of torch 2.11.0+cu130 answered on virtual devices, cuDNN's attention being off."""
-MISTAKEN = {
-    (70, "width 20"): "heads of half precision must be aligned from sm70 on, not from sm75 on",
-    (70, "width 20, masked"): "heads of half precision must be aligned from sm70 on, not from sm75 on",
-    (75, "single, width 22"): "heads of single precision must be aligned from sm80 on only",
-    (120, "width 200"): "sm120 has the shared memory of a small card too",
-    (120, "width 256, dropout"): "sm120 has the shared memory of a small card too",
-}
 
 
 @pytest.mark.parametrize(
     ("capability", "name", "expected"),
     [
-        pytest.param(
-            capability,
-            name,
-            {"e": "efficient", "f": "flash", "m": "math"}[letter],
-            marks=[pytest.mark.xfail(strict=True, reason=MISTAKEN[capability, name])]
-            if (capability, name) in MISTAKEN
-            else [],
-        )
+        (capability, name, {"e": "efficient", "f": "flash", "m": "math"}[letter])
         for capability, letters in CHOSEN.items()
         for name, letter in zip(CALLS, letters.split(), strict=True)
     ],
@@ -182,7 +168,6 @@ def test_heads_are_padded_to_8_elements_for_flash() -> None:
     assert made_by(Call(width=20).trace(A100), FLASH, 3)[0] == 3 * 4 * 64 * 24 * 2
 
 
-@pytest.mark.xfail(strict=True, reason="torch.nn.attention.sdpa_kernel and torch.backends.cuda.enable_* are not read")
 def test_a_kernel_that_the_step_asks_for_is_the_one_that_runs() -> None:
     with sdpa_kernel(SDPBackend.MATH):
         assert Call().kernel_on(A100) == "math"
@@ -221,8 +206,8 @@ def test_a_boolean_mask_is_made_additive_at_its_own_shape() -> None:
     [
         (128, None),
         (125, 128),
-        pytest.param(120, None, marks=pytest.mark.xfail(strict=True, reason="rows are padded to 16 elements")),
-        pytest.param(129, 136, marks=pytest.mark.xfail(strict=True, reason="rows are padded to 16 elements")),
+        pytest.param(120, None),
+        pytest.param(129, 136),
     ],
 )
 def test_rows_of_a_mask_are_padded_to_8_elements(keys: int, padded: int | None) -> None:
@@ -233,7 +218,6 @@ def test_rows_of_a_mask_are_padded_to_8_elements(keys: int, padded: int | None) 
     assert made_by(timeline, "aten.constant_pad_nd.default", 5) == copies
 
 
-@pytest.mark.xfail(strict=True, reason="only the kernels for half precision compute the row sums of the backward")
 def test_the_backward_in_single_precision_multiplies_the_gradient_by_the_output() -> None:
     """Recorded with torch 2.11 on a virtual device (sm80; batch 4, 4 heads, 128 × 64): beside the workspace of 524,800
     bytes, and before it, the product of 524,288 and the row sums of 8,192 bytes twice."""

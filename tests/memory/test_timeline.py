@@ -271,10 +271,6 @@ def test_a_step_that_calls_another_operation_at_another_batch_size_is_refused() 
         trace(lambda: nn.Linear(16, 16), step)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="two traces at neighbouring batch sizes always lie on a line, so that growth with the square goes unseen",
-)
 def test_memory_that_grows_with_the_square_of_the_batch_is_refused() -> None:
     def step(model: nn.Module, batch_size: int) -> None:
         embedded = model(torch.randn(batch_size * 128, 16))
@@ -284,7 +280,6 @@ def test_memory_that_grows_with_the_square_of_the_batch_is_refused() -> None:
         trace(lambda: nn.Linear(16, 16), step)
 
 
-@pytest.mark.xfail(strict=True, reason="the workspace of cuBLAS is recorded for the device of the trace")
 def test_the_device_that_is_asked_for_decides_the_workspace() -> None:
     """Issue 2: `timeline.peak(batch_size, device=None)`, "device being a GpuSpec (its capacity, compute capability and
     workspaces; sm80 without a limit when None)"."""
@@ -297,7 +292,6 @@ def test_the_device_that_is_asked_for_decides_the_workspace() -> None:
     assert anywhere.peak(4, h100) == there.peak(4, h100)
 
 
-@pytest.mark.xfail(strict=True, reason="the kernel of attention is chosen for the device of the trace")
 def test_the_device_that_is_asked_for_decides_the_attention_kernel() -> None:
     def step(model: nn.Module, batch_size: int) -> None:
         q, k, v = (torch.randn(batch_size, 4, 256, 64, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))

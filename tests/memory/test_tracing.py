@@ -284,7 +284,7 @@ def test_activation_checkpointing_recomputes_in_half_precision_under_autocast(us
         assert len(seen) % 2
         loss.backward()
 
-    trace(lambda: Layer(64, 64), step)
+    trace(lambda: Layer(64, 64), step, verify=False)
     assert len(seen) == 2 * 2 * 3  # forward and recomputation, two traces of three steps
     assert set(seen) == {torch.float16}
 
@@ -309,6 +309,30 @@ def test_a_module_built_on_the_host_without_regard_to_meta_is_traced_all_the_sam
         return nn.Sequential(nn.Linear(64, 128, device="cpu"), nn.GELU(), nn.Linear(128, 8, device="cpu"))
 
     assert trace(on_host, forward_backward).peak(5) == trace(small, forward_backward).peak(5)
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(50, 8), nn.Linear(8, 50, bias=False)
+        self.head.weight = self.embedding.weight
+        self.frozen = nn.Parameter(torch.randn(3, 5).t(), requires_grad=False)
+        self.register_buffer("table", torch.arange(6.0).view(2, 3).t())
+
+
+def test_what_is_traced_is_a_copy_with_the_ties_layouts_and_frozen_parts_of_the_module() -> None:
+    module, traced = Tied(), dict[int, Tied]()
+    trace(lambda: module, lambda model, batch_size: traced.setdefault(id(model), model))  # type: ignore[arg-type]
+    assert module not in traced.values()
+    for copied in traced.values():
+        assert type(copied) is Tied
+        assert all(tensor.is_meta for tensor in (*copied.parameters(), *copied.buffers()))
+        assert copied.head.weight is copied.embedding.weight
+        assert [p.requires_grad for p in copied.parameters()] == [p.requires_grad for p in module.parameters()]
+        assert copied.frozen.stride() == module.frozen.stride() == (1, 5)
+        assert copied.table.stride() == (1, 3)
+        assert list(copied.state_dict()) == list(module.state_dict())
+    assert not any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers()))
 
 
 def test_a_module_that_its_owner_goes_on_using_keeps_its_weights() -> None:
@@ -530,7 +554,9 @@ def breaks(error: Exception) -> Step:
     return step
 
 
-@pytest.mark.parametrize("step", [everything, breaks(RuntimeError("no")), breaks(KeyError("no"))], ids=str)
+@pytest.mark.parametrize(
+    "step", [everything, breaks(RuntimeError("no")), breaks(KeyError("no"))], ids=["whole", "RuntimeError", "KeyError"]
+)
 def test_torch_is_as_it_was_after_a_trace_also_after_one_that_broke(step: Step) -> None:
     before = state_of_torch()
     with contextlib.suppress(TraceError, KeyError):
@@ -564,7 +590,7 @@ def test_the_model_is_gone_after_a_trace() -> None:
 
     trace(build, everything)
     gc.collect()
-    assert [model() for model in models] == [None, None]
+    assert [model() for model in models] == [None, None, None]
 
 
 def test_a_second_trace_is_the_same_as_the_first() -> None:
