@@ -13,7 +13,7 @@ from .finder import Wishes, find
 from .records import GpuSpec
 from .report import Report
 from .search import MULTIPLE_OF, TARGET
-from .training_step import StepSettings
+from .step_settings import StepSettings
 from .workload import ModuleWorkload, Workload, describe
 
 if TYPE_CHECKING:

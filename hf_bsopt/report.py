@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 GIB = 2**30
 WIDTH = 78
 JSON_VERSION = 1
+EXPECTED_PARTS = ("weights", "gradients", "optimizer", "activations")
 LOW_UTILISATION, HIGH_UTILISATION = 0.70, 0.95
 
 
@@ -142,7 +143,7 @@ class Report:
     def _composition_text(self) -> str:
         lines = [f"Where the memory goes at {self.decision.batch_size}:"]
         for name, size in self.composition.items():
-            if size:
+            if size or name in EXPECTED_PARTS:
                 lines.append(f"  {name:16}{_gib(size):>11} {_percent(size / (self.device.total_bytes or 1)):>7}")
         lines.append(f"  {'together':16}{_gib(sum(self.composition.values())):>11} {_percent(self.utilisation):>7}")
         return "\n".join(lines)

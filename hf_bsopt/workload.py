@@ -18,7 +18,7 @@ from . import catalog
 from .configurations import AUTO_CLASSES, check_head, default_task, load_config, position_limit, supports_sdpa
 from .errors import MissingExtraError, UsageError
 from .four_bit import quantized
-from .training_step import ALIASES, OPTIMIZERS, Precision, StepSettings
+from .step_settings import ALIASES, OPTIMIZERS, Precision, StepSettings
 
 if TYPE_CHECKING:
     import torch

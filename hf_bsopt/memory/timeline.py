@@ -20,7 +20,7 @@ from ..errors import TraceError
 from ..records import GpuSpec, Peak
 from .allocator import BLOCK_BYTES, CachingAllocator, DeviceFull
 
-CATEGORIES = ("weights", "gradients", "optimizer", "inputs", "activations", "workspace")
+CATEGORIES = ("weights", "gradients", "optimizer", "activations", "workspace")
 
 A100_LIKE = GpuSpec(
     name="sm80 without a limit",

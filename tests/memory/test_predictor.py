@@ -93,6 +93,8 @@ def test_a_step_is_traced_once_for_all_batch_sizes(monkeypatch: pytest.MonkeyPat
     assert built == []
     for batch_size in (1, 2, 40, 1000):
         predictor(batch_size)
+        predictor.unlimited(batch_size)
+    predictor.guess(0.9)
     assert len(built) == 2  # at the two batch sizes that make the timeline
 
 
@@ -174,7 +176,39 @@ def test_more_micro_batches_are_only_held() -> None:
     assert held == [held[0], held[0] + 2 * batch, held[0] + 5 * batch]
 
 
+def test_of_the_micro_batches_only_the_first_and_the_last_are_run() -> None:
+    """The second of many takes what the last takes."""
+
+    class Counting(nn.Linear):
+        forwards = 0
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
+            Counting.forwards += 1
+            return (super().forward(x).mean(),)
+
+    def forwards(accumulation: int) -> int:
+        Counting.forwards = 0
+        Predictor(ModuleWorkload(Counting(4, 4), {"x": torch.ones(1, 4)}).accumulating(accumulation), T4)(8)
+        return Counting.forwards
+
+    assert forwards(2) == forwards(9) == 2 * forwards(1)
+
+
 # ---- evaluation
+
+
+def test_the_logits_of_evaluation_are_kept() -> None:
+    """Trainer gathers them: those of the step before are still there."""
+
+    class Wide(nn.Linear):
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            logits = super().forward(x)
+            return {"loss": logits.mean(), "logits": logits}
+
+    workload = ModuleWorkload(Wide(4, 100_000), {"x": torch.ones(1, 4)}, StepSettings("fp32", "sgd"))
+    timeline = Predictor(workload, A100, evaluation=True).timeline
+    a_sequence = (timeline.live_bytes(3000, A100) - timeline.live_bytes(1000, A100)) / 2000
+    assert a_sequence == pytest.approx(2 * 4 * 100_000, rel=0.01)
 
 
 def test_evaluation_has_the_optimizer_s_state_and_no_gradients() -> None:

@@ -1,0 +1,32 @@
+"""How a step is trained: precision, optimizer, clipping."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Precision = Literal["fp16", "bf16", "fp32", "fp16-weights", "bf16-weights"]
+
+
+OPTIMIZERS: dict[str, str] = {
+    "adamw_torch_fused": "Trainer's default: one kernel for all parameters, no temporaries",
+    "adamw_torch": "foreach: temporaries of about the size of the parameters",
+    "sgd": "no state without momentum",
+    "adafactor": "factored second moments",
+    "adamw_bnb_8bit": "8-bit state (bitsandbytes)",
+    "paged_adamw_8bit": "8-bit state in pages that the driver moves to the host, not counted (bitsandbytes)",
+    "rmsprop": "one state tensor",
+    "adagrad": "one state tensor",
+}
+ALIASES = {"adamw_8bit": "adamw_bnb_8bit", "adamw": "adamw_torch_fused", "adamw_fused": "adamw_torch_fused"}
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """precision: Trainer's fp16 and bf16 are autocast over the weights; the others compute in the weights' dtype.
+    optimizer: a name of ``TrainingArguments.optim``. max_grad_norm: 0 turns clipping off, as in Trainer.
+    """
+
+    precision: Precision = "fp16"
+    optimizer: str = "adamw_torch_fused"
+    max_grad_norm: float = 1.0
