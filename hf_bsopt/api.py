@@ -66,6 +66,25 @@ def find_batch_size(
     Raises UsageError (a ValueError) for what can't be, NothingFitsError with the memory needed, TraceError where a
     module's step can't be followed.
     """
+    _check_numbers(
+        max_length=max_length,
+        lora_r=lora_r,
+        num_labels=num_labels,
+        multiple_of=multiple_of,
+        batch_size=batch_size,
+        check=check,
+        effective_batch_size=effective_batch_size,
+        total_tokens=total_tokens,
+        gradient_accumulation_steps=gradient_accumulation_steps,
+        num_processes=num_processes,
+        learning_rate=learning_rate,
+        base_batch_size=base_batch_size,
+        check_evaluation=check_evaluation,
+    )
+    if not isinstance(target, (tuple, list)) or len(target) != 2:
+        raise UsageError(f"target is two shares of the memory, such as (0.8, 0.9), not {target!r}")
+    if isinstance(model, str) and not model:
+        raise UsageError("which model? For example dmis-lab/biobert-v1.1")
     device, notes = resolve_gpu(gpu)
     workload: Workload | ModuleWorkload
     if isinstance(model, str):
@@ -114,6 +133,32 @@ def find_batch_size(
     return find(workload, device, wishes)
 
 
+def _check_example(example: Mapping[str, Any]) -> None:
+    import torch
+
+    sizes: dict[str, int] = {}
+    for name, value in example.items():
+        if isinstance(value, torch.Tensor):
+            if value.dim():
+                sizes[name] = value.size(0)
+        elif value is not None and not isinstance(value, (bool, int, float)):
+            raise UsageError(
+                f"example_batch[{name!r}] is a {type(value).__name__}: give tensors whose first dimension is the "
+                f"batch, and leave out what forward does not take"
+            )
+    if len(set(sizes.values())) > 1:
+        raise UsageError(f"the tensors of example_batch have batches of different sizes: {sizes}")
+
+
+def _check_numbers(**values: Any) -> None:
+    """Raises UsageError for what is no number: Python's own errors would come from deep inside."""
+    for name, value in values.items():
+        whole = name not in ("learning_rate",)
+        wanted = (int,) if whole else (int, float)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, wanted)):
+            raise UsageError(f"{name} is a {'whole ' if whole else ''}number, not {value!r}")
+
+
 def _check_flash(workload: Workload, device: GpuSpec) -> None:
     if device.compute_capability < 80:
         raise UsageError(f"flash_attention_2 runs from compute capability 8.0 on; {device.name} has sdpa and eager")
@@ -129,9 +174,12 @@ def _module_workload(
     if not isinstance(module, nn.Module):
         raise UsageError(f"model is a name or an nn.Module, not {type(module).__name__}")
     if not isinstance(example, Mapping) or not example:
+        given = "" if example is None else f", not a {type(example).__name__}"
         raise UsageError(
-            "a module needs an example_batch: the keyword arguments of its forward, such as next(iter(dataloader))"
+            "a module needs an example_batch: a dict of the keyword arguments of its forward, such as "
+            f"next(iter(dataloader)){given}"
         )
+    _check_example(example)
     precision = precision or "fp16"
     settings = StepSettings(precision, optimizer or "adamw_torch_fused")  # type: ignore[arg-type]
     return ModuleWorkload(module, example, settings)
@@ -141,6 +189,8 @@ def resolve_gpu(gpu: str | GpuSpec | None) -> tuple[GpuSpec, tuple[str, ...]]:
     """The device meant, and what was assumed on the way."""
     if isinstance(gpu, GpuSpec):
         return gpu, ()
+    if gpu is not None and not isinstance(gpu, str):
+        raise UsageError(f'gpu is a name or a size, such as "T4" or "24GiB", not {gpu!r}')
     if gpu is not None:
         spec = catalog.gpu(gpu)
         return spec, (spec.assumed,) if spec.assumed else ()

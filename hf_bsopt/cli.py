@@ -169,8 +169,10 @@ def _checked(arguments: Arguments) -> Arguments:
             "Liger kernels are Triton programs, which can't be traced: predict without them, an upper bound (they save "
             "most where the vocabulary is large, since the logits are never whole)"
         )
-    if arguments.json is not None and not Path(arguments.json).resolve().parent.is_dir():
-        raise UsageError(f"--json {arguments.json}: there is no folder {Path(arguments.json).resolve().parent}")
+    if arguments.json is not None:
+        from .report import writable
+
+        writable(Path(arguments.json))
     return arguments
 
 
@@ -218,7 +220,9 @@ def _run(arguments: Arguments) -> int:
         reports.append(report)
     if arguments.json is not None:
         _save(reports, Path(arguments.json))
-    refused = any(report.checked is not None and not report.checked.fits for report in reports)
+    asked = [report.checked for report in reports]
+    asked += [report.evaluation.checked for report in reports if report.evaluation is not None]
+    refused = any(trial is not None and not trial.fits for trial in asked)
     return NOTHING_FITS if refused else FOUND
 
 

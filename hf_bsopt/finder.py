@@ -42,14 +42,24 @@ class Wishes:
     notes: tuple[str, ...] = field(default=())
 
 
+_NAMES = {
+    "accumulation": "gradient_accumulation_steps",
+    "processes": "num_processes",
+    "check": "check",
+    "check_evaluation": "per_device_eval_batch_size",
+}
+
+
 def find(workload: Workload | ModuleWorkload, device: GpuSpec, wishes: Wishes = Wishes()) -> Report:
     """Raises NothingFitsError, with the memory that one sequence would need, where nothing fits."""
     if device.total_bytes is None:
         raise UsageError("a batch size needs a device with a limit of memory")
-    for name in ("accumulation", "processes", "check", "check_evaluation"):
-        value = getattr(wishes, name)
+    for field_name, name in _NAMES.items():
+        value = getattr(wishes, field_name)
         if value is not None and value < 1:
             raise UsageError(f"{name} is at least 1, not {value}")
+    if wishes.accumulation > 1 and (wishes.effective_batch is not None or wishes.total_tokens is not None):
+        raise UsageError("an effective batch and gradient_accumulation_steps together say too much: give one of them")
     check_target(wishes.target)
     _plan(1, workload, wishes)  # whatever is wrong with the wishes is said before the tracing
 
@@ -107,7 +117,8 @@ def _decide(predictor: Predictor, wishes: Wishes) -> Decision:
         needed = predictor.unlimited(1)
         raise NothingFitsError(
             f"not even one sequence of {predictor.workload.length} tokens stays under {wishes.target[1]:.0%} of "
-            f"{device.name}: it needs {needed / GIB:.1f} GiB of {device.total_bytes / GIB:.1f} GiB"
+            f"{device.name}: it needs {needed / GIB:.1f} GiB of {device.total_bytes / GIB:.1f} GiB; ways out: a "
+            f"shorter max_length, activation checkpointing, LoRA (with 4-bit weights), a larger GPU"
         ) from error
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .batch_plan import BatchPlan, usual_total_tokens
+from .errors import UsageError
 from .records import Decision, GpuSpec, Trial
 from .workload import ModuleWorkload, Workload
 
@@ -201,7 +202,7 @@ class Report:
             lines.append(f"Evaluation: per_device_eval_batch_size up to {self.evaluation.batch_size} ({share}).")
             if self.evaluation.checked is not None:
                 lines.append("In evaluation: " + self._checked_text(self.evaluation.checked))
-        if self.checked is not None:
+        if self.checked is not None and self.checked.fits:
             lines.append(self._checked_text(self.checked))
         low, high = self.target
         shown = round(self.utilisation, 2)
@@ -221,6 +222,8 @@ class Report:
         lines.append(f"\n✅ OPTIMAL BATCH SIZE: {self.batch_size}")
         lines.append("Update your config:")
         lines += [f'  CONFIG["{name}"] = {value}' for name, value in self.config.items()]
+        if self.checked is not None and not self.checked.fits:
+            lines.append("\n" + self._checked_text(self.checked))
         return "\n".join(lines)
 
     def _checked_text(self, trial: Trial) -> str:
@@ -266,7 +269,7 @@ class Report:
                 "warmup_epochs": self.plan.warmup_epochs,
             },
             "config": self.config,
-            "workload": dict(self.workload.describe()),
+            "workload": self.workload.values(),
             "parameters": {"all": self.parameters[0], "trained": self.parameters[1]},
             "device": asdict(self.device),
             "target": list(self.target),
@@ -291,8 +294,21 @@ class Report:
         return f"<pre style='line-height:1.35'>{html.escape(str(self))}</pre>"
 
 
+def writable(path: Path) -> Path:
+    """Where this file really lies. Raises UsageError where no file can be."""
+    real = path.resolve()
+    if not path.name or (real.exists() and not real.is_file()):
+        raise UsageError(f"{str(path)!r} is not a file; name one, such as report.json")
+    if not real.parent.is_dir() or not os.access(real.parent, os.W_OK):
+        raise UsageError(f"{path} can't be written: there is no folder {real.parent}, or it is read-only")
+    return real
+
+
 def write_atomically(path: Path, text: str) -> None:
-    """The file is replaced by the whole text or left as it was."""
+    """The file is replaced by the whole text or left as it was; a link is followed. Raises UsageError for what is no
+    file, such as a folder or a device.
+    """
+    path = writable(path)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:

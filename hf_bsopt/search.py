@@ -124,7 +124,7 @@ def decide(
     _, safe = under(min(SAFE_UTILISATION, target[1]), limit=size)
     largest = largest_that(lambda n: probe(n).fits, guess=max(guess(1.0), ceiling))
     utilisation = (probe(size).used_bytes or 0) / total_bytes
-    reason, bound = _reason(size, ceiling, upper, target[1], utilisation, multiple_of, limit_bound)
+    reason, bound = _reason(size, ceiling, limit, target[1], utilisation, multiple_of, limit_bound)
     return Decision(size, reason, bound, largest, safe or round_down(1, multiple_of))
 
 
@@ -136,11 +136,16 @@ def _step_down(holds: Callable[[int], bool], size: int, multiple_of: int) -> int
 
 
 def _reason(
-    size: int, ceiling: int, upper: int, high: float, utilisation: float, multiple_of: int, limit_bound: Bound
+    size: int, ceiling: int, limit: int | None, high: float, utilisation: float, multiple_of: int, limit_bound: Bound
 ) -> tuple[str, Bound]:
-    share = f"({utilisation:.0%})".replace("%", " %")
-    if ceiling == upper:
-        limit = f"largest multiple of {multiple_of}" if size < upper else "it"
-        return f"{size}: {limit} within the {limit_bound} of {upper} {share}", limit_bound
-    what = f"largest multiple of {multiple_of}" if size % multiple_of == 0 and multiple_of > 1 else "largest size"
-    return f"{size}: {what} under {high:.0%} {share}".replace("% (", " % ("), "memory"
+    share = f"({utilisation * 100:.0f} %)"
+    if ceiling == limit:
+        of_eight = f"largest multiple of {multiple_of} within" if size < limit else "at"
+        return f"{size}: {of_eight} the {limit_bound} of {limit} {share}", limit_bound
+    if ceiling == LARGEST_TRIED:
+        return f"{size}: no larger size is tried {share}", "limit"
+    if size % multiple_of == 0 and multiple_of > 1:
+        what = f"largest multiple of {multiple_of}"
+    else:
+        what = "largest size" if multiple_of == 1 else f"largest size, since no multiple of {multiple_of} is"
+    return f"{size}: {what} under {high * 100:.0f} % {share}", "memory"

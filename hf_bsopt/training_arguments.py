@@ -23,30 +23,46 @@ OTHER_NAME = {
     "activation_checkpointing": "activation_checkpointing",
 }
 
+FLAGS = ("fp16", "bf16", "torch_compile", "use_liger_kernel", "gradient_checkpointing", "activation_checkpointing")
+SHARDING = ("deepspeed", "fsdp")
+MICRO_BATCH = "per_device_train_batch_size"
+
 
 def read_training_arguments(path: Path) -> dict[str, Any]:
-    """The command line's values that this file means; the effective batch that it asks for is kept.
+    """The command line's values that this file means; the effective batch of one GPU that it asks for is kept.
 
     JSON as ``TrainingArguments.to_json_string`` writes it, or YAML. Raises UsageError for anything else.
     """
-    values = _read(path)
-    found: dict[str, Any] = {name: values[name] for name in SAME_NAME if values.get(name) is not None}
-    for theirs, ours in OTHER_NAME.items():
-        if values.get(theirs) is not None:
-            found[ours] = values[theirs]
+    values = {name: value for name, value in _read(path).items() if value is not None}
+    for name in SHARDING:
+        if values.get(name):
+            raise UsageError(
+                f"{path} asks for {name}: what is sharded over GPUs can't be predicted yet; without it, the prediction "
+                f"is for a whole model on each GPU"
+            )
+    for name in (*SAME_NAME, *OTHER_NAME, MICRO_BATCH):
+        if name in values:
+            _check(path, name, values[name])
+    found: dict[str, Any] = {name: values[name] for name in SAME_NAME if name in values}
+    found |= {ours: values[theirs] for theirs, ours in OTHER_NAME.items() if theirs in values}
     if not found.get("fp16") and not found.get("bf16"):
         found["precision"] = "fp32"
-    micro_batch = values.get("per_device_train_batch_size")
-    if micro_batch is not None:
-        accumulation = found.pop("gradient_accumulation_steps", 1)
-        for name, value in (
-            ("per_device_train_batch_size", micro_batch),
-            ("gradient_accumulation_steps", accumulation),
-        ):
-            if not isinstance(value, int) or value < 1:
-                raise UsageError(f"{path}: {name} is a whole number from 1 on, not {value!r}")
-        found["effective_batch_size"] = micro_batch * accumulation
+    if MICRO_BATCH in values:
+        found["effective_batch_size"] = values[MICRO_BATCH] * found.pop("gradient_accumulation_steps", 1)
     return found
+
+
+def _check(path: Path, name: str, value: object) -> None:
+    if name in FLAGS:
+        wrong, wanted = not isinstance(value, bool), "true or false"
+    elif name == "optim":
+        wrong, wanted = not isinstance(value, str), "a name"
+    elif name == "learning_rate":
+        wrong, wanted = isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0, "a number above 0"
+    else:
+        wrong, wanted = isinstance(value, bool) or not isinstance(value, int) or value < 1, "a whole number from 1 on"
+    if wrong:
+        raise UsageError(f"{path}: {name} is {wanted}, not {value!r}")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -64,8 +64,16 @@ class TrainingStep:
 
 
 def loss_of(outputs: Any) -> torch.Tensor:
-    """As Trainer.compute_loss finds it: ``outputs["loss"]`` or the first output."""
-    return outputs["loss"] if isinstance(outputs, dict) else outputs[0]
+    """As Trainer.compute_loss finds it: ``outputs["loss"]``, the first output, or the only one. Raises UsageError where
+    that is no single number.
+    """
+    if isinstance(outputs, dict):
+        loss = outputs.get("loss")
+    else:
+        loss = outputs if isinstance(outputs, torch.Tensor) else outputs[0]
+    if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+        raise UsageError('the model returns no loss: forward has to return one as "loss", or first, or alone')
+    return loss
 
 
 def autocast_forward(model: nn.Module, precision: Precision, device_type: str) -> Callable[..., Any]:

@@ -9,6 +9,7 @@ Only configurations are read, never weights: random ones need the same memory.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -110,7 +111,7 @@ class Workload:
         auto_class = getattr(transformers, AUTO_CLASSES[self.task])
         try:
             model = auto_class.from_config(config, dtype=getattr(torch, self.weights_dtype))
-        except (ValueError, TypeError, RuntimeError) as error:
+        except Exception as error:  # every architecture fails in its own way on values that can't be
             raise UsageError(f"no model can be built from the configuration of {self.model}: {error}") from error
         model.config.use_cache = False  # as Trainer does, when the parts of the model have their own copies already
         if self.load_in_4bit:
@@ -151,6 +152,11 @@ class Workload:
         else:
             batch["labels"] = ones(*tokens)
         return batch
+
+    def values(self) -> dict[str, Any]:
+        """The fields, as JSON knows them."""
+        hidden = ("config", "defaults")
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in hidden}
 
     def describe(self) -> list[tuple[str, str]]:
         """(name, value) of everything that decides about memory."""
@@ -193,6 +199,10 @@ def describe(
     ``model``: a name of the catalog, a folder with a config.json, or a hub id. Raises UnknownModelError, UsageError or
     MissingExtraError.
     """
+    if lora_r < 0:
+        raise UsageError(f"lora_r is a rank from 1 on, or 0 for no adapters, not {lora_r}")
+    if lora_targets and not lora_r:
+        raise UsageError("lora_targets are the modules that get adapters: add their rank, such as --lora_r 16")
     if lora_r:
         _needs("peft", "LoRA", "lora")
     if load_in_4bit:
@@ -211,9 +221,20 @@ def describe(
     _check_choice("precision", precision, tuple(PRECISIONS))
     if weights_dtype is None:
         weights_dtype = _default_dtype(precision, bool(lora_r or load_in_4bit))
+        saved = str(getattr(config, "dtype", None) or "").removeprefix("torch.")
+        if weights_dtype == "float32" and saved in ("float16", "bfloat16"):
+            chosen.append(
+                f"weights in float32: the checkpoint is saved in {saved}, and from_pretrained keeps that unless it is "
+                f"told dtype=torch.float32; --weights_dtype {saved} predicts it so"
+            )
         if (lora_r or load_in_4bit) and weights_dtype != "float32":
             chosen.append(f"weights in {weights_dtype}: the base model is frozen, only adapters are trained in float32")
     _check_choice("weights dtype", weights_dtype, ("float32", "float16", "bfloat16"))
+    if precision == "fp16" and weights_dtype == "float16" and not (lora_r or load_in_4bit):
+        raise UsageError(
+            "fp16 mixed precision can't train weights that are held in float16 (its gradient scaler refuses them): "
+            "load them with dtype=torch.float32, or take --bf16"
+        )
     if optimizer is None:
         optimizer = "adamw_torch_fused"
         chosen.append("optimizer adamw_torch_fused: Trainer's default")
@@ -343,6 +364,11 @@ class ModuleWorkload:
             else value
             for name, value in self.example.items()
         }
+
+    def values(self) -> dict[str, Any]:
+        """What is known of it, as JSON knows it."""
+        shapes = {name: list(value.shape) for name, value in self.example.items() if hasattr(value, "shape")}
+        return {"model": type(self.module).__name__, "example_batch": shapes, **dataclasses.asdict(self.settings)}
 
     def describe(self) -> list[tuple[str, str]]:
         shapes = ", ".join(

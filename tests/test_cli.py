@@ -74,7 +74,7 @@ def test_several_lengths_give_a_report_each(capsys: Capture, tmp_path: Path) -> 
 
 def test_a_size_that_does_not_fit_is_answered_with_exit_code_1(capsys: Capture) -> None:
     assert main([*MINI, "--check", "1000000"]) == NOTHING_FITS
-    assert "does not fit" in capsys.readouterr().out
+    assert "does not fit" in capsys.readouterr().out.strip().splitlines()[-1]
 
 
 def test_a_size_that_fits_is_answered_with_how_full_it_is(capsys: Capture) -> None:
@@ -127,6 +127,13 @@ def test_bf16_on_a_t4_is_a_warning(capsys: Capture) -> None:
         (["--model", "bert-mini", "--load_in_4bit"], "--lora_r"),
         (["--model", "bert-mini", "--gpu", "T4", "--attn_implementation", "flash_attention_2"], "sdpa"),
         (["--model", "bert-mini", "--gpu", "L4", "--precision", "fp32", "--attention", "flash_attention_2"], "half"),
+        (["--model", "bert-mini", "--fp16", "--weights_dtype", "float16"], "float32"),
+        (["--model", "bert-mini", "--lora_targets", "query"], "--lora_r"),
+        (["--model", "bert-mini", "--lora_r", "-1"], "rank"),
+        (["--model", "bert-mini", "--num_labels", "0"], "num_labels"),
+        (["--model", "bert-mini", "--json", "/dev/null"], "not a file"),
+        (["--model", "bert-mini", "--json", "/tmp"], "not a file"),
+        (["--model", "bert-mini", "--json", ""], "not a file"),
         (["--model", "bert-mini", "--torch_compile"], "torch.compile"),
         (["--model", "bert-mini", "--use_liger_kernel"], "Liger"),
         (["--model", "bert-mini", "--json", "/no/such/folder/x.json"], "no folder"),
@@ -183,6 +190,35 @@ def test_saved_training_arguments_are_the_defaults_and_flags_go_before(tmp_path:
     assert (read.effective_batch_size, read.learning_rate) == (32, 3e-5)
     assert parse(["--model", "x", "--training_args", str(path), "--optim", "sgd"]).optimizer == "sgd"
     assert parse(["--model", "x", "--training_args", str(path), "--fp16"]).precision == "fp16"
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"deepspeed": "ds.json"}, "deepspeed"),
+        ({"fsdp": "full_shard"}, "fsdp"),
+        ({"learning_rate": "abc"}, "learning_rate"),
+        ({"fp16": "yes"}, "fp16"),
+        ({"per_device_train_batch_size": "8"}, "per_device_train_batch_size"),
+        ({"per_device_train_batch_size": -8}, "per_device_train_batch_size"),
+        ({"optim": 3}, "optim"),
+    ],
+)
+def test_training_arguments_that_can_not_be_predicted_are_refused(
+    values: dict[str, object], named: str, tmp_path: Path, capsys: Capture
+) -> None:
+    path = tmp_path / "args.json"
+    path.write_text(json.dumps(values))
+    assert named in refused(capsys, "--model", "bert-mini", "--training_args", str(path))
+
+
+def test_a_report_written_through_a_link_keeps_the_link(tmp_path: Path, capsys: Capture) -> None:
+    real, link = tmp_path / "real.json", tmp_path / "link.json"
+    real.write_text("{}")
+    link.symlink_to(real)
+    assert main([*MINI, "--json", str(link)]) == FOUND
+    assert link.is_symlink()
+    assert json.loads(real.read_text())["version"] == 1
 
 
 def test_training_arguments_as_yaml_are_read(tmp_path: Path) -> None:

@@ -172,6 +172,57 @@ def test_a_module_without_a_batch_is_refused() -> None:
         find_batch_size(Classifier(), gpu="2GiB")
 
 
+@pytest.mark.parametrize(
+    ("example", "message"),
+    [
+        (torch.zeros(4, 512), "a dict"),
+        ({"x": torch.zeros(4, 512), "y": torch.zeros(3, dtype=torch.long)}, "different sizes"),
+        ({"x": [1.0], "y": torch.zeros(4)}, r"\['x'\] is a list"),
+        ({"x": {"ids": torch.zeros(4)}}, r"\['x'\] is a dict"),
+    ],
+)
+def test_an_example_batch_that_is_none_is_refused(example: object, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        find_batch_size(Classifier(), gpu="2GiB", example_batch=example)  # type: ignore[arg-type]
+
+
+def test_a_module_without_a_loss_is_refused_in_words() -> None:
+    with pytest.raises(UsageError, match="returns no loss"):
+        find_batch_size(nn.Linear(8, 8), gpu="2GiB", example_batch={"input": torch.zeros(4, 8)}, precision="fp32")
+
+
+def test_a_module_that_returns_its_loss_alone_is_sized() -> None:
+    class Alone(nn.Linear):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return super().forward(input).mean()
+
+    example = {"input": torch.zeros(4, 8)}
+    assert find_batch_size(
+        Alone(8, 8), gpu="2GiB", example_batch=example, precision="fp32", evaluation=False
+    ).batch_size
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"target": None},
+        {"target": 0.9},
+        {"max_length": "512"},
+        {"multiple_of": "8"},
+        {"check": True},
+        {"gpu": 24},
+        {"effective_batch_size": 8, "gradient_accumulation_steps": 2},
+    ],
+)
+def test_wrong_types_and_contradictions_are_refused_in_words(wrong: dict[str, object]) -> None:
+    with pytest.raises(UsageError):
+        find(**wrong)
+
+
+def test_many_micro_batches_take_no_longer_than_a_few() -> None:
+    assert find(gradient_accumulation_steps=10**6, batch_size=8).plan.effective_batch == 8 * 10**6
+
+
 def test_importing_the_package_loads_neither_torch_nor_transformers() -> None:
     code = "import sys, hf_bsopt; print([m for m in ('torch', 'transformers', 'numpy', 'pandas') if m in sys.modules])"
     output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout

@@ -208,9 +208,20 @@ def test_the_loss_is_scaled_for_fp16_only(model: Toy, precision: Any, scaled: bo
     assert not equal(weights(model), before)
 
 
-@pytest.mark.parametrize("outputs", [{"logits": 1, "loss": 7}, (7, 1), [7, 1]])
-def test_the_loss_is_found_by_name_or_comes_first(outputs: Any) -> None:
-    assert loss_of(outputs) == 7
+LOSS, LOGITS = torch.tensor(7.0), torch.ones(4, 2)
+
+
+@pytest.mark.parametrize(
+    "outputs", [{"logits": LOGITS, "loss": LOSS}, (LOSS, LOGITS), LOSS], ids=["dict", "tuple", "alone"]
+)
+def test_the_loss_is_found_by_name_or_first_or_alone(outputs: Any) -> None:
+    assert loss_of(outputs) is LOSS
+
+
+@pytest.mark.parametrize("outputs", [{"logits": LOGITS}, (LOGITS, LOSS), LOGITS, {"loss": None}, "loss"], ids=repr)
+def test_a_model_that_returns_no_loss_is_refused_in_words(outputs: Any) -> None:
+    with pytest.raises(UsageError, match="returns no loss"):
+        loss_of(outputs)
 
 
 # ---- evaluation

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_bsopt.memory.allocator import BLOCK_BYTES, MIB, CachingAllocator, DeviceFull
@@ -294,6 +294,7 @@ STREAMS = st.lists(st.one_of(SIZES, st.integers(-40, -1)), max_size=80)
 LIMITS = st.one_of(st.none(), st.integers(2 * MIB, 120 * MIB))
 
 
+@settings(deadline=None)  # a shared machine may be slow for a moment
 @given(STREAMS, LIMITS)
 def test_every_byte_is_in_the_block_that_a_naive_allocator_puts_it_in(stream: list[int], limit: int | None) -> None:
     allocator, naive, alive = CachingAllocator(limit), Naive(limit), []
@@ -314,6 +315,7 @@ def test_every_byte_is_in_the_block_that_a_naive_allocator_puts_it_in(stream: li
 
 
 @pytest.mark.parametrize("expandable", [False, True])
+@settings(deadline=None)  # a shared machine may be slow for a moment
 @given(stream=STREAMS, limit=LIMITS)
 def test_counts_stay_in_order_whatever_is_asked_for(expandable: bool, stream: list[int], limit: int | None) -> None:
     allocator, alive = CachingAllocator(limit, expandable_segments=expandable), []
@@ -338,6 +340,7 @@ def test_counts_stay_in_order_whatever_is_asked_for(expandable: bool, stream: li
     assert allocator.allocated == 0
 
 
+@settings(deadline=None)  # a shared machine may be slow for a moment
 @given(STREAMS, st.integers(2 * MIB, 120 * MIB))
 def test_what_fits_a_device_fits_any_larger_one_with_nothing_released(stream: list[int], limit: int) -> None:
     """A request that the cache can serve never asks the device, so that a limit only ever takes away."""
@@ -360,6 +363,7 @@ def test_what_fits_a_device_fits_any_larger_one_with_nothing_released(stream: li
         assert within.peak_reserved == without.peak_reserved
 
 
+@settings(deadline=None)  # a shared machine may be slow for a moment
 @given(STREAMS)
 def test_expandable_segments_never_allocate_more_than_was_asked_for_in_blocks_of_512(stream: list[int]) -> None:
     allocator = CachingAllocator(expandable_segments=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -45,6 +45,7 @@ def device(total_bytes: int | None, context_bytes: int = 0) -> GpuSpec:
 # ---- sizes
 
 
+@settings(deadline=None)  # a shared machine may be slow for a moment
 @given(
     st.lists(st.tuples(st.integers(0, 10**9), st.integers(0, 10**9)), min_size=1, max_size=8),
     st.sampled_from([(2, 3), (2, 4), (1, 5)]),
@@ -136,6 +137,7 @@ def test_the_composition_is_what_is_alive_at_the_peak() -> None:
     assert timeline.composition(5) == {**dict.fromkeys(CATEGORIES, 0), **expected}
 
 
+@settings(deadline=None)  # a shared machine may be slow for a moment
 @given(st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 900), st.booleans()), min_size=1), st.integers(1, 50))
 def test_the_composition_sums_to_the_live_bytes(blocks: list[tuple[int, int, bool]], batch_size: int) -> None:
     def made(b: int) -> Recording:

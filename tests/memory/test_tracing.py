@@ -88,7 +88,6 @@ def test_one_linear_layer_takes_the_bytes_that_are_counted_by_hand() -> None:
         "weights": weight,
         "gradients": weight,
         "optimizer": 0,
-        "inputs": 0,
         "activations": activations,
         "workspace": 2 * WORKSPACE,
     }
