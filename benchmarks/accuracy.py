@@ -67,7 +67,7 @@ def workload_of(row: Row) -> Workload:
         optimizer="sgd" if optimizer == "none" else optimizer,
         activation_checkpointing=row["activation_checkpointing"] == "1",
         lora_r=int(row["lora_r"] or 0),
-        lora_targets=("q_proj", "v_proj"),  # as the rows were recorded
+        lora_targets=("q_proj", "v_proj") if row["lora_r"] not in ("", "0") else None,  # as the rows were recorded
         load_in_4bit=row["load_in_4bit"] == "1",
         num_labels=2 if row["task"] == "sequence-classification" else None,
     ).accumulating(int(row["gradient_accumulation"] or 1))

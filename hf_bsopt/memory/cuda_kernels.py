@@ -50,9 +50,9 @@ def radix_sort_bytes(device: GpuSpec, indices: int) -> int:
     return if_sorted(device, indices, 16 * indices + 17 * 1024 + indices * 3 // 10)
 
 
-def _scan_bytes(items: int) -> int:
-    """Cub's scans and selections keep a state for every tile of items: from 1279 bytes on."""
-    return 1279 + items // 40
+def scan_bytes(device: GpuSpec, indices: int) -> int:
+    """Cub's scans and selections keep a state for every tile of items: from 1279 bytes on; fitted."""
+    return if_sorted(device, indices, 1279 + indices // 40)
 
 
 def segment_bytes(device: GpuSpec, indices: int, rows: int) -> int:
@@ -98,7 +98,7 @@ def _embedding_backward(
 
     each = sorting(8 * count)
     segments = Formula(segment_bytes, (count, rows))
-    scan = Formula(if_sorted, (count, _scan_bytes(count)))
+    scan = Formula(scan_bytes, (count,))
     with scratch(0 if grad.is_contiguous() else nbytes(grad), each, each):
         with scratch(each, Formula(radix_sort_bytes, (count,))):
             pass
@@ -140,6 +140,12 @@ def _softmax_backward(scratch: Scratch, run: Run, grad: Tensor, output: Tensor, 
     result = run()
     with scratch(output.numel() * max(grad.element_size(), output.element_size())):
         return result
+
+
+def _norm_backward(scratch: Scratch, run: Run, grad: Tensor, *_: Any, **__: Any) -> Any:
+    """layer_norm_kernel.cu: a gradient that is not contiguous is copied."""
+    with scratch(0 if grad.is_contiguous() else nbytes(grad)):
+        return run()
 
 
 def _four_bit_product(
@@ -186,6 +192,7 @@ RULES: dict[Any, KernelRule] = {
     aten.embedding_dense_backward.default: _embedding_backward,
     aten.index.Tensor: _index,
     aten._softmax_backward_data.default: _softmax_backward,
+    aten.native_layer_norm_backward.default: _norm_backward,
     aten.mm.default: _matmul,
     aten.bmm.default: _matmul,
     aten.addmm.default: _matmul,

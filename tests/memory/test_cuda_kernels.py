@@ -79,7 +79,6 @@ def test_the_sort_of_indices_is_within_a_percent(gpu: GpuSpec, indices: int, tem
     assert sizes[3] == pytest.approx(temporary, rel=0.01)
 
 
-@pytest.mark.xfail(strict=True, reason="the scan's rounded-down bytes are taken for a line, and verified as one")
 @pytest.mark.parametrize("length", [700, 1024, 1030])
 def test_the_scan_of_indices_is_foretold_at_any_length(length: int) -> None:
     """Else a step with an embedding of more than 614 tokens a sequence is refused as not linear."""

@@ -67,7 +67,6 @@ OFF = {
     "index_select": OUT_OF_PLACE,
     "max": OUT_OF_PLACE,
     "rms_norm": "CUDA has a fused kernel, which keeps one number a row; meta has the composite",
-    "layer_norm": "a gradient that is not contiguous (here: of a sum) is copied",
     "group_norm": "a gradient that is not contiguous (here: of a sum) is copied",
     "batch_norm": "4 KiB: sums for each channel",
     "logsigmoid": "CUDA keeps no buffer, meta does",
