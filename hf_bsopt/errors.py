@@ -5,6 +5,7 @@
     │   ├── UnknownModelError            neither in the catalog, nor a folder, nor reachable on the hub
     │   ├── UnknownGpuError              neither a card by name nor a memory size
     │   └── MissingExtraError            an optional dependency isn't installed: the message has the pip line
+    ├── RehearsalError                   there can be no virtual device here, or a process on it failed
     ├── TraceError                       the training step couldn't be followed operation by operation
     └── NothingFitsError                 not even one sequence fits the device
 
@@ -30,6 +31,10 @@ class UnknownGpuError(UsageError):
 
 class MissingExtraError(UsageError):
     """An optional dependency isn't installed; the message has the pip line that installs it."""
+
+
+class RehearsalError(BatchSizeError):
+    """The virtual CUDA device can't be had here (the message says why), or what ran on it failed."""
 
 
 class TraceError(BatchSizeError):
