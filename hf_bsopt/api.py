@@ -6,13 +6,15 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from . import catalog
+from . import catalog, rehearsal
 from .batch_plan import LearningRateScaling
-from .errors import UsageError
+from .errors import RehearsalError, UsageError
 from .finder import Wishes, find
+from .probing import Prober, VirtualCudaDevice
+from .probing.prober import TIMEOUT_SECONDS
 from .records import GpuSpec
 from .report import Report
-from .search import MULTIPLE_OF, TARGET
+from .search import MAX_ATTEMPTS, MULTIPLE_OF, TARGET
 from .step_settings import StepSettings
 from .workload import ModuleWorkload, Workload, describe
 
@@ -20,12 +22,15 @@ if TYPE_CHECKING:
     from torch import nn
 
 DEFAULT_GPU = "T4"
+CUDNN_ATTENTION = (90, 100, 103)
+"""Compute capabilities on which SDPA prefers cuDNN. Source: check_prefer_cudnn_attention in PyTorch's sdp_utils.cpp."""
 
 
 def find_batch_size(
     model: str | nn.Module,
     *,
     gpu: str | GpuSpec | None = None,
+    device: str = "auto",
     example_batch: Mapping[str, Any] | None = None,
     task: str | None = None,
     max_length: int | None = None,
@@ -53,18 +58,23 @@ def find_batch_size(
     evaluation: bool = True,
     check_evaluation: int | None = None,
     expandable_segments: bool = False,
+    max_attempts: int = MAX_ATTEMPTS,
+    probe_timeout: float = TIMEOUT_SECONDS,
 ) -> Report:
-    """The batch size to train ``model`` with on ``gpu``, predicted without a GPU.
+    """The batch size to train ``model`` with on ``gpu``, known without a GPU.
 
     ``model``: a hub id, a short name of the catalog, a folder with a config.json, or an ``nn.Module`` whose forward
     takes the tensors of ``example_batch`` (first dimension the batch) and returns a loss first or as ``"loss"``.
     ``gpu``: a card's name, a size such as "24GiB", or a GpuSpec; by default the CUDA device that is here, else a T4.
+    ``device``: "predict", from the traced step alone; "rehearse", proved by real steps on a virtual card, which needs
+    the CUDA build of torch and a C compiler; "auto" rehearses where it can. ``max_attempts``: sizes that are run at
+    most. ``probe_timeout``: seconds for one of them.
     ``target``: shares of the device's memory, the upper of which is not passed. ``batch_size``: an upper limit.
     ``effective_batch_size`` (sequences) or ``total_tokens``: kept exactly, by accumulation.
     ``precision``: "fp16" and "bf16" are mixed precision; "fp32", "fp16-weights", "bf16-weights" hold everything so.
 
     Raises UsageError (a ValueError) for what can't be, NothingFitsError with the memory needed, TraceError where a
-    module's step can't be followed.
+    module's step can't be followed, RehearsalError where a rehearsal was asked for and can't be had.
     """
     _check_numbers(
         max_length=max_length,
@@ -80,12 +90,15 @@ def find_batch_size(
         learning_rate=learning_rate,
         base_batch_size=base_batch_size,
         check_evaluation=check_evaluation,
+        max_attempts=max_attempts,
+        probe_timeout=probe_timeout,
     )
     if not isinstance(target, (tuple, list)) or len(target) != 2:
         raise UsageError(f"target is two shares of the memory, such as (0.8, 0.9), not {target!r}")
     if isinstance(model, str) and not model:
         raise UsageError("which model? For example dmis-lab/biobert-v1.1")
-    device, notes = resolve_gpu(gpu)
+    spec, notes = resolve_gpu(gpu)
+    can_rehearse, how = resolve_device(device)
     workload: Workload | ModuleWorkload
     if isinstance(model, str):
         if example_batch is not None:
@@ -112,7 +125,7 @@ def find_batch_size(
             if value is not None:
                 raise UsageError(f"{name} goes with a model by name; a module is taken as it is")
     if isinstance(workload, Workload) and workload.attention == "flash_attention_2":
-        _check_flash(workload, device)
+        _check_flash(workload, spec)
     wishes = Wishes(
         target=tuple(target),  # type: ignore[arg-type]
         multiple_of=multiple_of,
@@ -128,9 +141,60 @@ def find_batch_size(
         evaluation=evaluation,
         check_evaluation=check_evaluation,
         expandable_segments=expandable_segments,
-        notes=notes,
+        max_attempts=max_attempts,
+        notes=(*notes, how),
     )
-    return find(workload, device, wishes)
+    if not can_rehearse:
+        return find(workload, spec, wishes)
+    card = VirtualCudaDevice(spec)
+    with Prober(card, timeout_seconds=probe_timeout, expandable_segments=expandable_segments) as prober:
+        try:
+            return find(
+                workload,
+                spec,
+                dataclasses.replace(wishes, notes=(*wishes.notes, *_differences(workload, spec))),
+                prober,
+            )
+        except RehearsalError as error:
+            if device == "rehearse":
+                raise
+            note = f"predicted only, the rehearsal failed: {error}"
+    return find(workload, spec, dataclasses.replace(wishes, notes=(*notes, note)))
+
+
+DEVICES = ("auto", "predict", "rehearse")
+DEVICES_TO_COME = ("cuda", "mps", "cpu")
+
+
+def resolve_device(device: str) -> tuple[bool, str]:
+    """(whether to rehearse, which and why). Raises UsageError for a mode that is not known, RehearsalError for a
+    rehearsal that was asked for by name and can't be.
+    """
+    if device in DEVICES_TO_COME:
+        raise UsageError(
+            f"--device {device} would measure on the device itself, which is not built yet; there are "
+            f"{', '.join(DEVICES)}"
+        )
+    if device not in DEVICES:
+        raise UsageError(f"device {device!r} is not one of {', '.join(DEVICES)}")
+    if device == "predict":
+        return False, "predicted: from one traced training step, as asked"
+    reason = rehearsal.why_not()
+    if reason is None:
+        return True, "rehearsed: real training steps on a virtual card, with the CUDA build of torch that is here"
+    if device == "rehearse":
+        raise RehearsalError(f"can't rehearse here: {reason}; --device predict needs none of it")
+    return False, f"predicted, not rehearsed: {reason}"
+
+
+def _differences(workload: Workload | ModuleWorkload, spec: GpuSpec) -> tuple[str, ...]:
+    """What runs otherwise on the virtual card than on the real one."""
+    attention = workload.attention if isinstance(workload, Workload) else "sdpa"
+    if attention == "sdpa" and spec.compute_capability in CUDNN_ATTENTION:
+        return ("the virtual card has no cuDNN: its attention is replaced by the flash kernel, which keeps as much",)
+    if attention == "flash_attention_2":
+        return ("flash_attention_2 is rehearsed as the flash kernel of PyTorch's own SDPA",)
+    return ()
 
 
 def _check_example(example: Mapping[str, Any]) -> None:
@@ -153,7 +217,7 @@ def _check_example(example: Mapping[str, Any]) -> None:
 def _check_numbers(**values: Any) -> None:
     """Raises UsageError for what is no number: Python's own errors would come from deep inside."""
     for name, value in values.items():
-        whole = name not in ("learning_rate",)
+        whole = name not in ("learning_rate", "probe_timeout")
         wanted = (int,) if whole else (int, float)
         if value is not None and (isinstance(value, bool) or not isinstance(value, wanted)):
             raise UsageError(f"{name} is a {'whole ' if whole else ''}number, not {value!r}")

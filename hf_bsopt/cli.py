@@ -46,6 +46,7 @@ class Arguments:
 
     model: str | None = _flag("hub id, short name, or a folder with a config.json", None, "model_name_or_path")
     gpu: str | None = _flag('a card ("T4", "A100-40GB") or a size ("24GiB"); default: the one here, else a T4')
+    device: str = _flag("auto, predict or rehearse (real steps on a virtual card): see docs/rehearsal.md", "auto")
     task: str | None = _flag(
         "token-classification, sequence-classification, masked-lm, question-answering, causal-lm, seq2seq"
     )
@@ -77,6 +78,8 @@ class Arguments:
     per_device_eval_batch_size: int | None = _flag("does this evaluation batch fit?")
     evaluation: bool = _flag("predict the largest evaluation batch too", True)
     expandable_segments: bool = _flag("as with PYTORCH_ALLOC_CONF=expandable_segments:True", False)
+    max_attempts: int = _flag("sizes that are run at most to prove the answer", 5)
+    probe_timeout: float = _flag("seconds for one of them", 600.0)
     training_args: str | None = _flag("a saved TrainingArguments, JSON or YAML: its values are the defaults")
     packing: bool = _flag("sequences are packed to max_length", False)
     use_liger_kernel: bool = _flag("refused in words: see docs/cli.md", False)
@@ -185,6 +188,7 @@ def _run(arguments: Arguments) -> int:
         report = find_batch_size(
             arguments.model or "",
             gpu=arguments.gpu,
+            device=arguments.device,
             task=arguments.task,
             max_length=length,
             precision=arguments.precision,
@@ -211,6 +215,8 @@ def _run(arguments: Arguments) -> int:
             evaluation=arguments.evaluation,
             check_evaluation=arguments.per_device_eval_batch_size,
             expandable_segments=arguments.expandable_segments,
+            max_attempts=arguments.max_attempts,
+            probe_timeout=arguments.probe_timeout,
         )
         if arguments.packing:
             report = dataclasses.replace(report, notes=(*report.notes, PACKING))
@@ -252,6 +258,9 @@ def _quiet(verbose: bool) -> None:
 def environment() -> str:
     """What a bug report needs, one line each."""
     lines = [f"python {platform.python_version()} on {platform.system()} {platform.machine()}"]
+    from . import rehearsal
+
+    reason = rehearsal.why_not()
     for package in ("hf-bsopt", "torch", "transformers", "accelerate", "peft", "bitsandbytes", "datasets", "pandas"):
         try:
             lines.append(f"{package} {version(package)}")
@@ -268,4 +277,5 @@ def environment() -> str:
         )
     else:
         lines.append("GPU: none")
+    lines.append("rehearsal: " + ("possible" if reason is None else f"not possible, {reason}"))
     return "\n".join(lines)

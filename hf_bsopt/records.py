@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Outcome = Literal["fits", "oom", "timeout", "error"]
+Outcome = Literal["fits", "oom", "timeout", "killed", "crash", "error"]
 Source = Literal["predicted", "rehearsed", "measured"]
 Bound = Literal["memory", "limit", "dataset size", "divisor of the effective batch", "throughput plateau"]
 
@@ -68,7 +68,9 @@ class Peak:
 class Trial:
     """One micro-batch size, and what became of it.
 
+    outcome: killed is by somebody's signal (the host's memory ran out?), crash by the process's own fault.
     used_bytes: gone from the device as the driver sees it: reserved, the context and other processes.
+    alloc_retries: how often the allocator had to give its cache back to the device before a request could be met.
     source: whether it was predicted, ran on a virtual device or ran on a real one.
     step_seconds, samples_per_second: only where the step really ran.
     detail: why, where the outcome needs words.
@@ -81,6 +83,7 @@ class Trial:
     source: Source
     step_seconds: float | None = None
     samples_per_second: float | None = None
+    alloc_retries: int = 0
     detail: str = ""
 
     @property

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .batch_plan import BatchPlan, usual_total_tokens
 from .errors import UsageError
-from .records import Decision, GpuSpec, Trial
+from .records import Decision, GpuSpec, Source, Trial
 from .workload import ModuleWorkload, Workload
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ GIB = 2**30
 WIDTH = 78
 JSON_VERSION = 1
 EXPECTED_PARTS = ("weights", "gradients", "optimizer", "activations")
+TRUTH: tuple[Source, ...] = ("predicted", "rehearsed", "measured")
 LOW_UTILISATION, HIGH_UTILISATION = 0.70, 0.95
 
 
@@ -41,9 +42,9 @@ class EvaluationAnswer:
 class Report:
     """Everything that a search found. Printing it shows the answer last.
 
-    trials: one for each size of the table. composition: bytes by what they are for, at the chosen size. parameters:
-    (all, trained). checked: the answer to ``check``. notes: what was assumed or chosen on the way. has_batch_norm:
-    its statistics see micro-batches only.
+    trials: the predicted ones, one for each size of the table, then those that really ran. composition: bytes by what
+    they are for, at the chosen size. parameters: (all, trained). checked: the answer to ``check``. notes: what was
+    assumed or chosen on the way. has_batch_norm: its statistics see micro-batches only.
     """
 
     workload: Workload | ModuleWorkload
@@ -90,7 +91,15 @@ class Report:
 
     @property
     def _chosen(self) -> Trial:
-        return next(trial for trial in self.trials if trial.batch_size == self.decision.batch_size)
+        return self._best(self.decision.batch_size)
+
+    def _best(self, batch_size: int) -> Trial:
+        """What is known best of this size: a step that ran before one that was predicted."""
+        return max((t for t in self.trials if t.batch_size == batch_size), key=lambda t: TRUTH.index(t.source))
+
+    @property
+    def _ran(self) -> tuple[Trial, ...]:
+        return tuple(trial for trial in self.trials if trial.source != "predicted")
 
     def _share(self, trial: Trial) -> float:
         return (trial.used_bytes or 0) / (self.device.total_bytes or 1)
@@ -122,10 +131,12 @@ class Report:
         return "\n".join(lines)
 
     def _table_text(self) -> str:
+        return self._proved_table_text() if self._ran else self._predicted_table_text()
+
+    def _predicted_table_text(self) -> str:
         lines = [f"{'batch size':>10} {'allocated':>11} {'reserved':>11} {'used':>11} {'of VRAM':>8}  {self.source}"]
         for trial in self.trials:
             verdict = "fits" if trial.fits else "out of memory"
-            mark = self._mark(trial)
             if trial.fits and trial.peak:
                 numbers = (
                     f"{_gib(trial.peak.allocated_bytes):>11} {_gib(trial.peak.reserved_bytes):>11} "
@@ -133,8 +144,38 @@ class Report:
                 )
             else:
                 numbers = f"{'–':>11} {'–':>11} {'–':>11} {'over':>8}"
-            lines.append(f"{trial.batch_size:>10} {numbers}  {verdict}{mark}")
+            lines.append(f"{trial.batch_size:>10} {numbers}  {verdict}{self._mark(trial)}")
         return "\n".join(lines)
+
+    def _proved_table_text(self) -> str:
+        """Used memory, predicted and real side by side; a verdict without a word more is one that was run."""
+        lines = [f"{'batch size':>10} {'predicted':>11} {self.source:>11} {'of VRAM':>8}  used memory"]
+        predicted = {trial.batch_size: trial for trial in self.trials if trial.source == "predicted"}
+        ran = {trial.batch_size: trial for trial in self._ran}
+        for size in sorted({*predicted, *ran}):
+            best = self._best(size)
+            columns = [_used(predicted.get(size)), _used(ran.get(size))]
+            share = _percent(self._share(best)) if best.fits else "over"
+            verdict = "fits" if best.fits else "out of memory"
+            verdict += self._mark(best) if size in ran else f", as predicted{self._mark(best)}"
+            lines.append(f"{size:>10} {columns[0]:>11} {columns[1]:>11} {share:>8}  {verdict}")
+        return "\n".join([*lines, "", *self._agreement_lines(predicted)])
+
+    def _agreement_lines(self, predicted: dict[int, Trial]) -> list[str]:
+        """What was run at the chosen size, and how far the prediction was from it."""
+        real = self._chosen.peak
+        if real is None:
+            return []
+        lines = [
+            f"{self.source.capitalize()} at {self.batch_size}: {_gib(real.allocated_bytes)} allocated, "
+            f"{_gib(real.reserved_bytes)} reserved."
+        ]
+        foretold = predicted[self.batch_size].peak if self.batch_size in predicted else None
+        if foretold is not None:
+            allocated = foretold.allocated_bytes / real.allocated_bytes - 1
+            reserved = foretold.reserved_bytes / real.reserved_bytes - 1
+            lines.append(f"The prediction is {allocated:+.2%} off in allocated, {reserved:+.2%} in reserved memory.")
+        return lines
 
     def _mark(self, trial: Trial) -> str:
         marks = {self.decision.safe: " (safe)", self.decision.largest: " (max, risky)"}
@@ -142,11 +183,13 @@ class Report:
         return marks.get(trial.batch_size, "")
 
     def _composition_text(self) -> str:
-        lines = [f"Where the memory goes at {self.decision.batch_size}:"]
+        label = " (predicted)" if self._ran else ""
+        lines = [f"Where the memory goes at {self.decision.batch_size}{label}:"]
         for name, size in self.composition.items():
             if size or name in EXPECTED_PARTS:
                 lines.append(f"  {name:16}{_gib(size):>11} {_percent(size / (self.device.total_bytes or 1)):>7}")
-        lines.append(f"  {'together':16}{_gib(sum(self.composition.values())):>11} {_percent(self.utilisation):>7}")
+        together = sum(self.composition.values())
+        lines.append(f"  {'together':16}{_gib(together):>11} {_percent(together / (self.device.total_bytes or 1)):>7}")
         return "\n".join(lines)
 
     def _advice_text(self) -> str:
@@ -199,7 +242,9 @@ class Report:
         lines = []
         if self.evaluation is not None:
             share = _percent(self._share(self.evaluation.trial))
-            lines.append(f"Evaluation: per_device_eval_batch_size up to {self.evaluation.batch_size} ({share}).")
+            label = ", predicted" if self._ran else ""
+            size = self.evaluation.batch_size
+            lines.append(f"Evaluation: per_device_eval_batch_size up to {size} ({share}{label}).")
             if self.evaluation.checked is not None:
                 lines.append("In evaluation: " + self._checked_text(self.evaluation.checked))
         if self.checked is not None and self.checked.fits:
@@ -228,7 +273,8 @@ class Report:
 
     def _checked_text(self, trial: Trial) -> str:
         if not trial.fits:
-            return f"❌ Batch size {trial.batch_size} does not fit: out of memory."
+            why = "out of memory" if trial.outcome == "oom" else f"{trial.outcome}, {trial.detail}"
+            return f"❌ Batch size {trial.batch_size} does not fit: {why}."
         return (
             f"Batch size {trial.batch_size} fits: {_gib(trial.used_bytes)}, {_percent(self._share(trial))} of the VRAM."
         )
@@ -236,7 +282,9 @@ class Report:
     # -- other forms --------------------------------------------------------------------------------------------------
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row a size: batch_size, outcome, allocated_gib, reserved_gib, used_gib, utilisation, source, chosen."""
+        """One row a size, and one more for each that was run: batch_size, outcome, allocated_gib, reserved_gib,
+        used_gib, utilisation, source, chosen.
+        """
         import pandas as pd
 
         return pd.DataFrame(
@@ -248,7 +296,7 @@ class Report:
                 "used_gib": trial.used_bytes / GIB if trial.fits and trial.used_bytes else None,
                 "utilisation": self._share(trial) if trial.fits else None,
                 "source": trial.source,
-                "chosen": trial.batch_size == self.decision.batch_size,
+                "chosen": trial is self._chosen,
             }
             for trial in self.trials
         )
@@ -322,6 +370,10 @@ def write_atomically(path: Path, text: str) -> None:
 
 def _gib(size: int | None) -> str:
     return "–" if size is None else f"{size / GIB:.2f} GiB"
+
+
+def _used(trial: Trial | None) -> str:
+    return _gib(trial.used_bytes) if trial is not None and trial.fits else "–"
 
 
 def _percent(share: float) -> str:

@@ -16,10 +16,16 @@ from torch import nn
 
 from .errors import MissingExtraError, UsageError
 from .step_settings import ALIASES, OPTIMIZERS, Precision, StepSettings
+from .workload import Trainable
 
 Batch = Mapping[str, Any]
 AUTOCAST_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 NO_DECAY = ("bias", "norm")
+MICRO_BATCHES_HELD = 32
+"""Trainer fetches all micro-batches of a step at once. Token ids are the least of the memory: more are not made."""
+STEPS = 3
+"""The optimizer's state appears in the first step; the second is the first whole one; the third shows what the
+allocator makes of the cache that the second left."""
 
 
 class TrainingStep:
@@ -49,6 +55,11 @@ class TrainingStep:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.model.zero_grad()
+
+    def worst_case(self, workload: Trainable, batch_size: int, device: str) -> None:
+        """One optimizer step of ``workload``: all its micro-batches are in memory, the first and the last are run."""
+        count = min(workload.accumulation, MICRO_BATCHES_HELD)
+        self([workload.batch(batch_size, device) for _ in range(count)], run=sorted({0, count - 1}))
 
     def _forward_backward(self, batch: Batch, items: torch.Tensor | None, accumulation: int) -> None:
         self.model.train()

@@ -57,6 +57,9 @@ class Trainable(Protocol):
     def build(self) -> nn.Module: ...
     def batch(self, batch_size: int, device: str) -> dict[str, Any]: ...
     def describe(self) -> list[tuple[str, str]]: ...
+    def portable(self) -> Trainable:
+        """The same without weights, for another process."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,9 @@ class Workload:
 
     def accumulating(self, micro_batches: int) -> Workload:
         return replace(self, accumulation=micro_batches)
+
+    def portable(self) -> Workload:
+        return self
 
     def build(self) -> nn.Module:
         """The model with random weights, on the default device. Trained as it is: adapters on, cache off."""
@@ -348,6 +354,9 @@ class ModuleWorkload:
 
     def accumulating(self, micro_batches: int) -> ModuleWorkload:
         return replace(self, accumulation=micro_batches)
+
+    def portable(self) -> ModuleWorkload:
+        return replace(self, module=self.build(), example=self.batch(1, "meta"))
 
     def build(self) -> nn.Module:
         """A copy on ``meta`` in training mode, ties kept: no memory is taken for the weights."""

@@ -18,7 +18,15 @@ CARD = GpuSpec("2 GiB card", 2 * 2**30, 75, 40, 300 * 2**20)
 
 @pytest.fixture(scope="module")
 def report() -> Report:
-    return find_batch_size("bert-mini", gpu=CARD, max_length=64, effective_batch_size=4096, learning_rate=1e-4, check=9)
+    return find_batch_size(
+        "bert-mini",
+        gpu=CARD,
+        device="predict",
+        max_length=64,
+        effective_batch_size=4096,
+        learning_rate=1e-4,
+        check=9,
+    )
 
 
 def test_the_text_is_the_golden_one(report: Report) -> None:

@@ -14,9 +14,6 @@ from ..workload import Trainable
 from .timeline import Timeline
 from .tracing import trace
 
-MICRO_BATCHES_HELD = 32
-"""Trainer fetches all micro-batches of a step at once. Token ids are the least of the memory: more are not traced."""
-
 
 class Predictor:
     """Traces once, then answers for any batch size in milliseconds."""
@@ -43,8 +40,7 @@ class Predictor:
             if step is None:
                 steps.clear()
                 step = steps[id(model)] = TrainingStep(model, self.workload.settings)
-            count = min(self.workload.accumulation, MICRO_BATCHES_HELD)
-            step([self.workload.batch(batch_size, "meta") for _ in range(count)], run=sorted({0, count - 1}))
+            step.worst_case(self.workload, batch_size, "meta")
 
         def evaluate(model: nn.Module, batch_size: int) -> None:
             if id(model) not in steps:

@@ -19,6 +19,7 @@ from torch import nn
 from ..errors import TraceError
 from ..meta import META, on_meta
 from ..records import GpuSpec
+from ..training_step import STEPS
 from .cuda_rules import as_cuda
 from .recorder import Recorder, tensors_of
 from .timeline import A100_LIKE, Recording, Timeline
@@ -27,9 +28,6 @@ aten = torch.ops.aten
 
 TRACED_BATCH_SIZES = (2, 3)
 VERIFIED_BATCH_SIZE = 5
-TRACED_STEPS = 3
-"""The optimizer's state appears in the first step; the second is the first whole one; the third shows what the
-allocator makes of the cache that the second left."""
 
 
 def trace(
@@ -75,7 +73,7 @@ def _record(
     gc.disable()  # a collection in the midst of a step would free at another moment in the second trace
     try:
         with as_cuda(device), META, recorder, recorder.labels(model):
-            for _ in range(TRACED_STEPS):
+            for _ in range(STEPS):
                 step(model, batch_size)
     except (NotImplementedError, RuntimeError, AssertionError) as error:
         hint = "; name no device in the step, or the model's own" if "CUDA" in str(error) else ""

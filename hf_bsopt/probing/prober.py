@@ -1,0 +1,154 @@
+"""The caller's side of the worker: one child process that answers for any size.
+
+with Prober(VirtualCudaDevice(catalog.gpu("T4"))) as prober:
+    prober(workload, 48)  # Trial
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import pickle
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from ..errors import RehearsalError
+from ..records import Trial
+from ..workload import Trainable
+from .devices import Device
+from .worker import READY, Request
+
+TIMEOUT_SECONDS = 600.0
+GRACE_SECONDS = 60.0
+"""The probe's process ends itself when its time is over; what does not even do that is ended after this."""
+PACKAGE_PARENT = Path(__file__).resolve().parents[2]
+
+
+class Prober:
+    """Probes on one device, one size at a time."""
+
+    def __init__(
+        self, device: Device, *, timeout_seconds: float = TIMEOUT_SECONDS, expandable_segments: bool = False
+    ) -> None:
+        """``timeout_seconds`` is for one size."""
+        self.device = device
+        self._timeout_seconds = timeout_seconds
+        self._expandable_segments = expandable_segments
+        self._worker: _Worker | None = None
+
+    def __enter__(self) -> Prober:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._worker is not None:
+            self._worker.end()
+            self._worker = None
+
+    def start(self) -> None:
+        """Starts the worker, which needs some seconds for its imports: the caller may do something else meanwhile.
+
+        Raises RehearsalError where the device can't be had.
+        """
+        if self._worker is None:
+            self._worker = _Worker(self.device.environment(expandable_segments=self._expandable_segments))
+
+    def __call__(self, workload: Trainable, batch_size: int) -> Trial:
+        """Raises RehearsalError for a workload that can't be handed to another process."""
+        request = Request(workload.portable(), batch_size, self.device, self._timeout_seconds)
+        sent = _pickled(request)
+        self.start()
+        worker = self._worker
+        assert worker is not None
+        try:
+            return worker.ask(sent, self._timeout_seconds + GRACE_SECONDS)
+        except queue.Empty:
+            trial = request.without_answer("timeout", f"no answer in {self._timeout_seconds:g} s")
+        except EOFError:
+            trial = request.without_answer("error", worker.last_words())
+        worker.end()
+        self._worker = None
+        return trial
+
+
+class _Worker:
+    """The child process, in a session of its own so that its forks can be ended with it."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        paths = [str(PACKAGE_PARENT), environment.get("PYTHONPATH", "")]
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  closed in end()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "hf_bsopt.probing.worker"],
+            env={**environment, "PYTHONPATH": os.pathsep.join(path for path in paths if path)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            start_new_session=True,
+        )
+        self._answers: queue.Queue[Any] = queue.Queue()
+        self._listener = threading.Thread(target=_listen, args=(self._process.stdout, self._answers), daemon=True)
+        self._listener.start()
+
+    def ask(self, request: bytes, timeout_seconds: float) -> Trial:
+        """Raises queue.Empty when it takes too long, EOFError when the worker ended."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(request)
+            self._process.stdin.flush()
+        except BrokenPipeError as error:
+            raise EOFError from error
+        while True:
+            answer = self._answers.get(timeout=timeout_seconds)
+            if isinstance(answer, EOFError):
+                raise answer
+            if answer != READY:
+                return answer
+
+    def last_words(self) -> str:
+        """How it ended, and the end of what it wrote to standard error."""
+        code = self._process.wait()
+        self._errors.seek(0)
+        lines = [line for line in self._errors.read().decode(errors="replace").splitlines() if line.strip()]
+        how = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        return f"the worker {how}" + (f": {lines[-1]}" if lines else "")
+
+    def end(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._listener.join(timeout=GRACE_SECONDS)
+        self._errors.close()
+        if self._process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
+
+
+def _listen(stream: IO[bytes], answers: queue.Queue[Any]) -> None:
+    with stream:
+        while True:
+            try:
+                answers.put(pickle.load(stream))
+            except Exception:  # whatever is no whole answer: the worker is at its end
+                answers.put(EOFError())
+                return
+
+
+def _pickled(request: Request) -> bytes:
+    """With dill, which takes classes along that were made in a notebook or in the caller's script."""
+    import dill
+
+    out = io.BytesIO()
+    try:
+        dill.dump(request, out)
+    except Exception as error:  # every class refuses in its own way
+        raise RehearsalError(f"the model can't be handed to another process: {error}") from error
+    return out.getvalue()

@@ -1,0 +1,63 @@
+"""An action for the moment when a module has been imported, by whomever and whenever."""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import sys
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+Action = Callable[[Any], None]
+
+
+def after_import(actions: dict[str, Action]) -> None:
+    """Runs each action on the module of its name: now if it is imported already, else right after its own code ran,
+    before anybody could take a name from it.
+    """
+    waiting = {}
+    for name, action in actions.items():
+        module = sys.modules.get(name)
+        if module is None:
+            waiting[name] = action
+        else:
+            action(module)
+    sys.meta_path.insert(0, _Finder(waiting))
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    def __init__(self, actions: dict[str, Action]) -> None:
+        self._actions = actions
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        action = self._actions.pop(fullname, None)
+        if action is None:
+            return None
+        for finder in sys.meta_path:
+            spec = None if finder is self else finder.find_spec(fullname, path, target)
+            if spec is not None:
+                if spec.loader is not None:
+                    spec.loader = _Loader(spec.loader, action)
+                return spec
+        return None
+
+
+class _Loader(importlib.abc.Loader):
+    """Another loader, and the action after it."""
+
+    def __init__(self, real: importlib.abc.Loader, action: Action) -> None:
+        self._real = real
+        self._action = action
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        return self._real.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._real
+        module.__loader__ = self._real
+        self._real.exec_module(module)
+        self._action(module)
