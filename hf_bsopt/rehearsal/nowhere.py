@@ -10,10 +10,12 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from .imports import Action, after_import
 
+SCRATCH = str(Path(tempfile.gettempdir()) / "hf_bsopt_nowhere")
 TRACKERS = {
     "WANDB_MODE": "disabled",
     "COMET_MODE": "disabled",
@@ -21,13 +23,13 @@ TRACKERS = {
     "SWANLAB_MODE": "disabled",
     "CLEARML_OFFLINE_MODE": "1",
     "DISABLE_MLFLOW_INTEGRATION": "TRUE",
-    "MLFLOW_TRACKING_URI": "file:" + os.path.join(tempfile.gettempdir(), "hf_bsopt_nowhere"),
+    "MLFLOW_TRACKING_URI": f"file:{SCRATCH}",
     "CODECARBON_SAVE_TO_FILE": "false",
-    "TRACKIO_DIR": os.path.join(tempfile.gettempdir(), "hf_bsopt_nowhere"),
+    "TRACKIO_DIR": SCRATCH,
 }
 """Each tracker's own way of being told to do nothing."""
 
-OF_HUB = ("upload", "create_", "delete_", "move_", "update_", "super_squash", "preupload", "add_", "duplicate_", "merge_")
+OF_HUB = ("upload", "create_", "delete_", "move_", "update_", "super_squash", "preupload", "add_", "duplicate_")
 
 
 class Nothing:
@@ -56,7 +58,6 @@ class Nowhere:
         after_import(
             {
                 "torch.serialization": self._of("save"),
-                "torch": self._of("save"),
                 "torch.jit": self._of("save"),
                 "torch.onnx": self._of("export"),
                 "torch.distributed.checkpoint": self._of("save", "async_save", "save_state_dict"),
@@ -64,9 +65,7 @@ class Nowhere:
                 "safetensors.torch": self._of("save_file", "save_model"),
                 "safetensors.numpy": self._of("save_file"),
                 "transformers.modeling_utils": self._methods("PreTrainedModel", "save_pretrained", "push_to_hub"),
-                "transformers.configuration_utils": self._methods(
-                    "PreTrainedConfig", "save_pretrained", "push_to_hub"
-                ),
+                "transformers.configuration_utils": self._methods("PreTrainedConfig", "save_pretrained", "push_to_hub"),
                 "transformers.tokenization_utils_base": self._methods(
                     "PreTrainedTokenizerBase", "save_pretrained", "push_to_hub", returns=()
                 ),

@@ -1,0 +1,188 @@
+"""Will this training script fit that GPU? Runs it, unmodified, on a virtual one, for a few steps.
+
+    python -m hf_bsopt.rehearsal --gpu T4 -- train.py --epochs 3
+
+Exit codes: 0 it fits, 1 out of memory, 2 the arguments can't be, 3 the script failed by itself, 124 it took too long.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from .. import catalog
+from ..batch_plan import BatchPlan, plan
+from ..errors import BatchSizeError, UsageError
+from ..records import GpuSpec, Peak, Trial
+from ..search import MAX_ATTEMPTS, MULTIPLE_OF, TARGET, check_target, prove, round_down
+from .outcome import Outcome
+from .run import rehearse
+from .telling import told
+
+FITS, OUT_OF_MEMORY, USAGE, FAILED, TIMEOUT = 0, 1, 2, 3, 124
+INTERRUPTED = 130
+DEFAULT_GPU = "T4"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="python -m hf_bsopt.rehearsal",
+        description=(__doc__ or "").splitlines()[0],
+        epilog="The script and its arguments come after two dashes: -- train.py --epochs 3",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--gpu", default=DEFAULT_GPU, help='a card ("T4", "A100-40GB") or a size ("24GiB")')
+    parser.add_argument("--steps", type=int, default=3, help="optimizer steps after which it is stopped (default 3)")
+    parser.add_argument("--timeout", type=float, default=600, help="seconds for the whole script; 0: no limit")
+    parser.add_argument("--find", action="store_true", help="run it again with other batch sizes (needs a Trainer)")
+    parser.add_argument("--target", type=float, nargs=2, default=TARGET, help="shares of the memory (default 0.8 0.9)")
+    parser.add_argument(
+        "--multiple_of", "--multiple-of", type=int, default=MULTIPLE_OF, help="of the size that --find recommends"
+    )
+    parser.add_argument(
+        "--max_attempts", "--max-attempts", type=int, default=MAX_ATTEMPTS, help="sizes that --find runs at most"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    own = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    try:
+        own, script, arguments = _split(own)
+        options = _parser().parse_args(own)
+        return _run(options, script, arguments)
+    except BatchSizeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _split(words: list[str]) -> tuple[list[str], Path | None, list[str]]:
+    """(own flags, the script, its arguments)."""
+    if "--" not in words:
+        scripts = [word for word in words if word.endswith(".py")]
+        if scripts:
+            raise UsageError(f"the script comes after two dashes: -- {' '.join(words[words.index(scripts[0]) :])}")
+        return words, None, []
+    at = words.index("--")
+    rest = words[at + 1 :]
+    return words[:at], Path(rest[0]) if rest else None, rest[1:]
+
+
+def _run(options: argparse.Namespace, script: Path | None, arguments: list[str]) -> int:
+    if script is None:
+        raise UsageError("which script? It comes after two dashes: python -m hf_bsopt.rehearsal --gpu T4 -- train.py")
+    for name in ("steps", "multiple_of", "max_attempts"):
+        if getattr(options, name) < 1:
+            raise UsageError(f"--{name} is at least 1, not {getattr(options, name)}")
+    if options.timeout < 0:
+        raise UsageError(f"--timeout is in seconds, or 0 for no limit, not {options.timeout:g}")
+    check_target(tuple(options.target))
+    gpu = catalog.gpu(options.gpu)
+    if gpu.assumed:
+        print(f"· {gpu.assumed}", file=sys.stderr)
+    outcome = rehearse(script, arguments, gpu, steps=options.steps, timeout_seconds=options.timeout)
+    print("\n" + told(outcome, script, gpu, tuple(options.target)), flush=True)
+    if options.find and outcome.status in ("ended", "stopped", "oom"):
+        return _find(options, script, arguments, gpu, outcome)
+    return _exit_code(outcome)
+
+
+def _exit_code(outcome: Outcome) -> int:
+    if outcome.fits:
+        return FITS if outcome.allocated_bytes else FAILED
+    return {"oom": OUT_OF_MEMORY, "timeout": TIMEOUT}.get(outcome.status, FAILED)
+
+
+def _find(options: argparse.Namespace, script: Path, arguments: list[str], gpu: GpuSpec, outcome: Outcome) -> int:
+    """Runs the script with other batch sizes, the effective batch kept, until the largest is known."""
+    trainer = outcome.trainer
+    if trainer is None:
+        raise UsageError(f"--find changes the arguments of a Trainer, and {script.name} has none")
+    micro_batch, processes = trainer["micro_batch"], trainer["processes"]
+    share = micro_batch * trainer["accumulation"]
+    total = gpu.total_bytes or 0
+
+    def probe(size: int) -> Trial:
+        if size == micro_batch:
+            return _trial(size, outcome)
+        run = rehearse(
+            script,
+            arguments,
+            gpu,
+            steps=options.steps,
+            timeout_seconds=options.timeout,
+            micro_batch=size,
+            accumulation=max(1, share // size),
+            quiet=True,
+        )
+        trial = _trial(size, run)
+        print(f"{'✓' if trial.fits else '✗'} {size}: {_in_short(trial, total)}", flush=True)
+        return trial
+
+    known: dict[int, Trial] = {}
+
+    def once(size: int) -> Trial:
+        known[size] = known.get(size) or probe(size)
+        return known[size]
+
+    proof = prove(
+        once,
+        micro_batch,
+        limit_bytes=options.target[1] * total,
+        allowed=lambda size: size if size == micro_batch else round_down(size, options.multiple_of),
+        max_attempts=options.max_attempts,
+    )
+    if not proof.batch_size:
+        print(f"\n❌ No size that was run fits under {options.target[1]:.0%} of {gpu.name}.")
+        return OUT_OF_MEMORY
+    batch = plan(proof.batch_size, length=1, effective_batch=share * processes, processes=processes)
+    print(_answer(proof.batch_size, once(batch.micro_batch), total, batch))
+    return FITS
+
+
+def _answer(largest: int, chosen: Trial, total: int, batch: BatchPlan) -> str:
+    lines = ["", f"Largest per-device batch that was run and fits: {largest}."]
+    if chosen.batch_size < largest:
+        lines.append(f"Your effective batch of {batch.effective_batch} is kept; {largest} would take a larger one.")
+    lines += [
+        f"At {chosen.batch_size}: {_in_short(chosen, total)}.",
+        "",
+        f"✅ OPTIMAL BATCH SIZE: {chosen.batch_size}",
+        "Update your arguments:",
+        f"  per_device_train_batch_size={chosen.batch_size}",
+        f"  gradient_accumulation_steps={batch.accumulation}",
+    ]
+    return "\n".join(lines)
+
+
+def _in_short(trial: Trial, total: int) -> str:
+    if not trial.fits:
+        return "out of memory" if trial.outcome == "oom" else f"{trial.outcome}, {trial.detail}"
+    return f"fits with {(trial.used_bytes or 0) / 2**30:.2f} GiB used, {(trial.used_bytes or 0) / total:.0%}"
+
+
+def _trial(size: int, outcome: Outcome) -> Trial:
+    if outcome.fits:
+        peak = Peak(outcome.allocated_bytes, outcome.reserved_bytes)
+        return Trial(size, "fits", peak, outcome.used_bytes, "rehearsed", alloc_retries=outcome.retries)
+    failure = outcome.status if outcome.status in ("oom", "timeout") else "error"
+    return Trial(size, failure, None, None, "rehearsed", detail=outcome.message)  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
