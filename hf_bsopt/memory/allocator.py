@@ -90,9 +90,14 @@ class _Pool:
 class CachingAllocator:
     """Counts as ``torch.cuda.memory_stats`` does: ``allocated`` includes the tails of blocks that were not split."""
 
-    def __init__(self, limit: int | None = None, *, expandable_segments: bool = False) -> None:
-        """``limit``: bytes that the device gives to this process, its context not counted; None: without end."""
+    def __init__(
+        self, limit: int | None = None, *, device_bytes: int | None = None, expandable_segments: bool = False
+    ) -> None:
+        """``limit``: bytes that the device gives to this process, its context not counted; None: without end.
+        ``device_bytes``: all of the device, by which expandable segments take their addresses; None: the limit.
+        """
         self.limit = limit
+        self._addressed = device_bytes or limit or _UNLIMITED
         self.expandable_segments = expandable_segments
         self.allocated = self.reserved = self.peak_allocated = self.peak_reserved = 0
         self.retries = 0
@@ -217,8 +222,7 @@ class CachingAllocator:
                 at = at.next  # type: ignore[assignment]
             if room >= size:
                 return start
-        device = self.limit if self.limit is not None else _UNLIMITED
-        space = -(-(device + device // 8) // pool.page) * pool.page
+        space = -(-(self._addressed + self._addressed // 8) // pool.page) * pool.page
         fresh = _Block(self._next_address, space, pool, mapped=False)
         fresh.free = True
         self._next_address += -(-space // LARGE_SEGMENT) * LARGE_SEGMENT + LARGE_SEGMENT

@@ -209,7 +209,7 @@ class Timeline:
         """The whole run through the caching allocator of ``device``, whose memory less its context is the limit."""
         device = device or self.device
         limit = None if device.total_bytes is None else device.total_bytes - device.context_bytes
-        allocator = CachingAllocator(limit, expandable_segments=expandable_segments)
+        allocator = CachingAllocator(limit, device_bytes=device.total_bytes, expandable_segments=expandable_segments)
         try:
             for block, size in self.requests(batch_size, device):
                 if size:

@@ -155,7 +155,7 @@ def _leave_unpadded(operations: Any) -> None:
 
 
 def _change_results(module: Any) -> None:
-    """Losses, metrics and speeds keep their names and are no numbers, where a Trainer returns them and where it logs."""
+    """Losses, metrics and speeds keep their names and are no numbers, where a Trainer returns and where it logs them."""
     log, train, speed_metrics = module.Trainer.log, module.Trainer.train, module.speed_metrics
 
     def log_nothing(trainer: Any, logs: dict[str, Any], *args: Any, **options: Any) -> None:
