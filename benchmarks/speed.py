@@ -1,8 +1,10 @@
-"""How long the whole command takes, as a ratio to the same imports and the same model built on meta, in the same run.
+"""How long the whole command takes, as a ratio to a baseline in the same run.
 
     python benchmarks/speed.py --repeat 3
 
-Each side runs in a process of its own, in turns; the ratio is of the medians. Peak memory is the process's own.
+A prediction is compared with the same imports and the same model built on meta; a rehearsal, where one is possible,
+with the bare import of torch, transformers and its Trainer. Each side runs in a process of its own, in turns; the ratio
+is of the medians. Peak memory is the process's own.
 """
 
 from __future__ import annotations
@@ -17,8 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from hf_bsopt import rehearsal  # noqa: E402
+
 CASES: dict[str, tuple[list[str], float | None]] = {
     "BioBERT": (["--model", "dmis-lab/biobert-v1.1", "--gpu", "T4"], 1.7),
+    "BioBERT, rehearsed": (["--model", "dmis-lab/biobert-v1.1", "--gpu", "T4"], 2.5),
     "Llama-3.2-3B, LoRA, 4-bit": (
         ["--model", "meta-llama/Llama-3.2-3B", "--gpu", "A100-40GB", "--bf16", "--lora_r", "16", "--load_in_4bit"],
         2.5,
@@ -42,6 +49,9 @@ workload = describe(
 with torch.device("meta"):
     workload.build()
 """
+
+
+BARE_IMPORT = "import torch, transformers; from transformers import Trainer"
 
 
 @dataclass(frozen=True)
@@ -69,11 +79,17 @@ def main() -> int:
     for name, (arguments, limit) in CASES.items():
         if args.only and args.only.lower() not in name.lower():
             continue
+        is_rehearsed = "rehearsed" in name
+        if is_rehearsed and (reason := rehearsal.why_not()) is not None:
+            print(f"{name:28} left out: {reason}")
+            continue
+        baseline = BARE_IMPORT if is_rehearsed else BASELINE.format(root=str(ROOT))
+        device = ["--device", "rehearse" if is_rehearsed else "predict"]
         baselines: list[Run] = []
         commands: list[Run] = []
         for _ in range(args.repeat):
-            baselines.append(run([sys.executable, "-c", BASELINE.format(root=str(ROOT)), *arguments]))
-            commands.append(run([sys.executable, str(ROOT / "find_optimal_batch_size.py"), *arguments]))
+            baselines.append(run([sys.executable, "-c", baseline, *arguments]))
+            commands.append(run([sys.executable, str(ROOT / "find_optimal_batch_size.py"), *arguments, *device]))
         before, after = (statistics.median(r.seconds for r in side) for side in (baselines, commands))
         peak = max(r.peak_gib for r in commands)
         ratio = after / before

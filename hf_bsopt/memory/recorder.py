@@ -24,6 +24,9 @@ from .timeline import Formula, Recording
 aten = torch.ops.aten
 
 
+WORKSPACES_ARE_KEPT = torch.__version__ < (2, 15)
+
+
 class Recorder(TorchDispatchMode):
     """Notes the birth and death of every ``meta`` storage, in order, with the operation that made it."""
 
@@ -156,8 +159,14 @@ class Recorder(TorchDispatchMode):
 
     def _note_workspaces(self, func: Any) -> None:
         """CuBLAS and cuBLASLt take a workspace with the first product in each thread, and keep it: the program's own
-        thread and autograd's (CUDABlas.cpp, CublasHandlePool.cpp).
+        thread and autograd's (CUDABlas.cpp, CublasHandlePool.cpp). Since torch 2.15 each product takes one and gives it
+        back (pytorch/pytorch#194311).
         """
+        if not WORKSPACES_ARE_KEPT:
+            with_bias = func is aten.addmm.default
+            size = CUBLASLT_WORKSPACE_BYTES if with_bias else self._device.cublas_workspace_bytes
+            self.recording.death(self.recording.birth(size, "cublaslt" if with_bias else "cublas", "workspace"))
+            return
         in_backward = torch._C._current_autograd_node() is not None
         for library, size in (("cublas", self._device.cublas_workspace_bytes), ("cublaslt", CUBLASLT_WORKSPACE_BYTES)):
             if library == "cublaslt" and func is not aten.addmm.default:

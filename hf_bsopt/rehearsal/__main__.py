@@ -158,9 +158,10 @@ def _find(options: argparse.Namespace, script: Path, arguments: list[str], gpu: 
 def _answer(largest: int, chosen: Trial, total: int, batch: BatchPlan) -> str:
     lines = ["", f"Largest per-device batch that was run and fits: {largest}."]
     if chosen.batch_size < largest:
-        lines.append(f"Your effective batch of {batch.effective_batch} is kept; {largest} would take a larger one.")
+        why = "is no divisor of it" if batch.effective_batch > largest else "would take a larger one"
+        lines.append(f"Your effective batch of {batch.effective_batch} is kept; {largest} {why}.")
     lines += [
-        f"At {chosen.batch_size}: {_in_short(chosen, total)}.",
+        f"{chosen.batch_size} {_in_short(chosen, total)}.",
         "",
         f"✅ OPTIMAL BATCH SIZE: {chosen.batch_size}",
         "Update your arguments:",

@@ -110,7 +110,7 @@ class TrainerHooks:
                 if state.global_step - self.first >= hooks._steps:
                     hooks.has_stopped = True
                     control.should_training_stop = True
-                    control.should_evaluate = args.eval_strategy != "no"
+                    control.should_evaluate = args.eval_strategy == "steps"  # at the end of the epoch it does so itself
 
         return StopAfterSteps()
 
@@ -155,7 +155,7 @@ def _leave_unpadded(operations: Any) -> None:
 
 
 def _change_results(module: Any) -> None:
-    """Losses, metrics and speeds keep their names and are no numbers, where a Trainer returns and where it logs them."""
+    """Losses, metrics and speeds keep their names and are no numbers, where a Trainer returns or logs them."""
     log, train, speed_metrics = module.Trainer.log, module.Trainer.train, module.speed_metrics
 
     def log_nothing(trainer: Any, logs: dict[str, Any], *args: Any, **options: Any) -> None:
