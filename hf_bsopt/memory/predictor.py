@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 from typing import Any
 
 from torch import nn
@@ -32,6 +33,8 @@ class Predictor:
 
     @functools.cached_property
     def timeline(self) -> Timeline:
+        if "paged" in self.workload.settings.optimizer:
+            importlib.import_module("bitsandbytes.functional")  # there before the trace puts its own pages in
         steps: dict[int, TrainingStep] = {}
         kept: list[Any] = []
 

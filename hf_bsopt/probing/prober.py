@@ -22,7 +22,7 @@ from typing import IO, Any
 
 from ..errors import RehearsalError
 from ..records import Trial
-from ..workload import Trainable
+from ..workload import Trainable, Workload
 from .devices import Device
 from .worker import READY, Request
 
@@ -64,13 +64,14 @@ class Prober:
 
     def __call__(self, workload: Trainable, batch_size: int) -> Trial:
         """Raises RehearsalError for a workload that can't be handed to another process."""
-        request = Request(workload.portable(), batch_size, self.device, self._timeout_seconds)
-        sent = _pickled(request)
+        is_plain = isinstance(workload, Workload) and not (workload.lora_r or workload.load_in_4bit)
+        pickled = _pickled(workload.portable())
+        request = Request(pickled, is_plain, batch_size, self.device, self._timeout_seconds)
         self.start()
         worker = self._worker
         assert worker is not None
         try:
-            return worker.ask(sent, self._timeout_seconds + GRACE_SECONDS)
+            return worker.ask(pickle.dumps(request), self._timeout_seconds + GRACE_SECONDS)
         except queue.Empty:
             trial = request.without_answer("timeout", f"no answer in {self._timeout_seconds:g} s")
         except EOFError:
@@ -142,13 +143,13 @@ def _listen(stream: IO[bytes], answers: queue.Queue[Any]) -> None:
                 return
 
 
-def _pickled(request: Request) -> bytes:
+def _pickled(workload: Trainable) -> bytes:
     """With dill, which takes classes along that were made in a notebook or in the caller's script."""
     import dill
 
     out = io.BytesIO()
     try:
-        dill.dump(request, out)
+        dill.dump(workload, out)
     except Exception as error:  # every class refuses in its own way
         raise RehearsalError(f"the model can't be handed to another process: {error}") from error
     return out.getvalue()

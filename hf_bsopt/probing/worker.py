@@ -3,7 +3,8 @@
 Requests come in on standard input and Trials go out on standard output, pickled; whatever else prints goes to standard
 error. The process imports what a training step needs and never touches the device: each size is run in a fork of it,
 which therefore starts with a device that nobody used, and whose crash, kill, timeout or out-of-memory error ends the
-fork alone.
+fork alone. The workload is unpacked in the fork, since what it brings along may use the device when it is imported, as
+bitsandbytes does.
 """
 
 from __future__ import annotations
@@ -21,18 +22,20 @@ from typing import BinaryIO, NoReturn
 
 from ..meta import META
 from ..records import Outcome, Trial
-from ..workload import Trainable
 from .devices import Device
 
 READY = "ready"
 TAIL_BYTES = 4096
-IMPORTED_EARLY = ("transformers.modeling_utils", "accelerate.utils.operations", "hf_bsopt.probing.probe")
+IMPORTED_EARLY = ("dill", "transformers.modeling_utils", "accelerate.utils.operations", "hf_bsopt.probing.probe")
 """While the caller still traces."""
 
 
 @dataclass(frozen=True)
 class Request:
-    workload: Trainable
+    """workload: pickled by dill. is_plain: it brings nothing along that uses the device when it is imported."""
+
+    workload: bytes
+    is_plain: bool
     batch_size: int
     device: Device
     timeout_seconds: float
@@ -43,22 +46,23 @@ class Request:
 
 def serve(requests: BinaryIO, answers: BinaryIO) -> None:
     """Answers until the requests end."""
-    import dill
-
     _send(answers, READY)
     while True:
         try:
-            request: Request = dill.load(requests)
+            request: Request = pickle.load(requests)
         except EOFError:
             return
-        _import_model(request.workload)
+        if request.is_plain:
+            _import_model(request.workload)
         _send(answers, run_in_fork(request))
 
 
-def _import_model(workload: Trainable) -> None:
+def _import_model(pickled: bytes) -> None:
     """Once here rather than in each fork: transformers imports a model's module when it is first built."""
+    import dill
+
     with contextlib.suppress(Exception), META:  # the probe will say it
-        workload.build()
+        dill.loads(pickled).build()
 
 
 def run_in_fork(request: Request) -> Trial:
@@ -84,12 +88,14 @@ def run_in_fork(request: Request) -> Trial:
 
 def _run(request: Request, writing: int) -> NoReturn:
     """In the fork. The alarm has its default action, which ends the process wherever it is."""
+    import dill
+
     from .probe import probe
 
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, request.timeout_seconds)
     try:
-        trial = probe(request.workload, request.batch_size, request.device)
+        trial = probe(dill.loads(request.workload), request.batch_size, request.device)
     except Exception as error:  # whatever the model's own code raises
         traceback.print_exc()
         trial = request.without_answer("error", _describe(error))
