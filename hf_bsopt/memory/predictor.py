@@ -20,13 +20,22 @@ class Predictor:
     """Traces once, then answers for any batch size in milliseconds."""
 
     def __init__(
-        self, workload: Trainable, device: GpuSpec, *, expandable_segments: bool = False, evaluation: bool = False
+        self,
+        workload: Trainable,
+        device: GpuSpec,
+        *,
+        expandable_segments: bool = False,
+        evaluation: bool = False,
+        torch_version: str | None = None,
     ) -> None:
-        """``evaluation``: an evaluation step beside the optimizer's state, instead of a training step."""
+        """``evaluation``: an evaluation step beside the optimizer's state, instead of a training step.
+        ``torch_version``: the release that will train; None is the one that is installed.
+        """
         self.workload = workload
         self.device = device
         self._expandable_segments = expandable_segments
         self._evaluation = evaluation
+        self._torch_version = torch_version
         self._parameters = (0, 0)
         self.has_batch_norm = False
         self._trials: dict[int, Trial] = {}
@@ -60,7 +69,13 @@ class Predictor:
             self.has_batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
             return model
 
-        return trace(build, evaluate if self._evaluation else train, device=self.device, verify=self.workload.is_custom)
+        return trace(
+            build,
+            evaluate if self._evaluation else train,
+            device=self.device,
+            verify=self.workload.is_custom,
+            torch_version=self._torch_version,
+        )
 
     @property
     def parameters(self) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.torch_version import TorchVersion
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..meta import META
@@ -24,14 +25,17 @@ from .timeline import Formula, Recording
 aten = torch.ops.aten
 
 
-WORKSPACES_ARE_KEPT = torch.__version__ < (2, 15)
+WORKSPACE_IS_SHARED, WORKSPACE_IS_GIVEN_BACK = TorchVersion("2.12"), TorchVersion("2.15")
+"""Releases of torch; 2.8, 2.11, 2.12, 2.14 and 2.15 were looked at on the virtual card."""
 
 
 class Recorder(TorchDispatchMode):
     """Notes the birth and death of every ``meta`` storage, in order, with the operation that made it."""
 
-    def __init__(self, device: GpuSpec) -> None:
+    def __init__(self, device: GpuSpec, torch_version: str | None = None) -> None:
+        """``torch_version``: the release whose workspaces are counted; None is the one that is installed."""
         super().__init__()
+        self._release = TorchVersion(torch_version or torch.__version__)
         self.recording = Recording()
         self._device = device
         self._alive: dict[int, tuple[int, weakref.ref[torch.UntypedStorage]]] = {}
@@ -158,20 +162,22 @@ class Recorder(TorchDispatchMode):
                 self.recording.death(block)
 
     def _note_workspaces(self, func: Any) -> None:
-        """CuBLAS and cuBLASLt take a workspace with the first product in each thread, and keep it: the program's own
-        thread and autograd's (CUDABlas.cpp, CublasHandlePool.cpp). Since torch 2.15 each product takes one and gives it
-        back (pytorch/pytorch#194311).
+        """CuBLAS takes a workspace with the first product in each thread, and keeps it: the program's own thread and
+        autograd's (CublasHandlePool.cpp). cuBLASLt, for a product with a bias, has one of its own up to torch 2.11 and
+        shares that of cuBLAS afterwards (pytorch/pytorch#168175). Since torch 2.15 each product takes one and gives it
+        back (#194311).
         """
-        if not WORKSPACES_ARE_KEPT:
-            with_bias = func is aten.addmm.default
-            size = CUBLASLT_WORKSPACE_BYTES if with_bias else self._device.cublas_workspace_bytes
-            self.recording.death(self.recording.birth(size, "cublaslt" if with_bias else "cublas", "workspace"))
-            return
+        sizes = {"cublas": self._device.cublas_workspace_bytes}
+        if func is aten.addmm.default:
+            if self._release < WORKSPACE_IS_SHARED:
+                sizes["cublaslt"] = CUBLASLT_WORKSPACE_BYTES
+            elif self._release >= WORKSPACE_IS_GIVEN_BACK:
+                sizes = {"cublaslt": CUBLASLT_WORKSPACE_BYTES}
         in_backward = torch._C._current_autograd_node() is not None
-        for library, size in (("cublas", self._device.cublas_workspace_bytes), ("cublaslt", CUBLASLT_WORKSPACE_BYTES)):
-            if library == "cublaslt" and func is not aten.addmm.default:
-                continue
-            if (library, in_backward) not in self._workspaces:
+        for library, size in sizes.items():
+            if self._release >= WORKSPACE_IS_GIVEN_BACK:
+                self.recording.death(self.recording.birth(size, library, "workspace"))
+            elif (library, in_backward) not in self._workspaces:
                 self._workspaces.add((library, in_backward))
                 self.recording.birth(size, library, "workspace")
 

@@ -36,6 +36,7 @@ def trace(
     *,
     device: GpuSpec | None = None,
     verify: bool = True,
+    torch_version: str | None = None,
 ) -> Timeline:
     """The timeline of ``step``, run three times on the model that ``build`` makes.
 
@@ -43,12 +44,13 @@ def trace(
     ``step(model, batch_size)`` runs whatever is to be traced: any forward, backward and optimizer. Tensors that it
     makes without naming a device are on the traced one. ``device`` decides which kernels run (compute capability 8.0
     when None); asked about another, the timeline is traced again for it. ``verify`` traces a third batch size and
-    compares. Raises TraceError where the step can't be followed, does other things at another batch size, or needs
-    memory that is no line in the batch size.
+    compares. ``torch_version`` is the release that will train, where that is another than the one that is installed:
+    its workspaces are counted. Raises TraceError where the step can't be followed, does other things at another batch
+    size, or needs memory that is no line in the batch size.
     """
 
     def traced(batch_size: int, gpu: GpuSpec) -> Recording:
-        return _record(build, step, batch_size, gpu)
+        return _record(build, step, batch_size, Recorder(gpu, torch_version), gpu)
 
     def on(gpu: GpuSpec) -> Timeline:
         smaller, larger = (traced(batch_size, gpu) for batch_size in TRACED_BATCH_SIZES)
@@ -62,11 +64,14 @@ def trace(
 
 
 def _record(
-    build: Callable[[], nn.Module], step: Callable[[nn.Module, int], object], batch_size: int, device: GpuSpec
+    build: Callable[[], nn.Module],
+    step: Callable[[nn.Module, int], object],
+    batch_size: int,
+    recorder: Recorder,
+    device: GpuSpec,
 ) -> Recording:
     with META:
         model = on_meta(build())
-    recorder = Recorder(device)
     for tensor in tensors_of(model):
         recorder.note(tensor, "weights", "weights")
     gc_was_on = gc.isenabled()

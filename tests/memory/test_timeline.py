@@ -14,6 +14,7 @@ from torch import nn
 from hf_bsopt import catalog
 from hf_bsopt.errors import TraceError
 from hf_bsopt.memory import Timeline, trace
+from hf_bsopt.memory.recorder import Recorder
 from hf_bsopt.memory.timeline import CATEGORIES, Formula, Recording
 from hf_bsopt.memory.tracing import _record
 from hf_bsopt.records import GpuSpec, Peak
@@ -246,7 +247,7 @@ def trainer_step(settings: StepSettings, length: int = 48) -> Callable[[nn.Modul
 def test_traces_at_2_and_3_give_the_one_at_7_to_the_byte(build: Callable[[], nn.Module], gpu: str) -> None:
     step, card = trainer_step(StepSettings("fp16")), catalog.gpu(gpu)
     timeline = trace(build, step, device=card)
-    third = _record(build, step, 7, card)
+    third = _record(build, step, 7, Recorder(card), card)
     assert third.events.tolist() == timeline._events.tolist()
     assert third.origins == timeline.origins
     assert third.categories == timeline.categories
