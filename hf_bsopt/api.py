@@ -97,6 +97,8 @@ def find_batch_size(
         raise UsageError(f"target is two shares of the memory, such as (0.8, 0.9), not {target!r}")
     if isinstance(model, str) and not model:
         raise UsageError("which model? For example dmis-lab/biobert-v1.1")
+    if not 0 < probe_timeout < float("inf"):
+        raise UsageError(f"probe_timeout is in seconds and above 0, not {probe_timeout}")
     spec, notes = resolve_gpu(gpu)
     can_rehearse, how = resolve_device(device)
     workload: Workload | ModuleWorkload

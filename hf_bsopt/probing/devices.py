@@ -8,6 +8,7 @@ from typing import Protocol
 
 from .. import rehearsal
 from ..records import GpuSpec, Peak, Source
+from ..rehearsal import processes, stand_ins
 
 
 class Device(Protocol):
@@ -22,6 +23,10 @@ class Device(Protocol):
     @property
     def tells_time(self) -> bool:
         """Whether the seconds of a step mean anything."""
+        ...
+
+    def prepare(self) -> None:
+        """In that process, once torch is imported there and before anything is on the device."""
         ...
 
     def environment(self, *, expandable_segments: bool) -> dict[str, str]:
@@ -40,6 +45,10 @@ class VirtualCudaDevice:
 
     def environment(self, *, expandable_segments: bool) -> dict[str, str]:
         return with_allocator(rehearsal.environment(self.spec), expandable_segments)
+
+    def prepare(self) -> None:
+        processes.check_device()
+        stand_ins.install()
 
 
 def with_allocator(environment: dict[str, str], expandable_segments: bool) -> dict[str, str]:

@@ -22,6 +22,7 @@ from typing import BinaryIO, NoReturn
 
 from ..meta import META
 from ..records import Outcome, Trial
+from ..rehearsal.processes import end_with_parent
 from .devices import Device
 
 READY = "ready"
@@ -92,9 +93,11 @@ def _run(request: Request, writing: int) -> NoReturn:
 
     from .probe import probe
 
+    end_with_parent()
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, request.timeout_seconds)
     try:
+        request.device.prepare()
         trial = probe(dill.loads(request.workload), request.batch_size, request.device)
     except Exception as error:  # whatever the model's own code raises
         traceback.print_exc()
@@ -114,7 +117,7 @@ def _killed_by(number: int, request: Request, said: str) -> tuple[Outcome, str]:
         return "timeout", f"no answer in {request.timeout_seconds:g} s"
     if number in (signal.SIGKILL, signal.SIGTERM):
         name = signal.Signals(number).name
-        return "killed", f"the process was killed ({name}), as the system does when the host's memory runs out"
+        return "killed", f"the process was killed ({name}); the system does so when the host's memory runs out"
     return "crash", f"the process died of {signal.Signals(number).name}{said}"
 
 
@@ -146,6 +149,7 @@ def main() -> None:
     """Serves on the standard streams."""
     import warnings
 
+    end_with_parent()
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     warnings.filterwarnings("ignore")

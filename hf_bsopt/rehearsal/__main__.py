@@ -17,7 +17,7 @@ from .. import catalog
 from ..batch_plan import BatchPlan, plan
 from ..errors import BatchSizeError, UsageError
 from ..records import GpuSpec, Peak, Trial
-from ..search import MAX_ATTEMPTS, MULTIPLE_OF, TARGET, check_target, prove, round_down
+from ..search import LARGEST_TRIED, MAX_ATTEMPTS, MULTIPLE_OF, TARGET, check_target, prove, round_down
 from .outcome import Outcome
 from .run import rehearse
 from .telling import told
@@ -89,7 +89,7 @@ def _run(options: argparse.Namespace, script: Path | None, arguments: list[str])
     for name in ("steps", "multiple_of", "max_attempts"):
         if getattr(options, name) < 1:
             raise UsageError(f"--{name} is at least 1, not {getattr(options, name)}")
-    if options.timeout < 0:
+    if not 0 <= options.timeout < float("inf"):
         raise UsageError(f"--timeout is in seconds, or 0 for no limit, not {options.timeout:g}")
     check_target(tuple(options.target))
     gpu = catalog.gpu(options.gpu)
@@ -115,6 +115,7 @@ def _find(options: argparse.Namespace, script: Path, arguments: list[str], gpu: 
         raise UsageError(f"--find changes the arguments of a Trainer, and {script.name} has none")
     micro_batch, processes = trainer["micro_batch"], trainer["processes"]
     share = micro_batch * trainer["accumulation"]
+    most = max(1, trainer["examples"] // processes) if trainer["examples"] else LARGEST_TRIED
     total = gpu.total_bytes or 0
 
     def probe(size: int) -> Trial:
@@ -144,9 +145,15 @@ def _find(options: argparse.Namespace, script: Path, arguments: list[str], gpu: 
         once,
         micro_batch,
         limit_bytes=options.target[1] * total,
-        allowed=lambda size: size if size == micro_batch else round_down(size, options.multiple_of),
+        allowed=lambda size: size if size == micro_batch else round_down(min(size, most), options.multiple_of),
         max_attempts=options.max_attempts,
     )
+    same = [t for t in proof.trials if t.fits and t.used_bytes == proof.trials[0].used_bytes]
+    if len(same) > 1 and same[-1].batch_size >= 2 * same[0].batch_size:
+        sizes = f"{same[0].batch_size} and {same[-1].batch_size}"
+        why = "the script makes its batches by other means than per_device_train_batch_size"
+        print(f"\n❌ NOT KNOWN: the memory is the same at {sizes}: {why}.")
+        return FAILED
     if not proof.batch_size:
         print(f"\n❌ No size that was run fits under {options.target[1]:.0%} of {gpu.name}.")
         return OUT_OF_MEMORY
@@ -178,10 +185,10 @@ def _in_short(trial: Trial, total: int) -> str:
 
 
 def _trial(size: int, outcome: Outcome) -> Trial:
-    if outcome.fits:
+    if outcome.fits and not outcome.caught:
         peak = Peak(outcome.allocated_bytes, outcome.reserved_bytes)
         return Trial(size, "fits", peak, outcome.used_bytes, "rehearsed", alloc_retries=outcome.retries)
-    failure = outcome.status if outcome.status in ("oom", "timeout") else "error"
+    failure = "oom" if outcome.fits else outcome.status if outcome.status in ("oom", "timeout") else "error"
     return Trial(size, failure, None, None, "rehearsed", detail=outcome.message)  # type: ignore[arg-type]
 
 

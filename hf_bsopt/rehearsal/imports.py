@@ -33,14 +33,14 @@ class _Finder(importlib.abc.MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        action = self._actions.pop(fullname, None)
+        action = self._actions.get(fullname)
         if action is None:
             return None
         for finder in sys.meta_path:
             spec = None if finder is self else finder.find_spec(fullname, path, target)
             if spec is not None:
                 if spec.loader is not None:
-                    spec.loader = _Loader(spec.loader, action)
+                    spec.loader = _Loader(spec.loader, action)  # each time: some only ask whether it could be found
                 return spec
         return None
 

@@ -6,6 +6,7 @@ after their module was imported, each by one that does nothing and counts that i
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 from collections import Counter
@@ -57,7 +58,8 @@ class Nowhere:
         os.environ.update(TRACKERS)
         after_import(
             {
-                "torch.serialization": self._of("save"),
+                "shutil": self._keep_folders,
+                "torch.serialization": self._save_to_memory_only,
                 "torch.jit": self._of("save"),
                 "torch.onnx": self._of("export"),
                 "torch.distributed.checkpoint": self._of("save", "async_save", "save_state_dict"),
@@ -103,6 +105,30 @@ class Nowhere:
             return returns
 
         return nowhere
+
+    def _save_to_memory_only(self, module: Any) -> None:
+        """A buffer in memory is nobody's result, and is often read again at once."""
+        original = module.save
+
+        def save(obj: Any, f: Any, *args: Any, **options: Any) -> None:
+            if isinstance(f, io.BytesIO):
+                original(obj, f, *args, **options)
+            else:
+                self.asked["torch.save"] += 1
+
+        module.save = save
+
+    def _keep_folders(self, module: Any) -> None:
+        """Trainer removes old checkpoints in several places, and scripts empty their output folder."""
+        original, scratch = module.rmtree, Path(tempfile.gettempdir()).resolve()
+
+        def rmtree(path: Any, *args: Any, **options: Any) -> None:
+            if isinstance(path, int) or Path(os.fsdecode(path)).resolve().is_relative_to(scratch):
+                original(path, *args, **options)
+            else:
+                self.asked["shutil.rmtree"] += 1
+
+        module.rmtree = rmtree
 
     def _of(self, *names: str) -> Action:
         return lambda module: self.replace(module, *names)

@@ -24,8 +24,10 @@ class Place:
 class Outcome:
     """status: ended by itself, stopped after the steps that were asked for, or why not; running where the process was
     gone before it could say. steps: optimizer steps that were done. place: in the user's code, where it went wrong.
-    trainer: what its arguments say of the batch, where the script has a Trainer. nowhere: what was asked to be saved.
-    caught: out-of-memory errors that the script itself dealt with. unknown: calls that the device refused.
+    message: what went wrong; where the steps were done all the same, what came after them. trainer: the batch that ran,
+    where the script has a Trainer. nowhere: what was asked to be saved. caught: out-of-memory errors that the script
+    itself dealt with. unknown: calls that the device refused. has_convolutions: or recurrent layers, for which a card
+    would use cuDNN.
     """
 
     status: Status = "running"
@@ -40,6 +42,8 @@ class Outcome:
     exit_code: int = 0
     trainer: dict[str, int] | None = None
     nowhere: dict[str, int] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
+    has_convolutions: bool = False
 
     @property
     def fits(self) -> bool:

@@ -16,8 +16,9 @@ from pathlib import Path
 from ..errors import UsageError
 from ..records import GpuSpec
 from .outcome import Outcome
-from .script import SETTINGS, Settings
+from .script import SETTINGS
 from .virtual_device import environment
+from .watch import Settings
 
 GRACE_SECONDS = 30.0
 """The script's process tells where it is when its time is over; what does not even do that is ended after this."""
@@ -62,13 +63,15 @@ def check_script(script: Path) -> None:
     """Raises UsageError, with what was probably meant, for what can't be a Python script."""
     if script.suffix == ".ipynb":
         raise UsageError(f"{script} is a notebook: make a script of it with jupyter nbconvert --to script {script}")
+    if script.name in ("python", "python3", "accelerate", "torchrun"):
+        raise UsageError(f"leave {script} out: the script itself follows the two dashes, -- train.py")
     if not script.exists():
         raise UsageError(
             f"there is no script {script}; it is named after the two dashes: "
             "python -m hf_bsopt.rehearsal --gpu T4 -- train.py --its arguments"
         )
     if not script.is_file():
-        raise UsageError(f"{script} is a folder; name the script in it, such as {script / 'train.py'}")
+        raise UsageError(f"{script} is no file; name the script, such as {script / 'train.py'}")
     try:
         compile(script.read_bytes(), str(script), "exec", dont_inherit=True)
     except (SyntaxError, ValueError) as error:
@@ -95,7 +98,7 @@ def _finished(outcome: Outcome, code: int | None) -> Outcome:
     if code == 0:
         return dataclasses.replace(outcome, status="ended")
     if code == -signal.SIGKILL:
-        why = "it was killed, as the system does when the host's memory runs out"
+        why = "it was killed; the system does so when the host's memory runs out"
     else:
         why = f"it died of {signal.Signals(-code).name}" if code < 0 else f"it ended with exit code {code}"
     return dataclasses.replace(outcome, status="failed", exit_code=code, message=why)

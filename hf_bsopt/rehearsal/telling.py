@@ -21,8 +21,10 @@ def told(outcome: Outcome, script: Path, gpu: GpuSpec, target: tuple[float, floa
         lines.append(_batch_line(outcome.trainer))
     if outcome.nowhere:
         asked = ", ".join(f"{name} ({count})" for name, count in sorted(outcome.nowhere.items()))
-        lines.append(f"not saved:   {asked}")
-    if outcome.caught:
+        lines.append(f"not saved:   {asked}; what the script writes by itself is written")
+    if outcome.has_convolutions:
+        lines.append("layers:      convolutions or recurrent ones, which use cuDNN on a card: its buffers may differ")
+    if outcome.caught > 0:
         times = "once" if outcome.caught == 1 else f"{outcome.caught} times"
         lines.append(f"caught:      the script ran out of memory {times} and went on")
     lines += ["", *_verdict_lines(outcome, script)]
@@ -57,11 +59,18 @@ def _verdict_lines(outcome: Outcome, script: Path) -> list[str]:
         at.append(f"  under it: {outcome.place.below}")
     if outcome.status == "oom":
         return [*at, f"❌ OUT OF MEMORY in step {outcome.steps + 1}: {outcome.message}"]
+    if outcome.status == "timeout" and outcome.steps:
+        return [
+            *at,
+            f"❌ NOT KNOWN: it was still running after {outcome.steps} steps, which fit; --steps and --timeout",
+        ]
     if outcome.status == "timeout":
         why = "it took too long; a loop that waits for a value of the device never ends here, where all are zero"
         return [*at, f"❌ NOT KNOWN: {why}"]
     if outcome.status == "failed" and not outcome.steps:
         hint = "; the virtual machine has one card" if "invalid device ordinal" in outcome.message else ""
+        if outcome.unknown:
+            hint += f" (the virtual device does not know {', '.join(outcome.unknown)})"
         return [*at, f"❌ NOT KNOWN: {script.name} failed by itself before its first step: {outcome.message}{hint}"]
     if outcome.status == "failed":
         steps = "1 step" if outcome.steps == 1 else f"{outcome.steps} steps"
@@ -72,6 +81,8 @@ def _verdict_lines(outcome: Outcome, script: Path) -> list[str]:
         return ["❌ NOT KNOWN: the script ended without using the device"]
     if not outcome.steps:
         return ["✅ FITS (no optimizer stepped)"]
+    if outcome.message and outcome.status == "stopped":
+        return [*at, f"✅ FITS; what follows the {outcome.steps} steps could not be rehearsed: {outcome.message}"]
     return ["✅ FITS"]
 
 

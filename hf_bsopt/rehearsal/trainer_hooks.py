@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from .imports import after_import
@@ -12,6 +13,16 @@ from .nowhere import Nowhere
 
 NOT_A_NUMBER = float("nan")
 KEPT_IN_LOGS = ("epoch", "step", "learning_rate")
+
+
+LARGEST_LENGTHENED = 2**30
+
+
+class Unknown(dict[str, float]):
+    """Metrics that nobody knows: whichever is asked for is no number."""
+
+    def __missing__(self, name: str) -> float:
+        return NOT_A_NUMBER
 
 
 class FirstBatches:
@@ -32,23 +43,19 @@ class FirstBatches:
 
 
 class TrainerHooks:
-    """seen: micro_batch, accumulation, processes and n_gpu of the Trainer that was last made."""
+    """has_stopped: a Trainer did its steps and ended its training."""
 
     def __init__(self, steps: int, micro_batch: int, accumulation: int, on_train_begin: Callable[[], None]) -> None:
         self._steps = steps
         self._micro_batch = micro_batch
         self._accumulation = accumulation
         self._on_train_begin = on_train_begin
-        self.seen: dict[str, int] | None = None
+        self._trainer: weakref.ref[Any] | None = None
+        self._seen: dict[str, int] | None = None
         self.has_stopped = False
 
     def install(self, nowhere: Nowhere) -> None:
-        after_import(
-            {
-                "transformers.trainer": lambda module: self._change(module, nowhere),
-                "accelerate.utils.operations": _leave_unpadded,
-            }
-        )
+        after_import({"transformers.trainer": lambda module: self._change(module, nowhere)})
 
     def _change(self, module: Any, nowhere: Nowhere) -> None:
         trainer_class = module.Trainer
@@ -80,7 +87,7 @@ class TrainerHooks:
                 if type(callback).__module__.startswith("transformers.integrations"):
                     trainer.remove_callback(callback)
             trainer.add_callback(self._stopper())
-            self._see(trainer.args)
+            self._trainer = weakref.ref(trainer)
 
         trainer_class.__init__ = init
 
@@ -88,13 +95,22 @@ class TrainerHooks:
         if self._micro_batch and arguments is not None:
             arguments.per_device_train_batch_size = self._micro_batch
             arguments.gradient_accumulation_steps = self._accumulation
+            arguments.auto_find_batch_size = False
 
-    def _see(self, arguments: Any) -> None:
-        self.seen = {
-            "micro_batch": arguments.per_device_train_batch_size,
-            "accumulation": arguments.gradient_accumulation_steps,
-            "processes": arguments.world_size,
-        }
+    def seen(self) -> dict[str, int] | None:
+        """micro_batch (that really ran), accumulation, processes and examples of the Trainer that was last made; None
+        where the script made none.
+        """
+        trainer = None if self._trainer is None else self._trainer()
+        if trainer is not None:
+            arguments, data = trainer.args, trainer.train_dataset
+            self._seen = {
+                "micro_batch": trainer._train_batch_size // max(1, arguments.n_gpu),
+                "accumulation": arguments.gradient_accumulation_steps,
+                "processes": arguments.world_size,
+                "examples": len(data) if hasattr(data, "__len__") else 0,
+            }
+        return self._seen
 
     def _stopper(self) -> Any:
         from transformers import TrainerCallback
@@ -125,11 +141,39 @@ class TrainerHooks:
                 trainer.compute_metrics = _without_values(compute)
             try:
                 output = original(trainer, FirstBatches(dataloader, steps), *args, **options)
-                return output._replace(metrics=dict.fromkeys(output.metrics or {}, NOT_A_NUMBER))
+                return output._replace(
+                    metrics=Unknown(_without_value(output.metrics or {})),
+                    predictions=_lengthened(output.predictions, _examples(dataloader)),
+                    label_ids=_lengthened(output.label_ids, _examples(dataloader)),
+                )
             finally:
                 trainer.compute_metrics = compute
 
         trainer_class.evaluation_loop = evaluation_loop
+
+
+def _examples(dataloader: Any) -> int:
+    try:
+        return len(dataloader.dataset)
+    except (AttributeError, TypeError):
+        return 0
+
+
+def _lengthened(values: Any, examples: int) -> Any:
+    """Arrays as long as the whole dataset, for scripts that lay them beside it: zero, as what was run is too."""
+    if isinstance(values, (tuple, list)):
+        return type(values)(_lengthened(value, examples) for value in values)
+    size = getattr(values, "nbytes", 0)
+    if not size or len(values) >= examples or size // len(values) * examples > LARGEST_LENGTHENED:
+        return values
+    import numpy as np
+
+    return np.zeros((examples, *values.shape[1:]), dtype=values.dtype)
+
+
+def _without_value(metrics: Iterable[str]) -> dict[str, float]:
+    """No numbers; but zero for what Trainer shows as hours and minutes, or in powers of two."""
+    return {name: 0.0 if name.endswith(("runtime", "total_flos")) else NOT_A_NUMBER for name in metrics}
 
 
 def _without_values(compute: Callable[..., Any]) -> Callable[..., dict[str, float]]:
@@ -141,17 +185,6 @@ def _without_values(compute: Callable[..., Any]) -> Callable[..., dict[str, floa
         return dict.fromkeys(metrics or {}, NOT_A_NUMBER)
 
     return named
-
-
-def _leave_unpadded(operations: Any) -> None:
-    """The lengths in other processes come from the device, where they are zero; alone there is nothing to pad."""
-    original = operations.pad_across_processes
-
-    def pad_across_processes(tensor: Any, *args: Any, **options: Any) -> Any:
-        alone = operations.PartialState().num_processes == 1
-        return tensor if alone else original(tensor, *args, **options)
-
-    operations.pad_across_processes = pad_across_processes
 
 
 def _change_results(module: Any) -> None:
@@ -167,8 +200,8 @@ def _change_results(module: Any) -> None:
 
     def train_for_nothing(trainer: Any, *args: Any, **options: Any) -> Any:
         output = train(trainer, *args, **options)
-        return output._replace(training_loss=NOT_A_NUMBER, metrics=dict.fromkeys(output.metrics, NOT_A_NUMBER))
+        return output._replace(training_loss=NOT_A_NUMBER, metrics=_without_value(output.metrics))
 
     module.Trainer.log = log_nothing
     module.Trainer.train = train_for_nothing
-    module.speed_metrics = lambda *args, **options: dict.fromkeys(speed_metrics(*args, **options), NOT_A_NUMBER)
+    module.speed_metrics = lambda *args, **options: _without_value(speed_metrics(*args, **options))

@@ -36,16 +36,19 @@ static const size_t PAGE = (size_t)2 << 20; /* what the driver gives out is a mu
 /* ---- what cannot be answered is said by name ---- */
 
 static char refused[256] = "operation not supported";
+static char refused_names[4096]; /* each once, a space after each */
 
 EXPORTED int virtual_device_refuse(const char *name, int status) {
-    static char last[64];
-    if (strncmp(last, name, sizeof last - 1)) {
-        snprintf(last, sizeof last, "%s", name);
-        snprintf(refused, sizeof refused, "operation not supported: the virtual CUDA device does not know %s", name);
+    char entry[128];
+    snprintf(entry, sizeof entry, "%s ", name);
+    snprintf(refused, sizeof refused, "operation not supported: the virtual CUDA device does not know %s", name);
+    if (!strstr(refused_names, entry)) {
+        strncat(refused_names, entry, sizeof refused_names - strlen(refused_names) - 1);
         fprintf(stderr, "virtual CUDA device: %s is not known here and was refused\n", name);
     }
     return status;
 }
+EXPORTED const char *virtual_device_refused(void) { return refused_names; }
 
 /* ---- the device ---- */
 

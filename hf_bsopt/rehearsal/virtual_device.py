@@ -116,18 +116,30 @@ def environment(gpu: GpuSpec) -> dict[str, str]:
     """
     if gpu.total_bytes is None:
         raise RehearsalError("a virtual device needs a limit of memory")
-    libraries = [str(path) for path in build()]
+    libraries = [str(path) for path in _preloadable(build())]
     card = (
         f"{gpu.total_bytes} {gpu.context_bytes} {gpu.compute_capability} {gpu.multiprocessors} "
         f"{gpu.threads_per_multiprocessor} {gpu.name}"
     )
     others = [path for path in os.environ.get("LD_PRELOAD", "").split(":") if path and "hf_bsopt" not in path]
     return {
-        **{name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"},
+        **os.environ,
+        "CUDA_VISIBLE_DEVICES": "0",
         VARIABLE: card,
         "LD_PRELOAD": ":".join([*libraries, *others]),
         "USE_PYTORCH_KERNEL_CACHE": "0",  # kernels that were compiled for this device are empty
     }
+
+
+def _preloadable(libraries: tuple[Path, ...]) -> list[Path]:
+    """LD_PRELOAD separates paths at spaces and colons: a folder with one of them in its name gets a link without."""
+    folder = libraries[0].parent.resolve()
+    if re.search(r"[\s:]", str(folder)):
+        link = Path(tempfile.gettempdir()) / f"hf_bsopt_{os.getuid()}_{folder.name}"
+        with contextlib.suppress(FileExistsError):
+            link.symlink_to(folder)
+        folder = link
+    return [folder / path.name for path in libraries]
 
 
 def build() -> tuple[Path, ...]:

@@ -1,0 +1,28 @@
+"""What a child process does for itself at its start."""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+
+from ..errors import RehearsalError
+
+PR_SET_PDEATHSIG = 1
+
+
+def end_with_parent() -> None:
+    """The system ends this process when the one that started it is gone, however that went."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def check_device() -> None:
+    """Raises RehearsalError where the virtual device was not loaded into this process."""
+    if not hasattr(ctypes.CDLL(None), "virtual_device_refused"):
+        raise RehearsalError("the virtual device was not loaded: LD_PRELOAD has no effect in this environment")
+
+
+def refused_calls() -> list[str]:
+    """The functions that the device was asked for and does not know."""
+    names = ctypes.CDLL(None).virtual_device_refused
+    names.restype = ctypes.c_char_p
+    return names().decode().split()
