@@ -16,12 +16,12 @@ import subprocess
 import sys
 import tempfile
 import threading
-from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 from ..errors import RehearsalError
 from ..records import Trial
+from ..rehearsal.processes import with_package
 from ..workload import Trainable, Workload
 from .devices import Device
 from .worker import READY, Request
@@ -29,7 +29,6 @@ from .worker import READY, Request
 TIMEOUT_SECONDS = 600.0
 GRACE_SECONDS = 60.0
 """The probe's process ends itself when its time is over; what does not even do that is ended after this."""
-PACKAGE_PARENT = Path(__file__).resolve().parents[2]
 
 
 class Prober:
@@ -85,11 +84,10 @@ class _Worker:
     """The child process, in a session of its own so that its forks can be ended with it."""
 
     def __init__(self, environment: dict[str, str]) -> None:
-        paths = [str(PACKAGE_PARENT), environment.get("PYTHONPATH", "")]
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  closed in end()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "hf_bsopt.probing.worker"],
-            env={**environment, "PYTHONPATH": os.pathsep.join(path for path in paths if path)},
+            env=with_package(environment),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

@@ -1,13 +1,23 @@
-"""What a child process does for itself at its start."""
+"""What a child process needs, and does for itself at its start."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
+from collections.abc import Mapping
+from pathlib import Path
 
 from ..errors import RehearsalError
 
 PR_SET_PDEATHSIG = 1
+PACKAGE_PARENT = Path(__file__).resolve().parents[2]
+
+
+def with_package(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a Python that imports this very package, installed or not."""
+    paths = [str(PACKAGE_PARENT), environment.get("PYTHONPATH", "")]
+    return {**environment, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
 
 
 def end_with_parent() -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from ..errors import UsageError
 from ..records import GpuSpec
 from .outcome import Outcome
+from .processes import with_package
 from .script import SETTINGS
 from .virtual_device import environment
 from .watch import Settings
@@ -45,13 +46,7 @@ def rehearse(
     with tempfile.TemporaryDirectory(prefix="hf_bsopt_") as scratch:
         path = Path(scratch) / "outcome.json"
         settings = Settings(str(path), steps, timeout_seconds, micro_batch, accumulation)
-        variables = environment(gpu)
-        package = str(Path(__file__).resolve().parents[2])
-        paths = [package, variables.get("PYTHONPATH", "")]
-        variables |= {
-            SETTINGS: json.dumps(dataclasses.asdict(settings)),
-            "PYTHONPATH": os.pathsep.join(p for p in paths if p),
-        }
+        variables = {**with_package(environment(gpu)), SETTINGS: json.dumps(dataclasses.asdict(settings))}
         command = [sys.executable, "-m", "hf_bsopt.rehearsal.script", str(script), *arguments]
         output = subprocess.DEVNULL if quiet else None
         with subprocess.Popen(command, env=variables, stdout=output, stderr=output, start_new_session=True) as process:
