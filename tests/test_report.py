@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hf_bsopt import Report, find_batch_size
-from hf_bsopt.records import GpuSpec
+from hf_bsopt.records import GpuSpec, Peak, Trial
 from hf_bsopt.report import write_atomically
 
 GOLDEN = Path(__file__).parent / "golden" / "report.txt"
@@ -98,3 +98,50 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
         write_atomically(path, "\udcff")
     assert path.read_text() == "as it was"
     assert list(tmp_path.iterdir()) == [path]
+
+
+# ---- a report whose answer was run
+
+
+@pytest.fixture(scope="module")
+def proved(report: Report) -> Report:
+    chosen = next(trial for trial in report.trials if trial.batch_size == report.batch_size)
+    assert chosen.peak is not None and chosen.used_bytes is not None
+    more = 10 * 2**20
+    peak = Peak(chosen.peak.allocated_bytes + more, chosen.peak.reserved_bytes + more)
+    ran = dataclasses.replace(chosen, peak=peak, used_bytes=chosen.used_bytes + more, source="rehearsed")
+    refused = Trial(report.batch_size + 8, "oom", None, None, "rehearsed", detail="CUDA out of memory")
+    return dataclasses.replace(report, trials=(*report.trials, refused, ran), checked=refused)
+
+
+def test_what_ran_goes_before_what_was_predicted(report: Report, proved: Report) -> None:
+    assert (report.source, proved.source) == ("predicted", "rehearsed")
+    assert proved.utilisation > report.utilisation
+    assert proved.to_dict()["source"] == "rehearsed"
+
+
+def test_predicted_and_rehearsed_memory_stand_side_by_side(proved: Report) -> None:
+    lines = str(proved).splitlines()
+    header = next(line for line in lines if line.startswith("batch size"))
+    assert header.split()[2:4] == ["predicted", "rehearsed"]
+    chosen = next(line for line in lines if "◀ chosen" in line)
+    assert chosen.count("GiB") == 2
+    assert all("as predicted" in line for line in lines if line.strip().startswith("1 ") and "fits" in line)
+    assert any("The prediction is -" in line and "reserved memory" in line for line in lines)
+
+
+def test_a_size_that_was_run_and_refused_says_so(proved: Report) -> None:
+    refused = proved.batch_size + 8
+    line = next(line for line in str(proved).splitlines() if line.strip().startswith(f"{refused} "))
+    assert "out of memory" in line and "as predicted" not in line
+    assert f"❌ Batch size {refused} does not fit: out of memory." in str(proved)
+
+
+def test_lines_of_a_proved_report_fit_78_columns(proved: Report) -> None:
+    assert max(map(len, str(proved).splitlines())) <= 78
+
+
+def test_a_data_frame_has_a_row_more_for_each_size_that_was_run(report: Report, proved: Report) -> None:
+    frame = proved.to_dataframe()
+    assert len(frame) == len(report.to_dataframe()) + 2
+    assert frame[frame["chosen"]]["source"].tolist() == ["rehearsed"]
