@@ -4,6 +4,7 @@
 
 Columns of the file: benchmarks/truth/README.md. Exits with 1 when a limit is passed. A row that can't be predicted is
 counted and named. The baseline is the sum of live tensors plus the constant that suits the source best in hindsight.
+Whether a row fits is judged too; the worst is one that ran out of memory where it was predicted to fit.
 """
 
 from __future__ import annotations
@@ -31,18 +32,29 @@ from hf_bsopt.records import GpuSpec
 from hf_bsopt.workload import Workload, describe
 
 Row = dict[str, str]
-HALF_WEIGHTS = {"fp16-weights", "bf16-weights"}
+IN_ITS_PLACE = ", in its place"
+"""Ends the source of a row that was recorded on another card, kept to the memory and the attention kernels of this."""
+NOT_FORETOLD = {
+    "varying": "lengths vary, predicted as if all were the longest",
+    "evaluation-loss": "logits are not kept, predicted as if they were",
+    "evaluation-joined": "logits are kept and joined after each batch, predicted without joining",
+}
+"""Kinds of rows of which something else is predicted than was run: shown, not judged."""
 OLD_OPTIMIZERS = {"adamw_hf": "adamw_torch"}  # removed from transformers 5; its temporaries were those of foreach
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
+    """Bytes; 0 measured where the row ran out of memory, so that only its verdict can be compared."""
+
     source: str
     label: str
     measured: int
     predicted: int
     baseline: int
     judged: bool
+    fitted: bool
+    fits: bool
 
     @property
     def error(self) -> float:
@@ -53,7 +65,10 @@ class Comparison:
 def device_of(row: Row) -> GpuSpec:
     known = catalog.gpu(row["gpu"])
     total = int(row["total_bytes"]) if row["total_bytes"] else known.total_bytes
-    return dataclasses.replace(known, total_bytes=total, context_bytes=0)
+    if row["source"].endswith(IN_ITS_PLACE):  # other kernels' scratch follows the card that really ran
+        card = catalog.gpu(row["source"].removesuffix(IN_ITS_PLACE))
+        known = dataclasses.replace(known, multiprocessors=card.multiprocessors)
+    return dataclasses.replace(known, total_bytes=total, context_bytes=int(row.get("context_bytes") or 0))
 
 
 def workload_of(row: Row) -> Workload:
@@ -99,18 +114,41 @@ class Predictions:
         self._timeline: Timeline | None = None
 
     def timeline(self, row: Row) -> Timeline:
-        key = tuple(value for name, value in row.items() if name not in _MEASURED and name != "batch_size")
+        key = tuple(value for name, value in row.items() if name not in _NOT_TRACED)
         if key != self._key or self._timeline is None:
             workload, device = workload_of(row), device_of(row)
             if row["kind"] == "fwd_bwd":
-                self._timeline = trace(workload.build, forward_backward_step(workload), device=device)
+                step = forward_backward_step(workload)
+                self._timeline = trace(workload.build, step, device=device, torch_version=row["torch"] or None)
             else:
-                self._timeline = Predictor(workload, device).timeline
+                evaluation = row["kind"].startswith("evaluation")
+                predictor = Predictor(workload, device, evaluation=evaluation, torch_version=row["torch"] or None)
+                self._timeline = predictor.timeline
             self._key = key
         return self._timeline
 
 
-_MEASURED = {"status", "allocated_bytes", "reserved_bytes", "device_bytes", "alloc_retries"}
+_NOT_TRACED = {
+    *("status", "allocated_bytes", "reserved_bytes", "device_bytes", "alloc_retries"),
+    *("batch_size", "expandable_segments", "context_bytes"),
+}
+
+
+def label_of(row: Row) -> str:
+    usual = ("model", "task", "precision", "attention", "batch_size", "max_length", "optimizer", "gpu")
+    extra = (
+        ("gradient_accumulation", "accumulation "),
+        ("activation_checkpointing", "checkpointing "),
+        ("lora_r", "LoRA "),
+        ("load_in_4bit", "4-bit "),
+        ("expandable_segments", "expandable "),
+    )
+    label = " ".join(row[name] for name in usual)
+    return label + "".join(
+        f" {short}{row[name]}"
+        for name, short in extra
+        if row.get(name) not in (None, "", "0") and (name, row[name]) != ("gradient_accumulation", "1")
+    )
 
 
 def compare(rows: list[Row], metric: str) -> tuple[list[Comparison], list[str]]:
@@ -118,46 +156,41 @@ def compare(rows: list[Row], metric: str) -> tuple[list[Comparison], list[str]]:
     compared: list[Comparison] = []
     left_out: list[str] = []
     for row in rows:
-        label = " ".join(
-            f"{row[name]}"
-            for name in ("model", "task", "precision", "attention", "batch_size", "max_length", "optimizer", "gpu")
-        )
-        label += "".join(
-            f" {short}{row[name]}"
-            for name, short in (
-                ("gradient_accumulation", "accumulation "),
-                ("activation_checkpointing", "checkpointing "),
-                ("lora_r", "LoRA "),
-                ("load_in_4bit", "4-bit "),
-            )
-            if row[name] not in ("", "0") and (name, row[name]) != ("gradient_accumulation", "1")
-        )
         known = row[f"{metric}_bytes"] or row["device_bytes"]
-        if row["status"] != "fits" or not known:
-            left_out.append(f"{label}: no {metric} bytes in a row that {row['status']}")
+        if row["status"] == "fits" and not known:
+            left_out.append(f"{label_of(row)}: no {metric} bytes")
             continue
         try:
             timeline = predictions.timeline(row)
         except (UsageError, BatchSizeError, ValueError) as error:
-            left_out.append(f"{label}: {error}")
+            left_out.append(f"{label_of(row)}: {error}")
             continue
-        device, batch_size = device_of(row), int(row["batch_size"])
-        peak = timeline.peak(batch_size, device)
-        predicted = peak.allocated_bytes if metric == "allocated" else peak.reserved_bytes
-        by_driver = not row[f"{metric}_bytes"]
-        if by_driver:  # what the driver showed: reserved bytes and a context, which these rows name
-            predicted = peak.reserved_bytes + 1343 * 2**20
-        compared.append(
-            Comparison(
-                f"{row['kind']}, {row['source']}" if not by_driver else f"{row['kind']}, by the driver, not judged",
-                label,
-                int(known),
-                predicted,
-                timeline.live_bytes(batch_size, device),
-                judged=not by_driver,
-            )
-        )
+        compared.append(comparison(row, timeline, metric))
     return compared, left_out
+
+
+def comparison(row: Row, timeline: Timeline, metric: str) -> Comparison:
+    device, batch_size = device_of(row), int(row["batch_size"])
+    fit = timeline.replay(batch_size, device, expandable_segments=row.get("expandable_segments") == "1")
+    by_driver = not row[f"{metric}_bytes"]
+    if by_driver:  # what the driver showed: reserved bytes and a context, which these rows name
+        predicted, source = fit.peak.reserved_bytes + 1343 * 2**20, "by the driver, not judged"
+    else:
+        predicted = fit.peak.allocated_bytes if metric == "allocated" else fit.peak.reserved_bytes
+        source = row["source"]
+    if row["kind"] in NOT_FORETOLD:
+        source += f", not judged: {NOT_FORETOLD[row['kind']]}"
+    fitted = row["status"] == "fits"
+    return Comparison(
+        f"{row['kind']}, {source}",
+        label_of(row),
+        measured=int(row[f"{metric}_bytes"] or row["device_bytes"]) if fitted else 0,
+        predicted=predicted,
+        baseline=timeline.live_bytes(batch_size, device),
+        judged=not by_driver and row["kind"] not in NOT_FORETOLD,
+        fitted=fitted,
+        fits=fit.fits,
+    )
 
 
 def percentile_95(errors: list[float]) -> float:
@@ -205,16 +238,42 @@ def main() -> int:
     if not args.summary:
         print(f"{'predicted MiB':>14} {'measured MiB':>13} {'error':>10}  row")
         for row in compared:
-            print(f"{row.predicted / 2**20:14.1f} {row.measured / 2**20:13.1f} {row.error:+9.4f} %  {row.label}")
+            print(line_of(row))
     by_source: dict[str, list[Comparison]] = defaultdict(list)
     for row in compared:
-        by_source[row.source].append(row)
+        if row.fitted:
+            by_source[row.source].append(row)
     for source, members in by_source.items():
         print("\n".join(summary(source, members)))
+    for judged in (True, False):
+        print("\n".join(fits_or_not([row for row in compared if row.judged is judged], judged)))
     print(f"\n{len(compared)} of {len(rows)} rows compared, {len(left_out)} left out")
     for line in left_out:
         print(f"  {line}")
-    return verdict([row.error for row in compared if row.judged], args)
+    return verdict([row.error for row in compared if row.judged and row.fitted], args)
+
+
+def line_of(row: Comparison) -> str:
+    if not row.fitted:
+        predicted = "fits" if row.fits else "out of memory"
+        return f"{predicted:>14} {'out of memory':>13} {'':>10}  {row.label}"
+    note = "" if row.fits else "  predicted: out of memory"
+    return f"{row.predicted / 2**20:14.1f} {row.measured / 2**20:13.1f} {row.error:+9.4f} %  {row.label}{note}"
+
+
+def fits_or_not(rows: list[Comparison], judged: bool) -> list[str]:
+    """How often it was foretold whether a row fits; nothing where no row could have gone either way."""
+    if not rows:
+        return []
+    too_bold = [row for row in rows if row.fits and not row.fitted]
+    too_shy = [row for row in rows if row.fitted and not row.fits]
+    right = len(rows) - len(too_bold) - len(too_shy)
+    lines = [
+        f"\nfits or not{'' if judged else ', not judged'}: {right} of {len(rows)} rows foretold, of which "
+        f"{sum(not row.fitted for row in rows)} ran out of memory; {len(too_bold)} ran out of memory and were "
+        f"predicted to fit, {len(too_shy)} the other way round"
+    ]
+    return lines + [f"  {row.source}: {row.label}" for row in (*too_bold, *too_shy)]
 
 
 def verdict(errors: list[float], args: argparse.Namespace) -> int:

@@ -1,0 +1,207 @@
+"""Real Trainer runs for a table of cases, and the memory that they took, into benchmarks/truth/<device>-<torch>.csv.
+
+    python benchmarks/record_truth.py                                  # the virtual device: CUDA build, no card
+    python benchmarks/record_truth.py --device cuda                    # the card that is here, in place of each GPU
+    python benchmarks/record_truth.py --only "T4 dmis" --out some.csv  # cases that have these words in their line
+    python benchmarks/record_truth.py --cases benchmarks/truth/rehearsed.csv --out again.csv
+
+Every case runs in a process of its own (truth_worker.py, trainer_run.py). Rows are what fits and what runs out of
+memory; a case that fails otherwise is printed and is no row. The columns, and what a case runs: truth/README.md.
+Exits with 1 where nothing was recorded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import dataclasses
+import importlib.util
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from cases import CASES, Case, Row, cases_of
+
+from hf_bsopt import catalog
+from hf_bsopt.records import GpuSpec
+from hf_bsopt.report import write_atomically
+
+HERE = Path(__file__).resolve().parent
+COLUMNS = [
+    *("kind", "model", "task", "precision", "attention", "batch_size", "max_length", "optimizer"),
+    *("gradient_accumulation", "activation_checkpointing", "lora_r", "load_in_4bit", "gpu", "sm", "total_bytes"),
+    *("status", "allocated_bytes", "reserved_bytes", "device_bytes", "alloc_retries", "torch", "transformers"),
+    *("source", "expandable_segments", "context_bytes"),
+]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of a case: a row, or an error in words."""
+
+    case: Case
+    row: Row | None
+    error: str = ""
+
+
+def environment_of(gpu: GpuSpec, device: str) -> dict[str, str]:
+    """Of a process that sees this GPU, or the card that is here."""
+    environment = dict(os.environ)
+    if device == "virtual":
+        from hf_bsopt.rehearsal import environment as virtual
+
+        environment = virtual(gpu)
+    return {**environment, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
+class Worker:
+    """A process that has everything imported and sees one GPU."""
+
+    def __init__(self, gpu: GpuSpec, device: str) -> None:
+        self.gpu = gpu
+        self._device = device
+        self._process = subprocess.Popen(
+            [sys.executable, str(HERE / "truth_worker.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment_of(gpu, device),
+        )
+
+    def run(self, case: Case, timeout: int) -> Answer:
+        request = {"case": asdict(case), "gpu": asdict(self.gpu), "device": self._device, "timeout": timeout}
+        assert self._process.stdin is not None and self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):  # the answer will be empty
+            print(json.dumps(request), file=self._process.stdin, flush=True)
+        line = self._process.stdout.readline()
+        if not line:
+            return Answer(case, None, f"the worker of {self.gpu.name} has died")
+        return Answer(case, **json.loads(line))
+
+    @property
+    def lives(self) -> bool:
+        return self._process.poll() is None
+
+    def close(self) -> None:
+        self._process.communicate()
+
+
+def run_all(cases: Sequence[Case], args: argparse.Namespace) -> list[Answer]:
+    """In the order of the cases. A worker is kept as long as the GPU stays the same."""
+    waiting = deque(enumerate(cases))
+    answers: dict[int, Answer] = {}
+    with tqdm(total=len(cases), disable=None, unit="case") as bar:
+
+        def lane(_: int) -> None:
+            worker: Worker | None = None
+            while waiting:
+                try:
+                    index, case = waiting.popleft()
+                except IndexError:  # the other lane was faster
+                    break
+                gpu = gpu_of(case, args.memory)
+                if worker is None or worker.gpu != gpu or not worker.lives:
+                    if worker is not None:
+                        worker.close()
+                    worker = Worker(gpu, args.device)
+                answers[index] = worker.run(case, args.timeout)
+                bar.update()
+            if worker is not None:
+                worker.close()
+
+        with ThreadPoolExecutor(args.jobs) as pool:
+            list(pool.map(lane, range(args.jobs)))
+    return [answers[index] for index in sorted(answers)]
+
+
+def gpu_of(case: Case, memory: int | None) -> GpuSpec:
+    gpu = catalog.gpu(case.gpu)
+    return gpu if memory is None else dataclasses.replace(gpu, total_bytes=memory)
+
+
+def line_of(case: Case) -> str:
+    """The case in words: what is usual is left out."""
+    row = case.row()
+    shape = f"{row['gpu']} {row['model']} {row['task']} {row['batch_size']}x{row['max_length']}"
+    usual = Case(case.gpu, case.model, case.task, case.batch_size, case.max_length).row()
+    options = [f"{name}={value}" for name, value in row.items() if value != usual[name]]
+    return " ".join([shape, *options])
+
+
+def runnable(cases: Sequence[Case]) -> tuple[list[Case], list[str]]:
+    """Those whose packages are here, and a line for each of the others."""
+    missing = {name for case in cases for name in case.needs if importlib.util.find_spec(name) is None}
+    left_out = [f"{line_of(case)}: needs {name}" for case in cases for name in case.needs if name in missing]
+    return [case for case in cases if not missing.intersection(case.needs)], left_out
+
+
+def text_of(rows: list[Row]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def path_for(rows: list[Row], device: str) -> Path:
+    name = "virtual" if device == "virtual" else re.sub(r"\W+", "-", rows[0]["source"].split(",")[0].lower())
+    return HERE / "truth" / f"{name}-{rows[0]['torch']}.csv"
+
+
+def memory_of(text: str) -> int:
+    total = catalog.gpu(text).total_bytes
+    assert total is not None
+    return total
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["virtual", "cuda"], default="virtual")
+    parser.add_argument("--memory", type=memory_of, metavar="SIZE", help="such as 15GiB, in place of each GPU's own")
+    parser.add_argument("--cases", type=Path, metavar="CSV", help="other cases, in the columns of benchmarks/truth")
+    parser.add_argument("--only", default="", metavar="WORDS", help="cases that have these words in their line")
+    parser.add_argument("--list", action="store_true", help="print the lines of the cases")
+    parser.add_argument("--out", type=Path, metavar="CSV", help="needed where not all cases are run")
+    parser.add_argument("--jobs", type=int, default=2, help="processes at once")
+    parser.add_argument("--timeout", type=int, default=300, metavar="SECONDS", help="of one case")
+    args = parser.parse_args()
+    table = cases_of(args.cases) if args.cases else CASES
+    cases, left_out = runnable([case for case in table if args.only in line_of(case)])
+    if args.list:
+        print(*map(line_of, cases), sep="\n")
+        return 0
+    if args.out is None and (args.cases or args.only or args.memory):
+        parser.error("--out: where to? The file of the whole table is not overwritten with other rows")
+    started = time.monotonic()
+    answers = run_all(cases, args)
+    rows = [answer.row for answer in answers if answer.row is not None]
+    errors = [f"{line_of(answer.case)}: {answer.error}" for answer in answers if answer.row is None]
+    for title, lines in (("left out", left_out), ("failed", errors)):
+        print(f"{len(lines)} {title}", *lines, sep="\n  ")
+    if not rows:
+        print("nothing was recorded")
+        return 1
+    path = args.out or path_for(rows, args.device)
+    write_atomically(path, text_of(rows))
+    out_of_memory = sum(row["status"] == "oom" for row in rows)
+    print(f"{len(rows)} rows ({out_of_memory} out of memory) in {time.monotonic() - started:.0f} s: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

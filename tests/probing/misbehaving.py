@@ -1,0 +1,115 @@
+"""Workloads that a worker can import, and that do to the process that runs them whatever their name says."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_bsopt.records import GpuSpec, Source
+from hf_bsopt.step_settings import StepSettings
+
+
+def wait() -> None:
+    signal.pause()
+
+
+def fail() -> None:
+    raise ValueError("no such layer")
+
+
+def fail_in_several_lines() -> None:
+    raise ValueError("no such layer\nbut two others")
+
+
+def exit_at_once() -> None:
+    print("the last words", file=sys.stderr, flush=True)
+    os._exit(3)
+
+
+def die() -> None:
+    ctypes.string_at(0)
+
+
+def be_killed() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def print_something() -> None:
+    print("this is not an answer")
+    os.write(1, b"nor is this\n")
+
+
+DEEDS: dict[str, Callable[[], None]] = {
+    "error": fail,
+    "long error": fail_in_several_lines,
+    "exit": exit_at_once,
+    "crash": die,
+    "killed": be_killed,
+    "timeout": wait,
+    "noise": print_something,
+}
+
+
+@dataclass(frozen=True)
+class NoDevice:
+    """A card that no process ever sees."""
+
+    spec: GpuSpec
+    kind: str = "cuda"
+    source: Source = "rehearsed"
+    tells_time: bool = False
+
+    def prepare(self) -> None:
+        pass
+
+    def environment(self, *, expandable_segments: bool) -> dict[str, str]:
+        return {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "CUDA_VISIBLE_DEVICES": ""}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Misbehaves where it is built; leaves the number of that process in ``folder``."""
+
+    deed: str
+    folder: str
+    settings: StepSettings = field(default_factory=lambda: StepSettings("fp32"))
+    length: int = 1
+    accumulation: int = 1
+    is_custom: bool = True
+
+    def build(self) -> nn.Module:
+        Path(self.folder, self.deed).write_text(str(os.getpid()))
+        DEEDS[self.deed]()
+        return nn.Linear(4, 4)
+
+    def batch(self, batch_size: int, device: str) -> dict[str, Any]:
+        return {"input": torch.zeros(batch_size, 4, device=device)}
+
+    def describe(self) -> list[tuple[str, str]]:
+        return []
+
+    def portable(self) -> Workload:
+        return self
+
+
+class Classifier(nn.Module):
+    """Behaves, but for its deed, which it does in its forward on the device."""
+
+    def __init__(self, deed: str = "") -> None:
+        super().__init__()
+        self.deed = deed
+        self.layers = nn.Sequential(nn.Linear(1024, 4096), nn.ReLU(), nn.Linear(4096, 10))
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        if self.deed and x.is_cuda:
+            DEEDS[self.deed]()
+        return {"loss": nn.functional.cross_entropy(self.layers(x), labels)}

@@ -1,0 +1,356 @@
+"""Where there can be a virtual device, why not elsewhere, and what it is compiled from. Nothing is compiled here."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from hf_bsopt import catalog, rehearsal
+from hf_bsopt.errors import RehearsalError
+from hf_bsopt.records import GpuSpec
+from hf_bsopt.rehearsal import virtual_device
+from hf_bsopt.rehearsal.virtual_device import INTERPOSED, NEEDS_NO_ANSWER, SOURCE, TorchBuild, environment, why_not
+
+T4 = catalog.gpu("T4")
+CUDA_13 = TorchBuild("2.11.0+cu130", "13.0", Path("/nowhere/torch"))
+
+
+@pytest.fixture
+def can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine on which everything is there and nothing is built; its folder of programs."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("cc", "nm"):
+        (programs / name).write_text("#!/bin/sh\nexit 1\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setattr(virtual_device, "sys", SimpleNamespace(platform="linux"))
+    monkeypatch.setattr(virtual_device, "platform", machine("Linux", "x86_64"))
+    monkeypatch.setattr(virtual_device, "torch_build", lambda: CUDA_13)
+    monkeypatch.setenv("HF_BSOPT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", str(programs))
+    monkeypatch.delenv("CC", raising=False)
+    return programs
+
+
+def machine(system: str, processor: str) -> SimpleNamespace:
+    return SimpleNamespace(system=lambda: system, machine=lambda: processor)
+
+
+def built(tmp_path: Path, build: TorchBuild = CUDA_13) -> list[Path]:
+    """Files in the place of the compiled ones."""
+    folder = virtual_device._folder_of(build)
+    folder.mkdir(parents=True)
+    files = [folder / "libcuda.so.1", folder / "libnvrtc.so.13"]
+    for file in files:
+        file.write_bytes(b"")
+    return files
+
+
+def test_nothing_stands_in_the_way_where_everything_is_there(can: Path) -> None:
+    assert why_not() is None
+
+
+@pytest.mark.parametrize(
+    ("platform", "system", "processor", "named"),
+    [
+        ("darwin", "Darwin", "arm64", "not Darwin on arm64"),
+        ("win32", "Windows", "AMD64", "not Windows on AMD64"),
+        ("linux", "Linux", "aarch64", "not Linux on aarch64"),
+    ],
+)
+def test_other_machines_are_named(
+    can: Path, monkeypatch: pytest.MonkeyPatch, platform: str, system: str, processor: str, named: str
+) -> None:
+    monkeypatch.setattr(virtual_device, "sys", SimpleNamespace(platform=platform))
+    monkeypatch.setattr(virtual_device, "platform", machine(system, processor))
+    assert why_not() == f"the virtual device is for Linux on x86-64, {named}"
+
+
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [
+        (None, "torch is not installed"),
+        (
+            TorchBuild("2.13.0+cpu", None, Path()),
+            "torch 2.13.0+cpu is a build without CUDA; pip install torch brings the one with it",
+        ),
+        (
+            TorchBuild("2.6.0+cu118", "11.8", Path()),
+            "torch 2.6.0+cu118 is built for CUDA 11.8; the virtual device is for CUDA 12 and later",
+        ),
+    ],
+)
+def test_other_builds_of_torch_are_named(
+    can: Path, monkeypatch: pytest.MonkeyPatch, build: TorchBuild | None, reason: str
+) -> None:
+    monkeypatch.setattr(virtual_device, "torch_build", lambda: build)
+    assert why_not() == reason
+
+
+@pytest.mark.parametrize(("program", "named"), [("cc", "C compiler (cc, gcc or clang)"), ("nm", "nm (of the package")])
+def test_a_program_that_is_missing_is_named(can: Path, program: str, named: str) -> None:
+    (can / program).unlink()
+    assert named in (why_not() or "")
+
+
+@pytest.mark.parametrize("name", ["gcc", "clang"])
+def test_any_usual_compiler_does(can: Path, name: str) -> None:
+    (can / "cc").rename(can / name)
+    assert why_not() is None
+
+
+def test_the_compiler_that_the_user_names_comes_first(can: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (can / "own-cc").write_bytes((can / "cc").read_bytes())
+    (can / "own-cc").chmod(0o755)
+    monkeypatch.setenv("CC", "own-cc -m64")
+    assert virtual_device._compiler() == str(can / "own-cc")
+
+
+def test_what_is_built_needs_no_compiler_any_more(can: Path, tmp_path: Path) -> None:
+    built(tmp_path)
+    for program in can.iterdir():
+        program.unlink()
+    assert why_not() is None
+
+
+def test_there_is_no_environment_where_there_is_no_device(can: Path) -> None:
+    (can / "cc").unlink()
+    with pytest.raises(RehearsalError, match="can't rehearse here: there is no C compiler"):
+        environment(T4)
+
+
+def test_there_is_no_device_without_a_limit_of_memory() -> None:
+    with pytest.raises(RehearsalError, match="needs a limit of memory"):
+        environment(GpuSpec("endless", None, 80, 108, 0))
+
+
+def test_a_compiler_that_fails_is_quoted(can: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(virtual_device, "_names", lambda replaced, installed: set())
+    (can / "cc").write_text("#!/bin/sh\necho 'virtual_device.c:1: error: no' >&2\nexit 1\n")
+    with pytest.raises(RehearsalError, match=r"(?s)could not be compiled by .*/cc:\nvirtual_device.c:1: error: no"):
+        environment(T4)
+
+
+def test_a_failed_compilation_leaves_nothing_that_looks_built(
+    can: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(virtual_device, "_names", lambda replaced, installed: set())
+    with pytest.raises(RehearsalError):
+        environment(T4)
+    assert list((tmp_path / "cache" / "virtual_device").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_named_with_the_way_out(
+    can: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("HF_BSOPT_CACHE", str(tmp_path / "file"))
+    with pytest.raises(RehearsalError, match="HF_BSOPT_CACHE names another folder"):
+        environment(T4)
+
+
+def test_the_device_of_another_process_that_was_faster_is_taken(
+    can: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files: list[Path] = []
+
+    def build_library(source: Path, library: Path, *_: object) -> None:
+        library.write_bytes(b"")
+        if not files:
+            files.extend(built(tmp_path))
+
+    monkeypatch.setattr(virtual_device, "_build_library", build_library)
+    assert virtual_device.build() == tuple(files)
+
+
+def test_the_environment_has_the_card_and_the_libraries(
+    can: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = built(tmp_path)
+    monkeypatch.setenv("OWN", "kept")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("LD_PRELOAD", "/usr/lib/libjemalloc.so")
+    made = environment(T4)
+    assert made["HF_BSOPT_VIRTUAL_DEVICE"] == f"15637413888 {T4.context_bytes} 75 40 1024 T4"
+    assert made["LD_PRELOAD"] == ":".join([*map(str, files), "/usr/lib/libjemalloc.so"])
+    assert made["OWN"] == "kept"
+    assert made["CUDA_VISIBLE_DEVICES"] == "0"
+    assert made["USE_PYTORCH_KERNEL_CACHE"] == "0"
+
+
+def test_this_process_is_as_it_was(can: Path, tmp_path: Path) -> None:
+    built(tmp_path)
+    before = dict(os.environ)
+    environment(T4)
+    assert dict(os.environ) == before
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder for temporary files."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["J. Doe", "a:b"])
+def test_a_cache_in_a_folder_that_cannot_be_preloaded_is_reached_by_a_link(
+    can: Path, tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The loader takes a space or a colon in LD_PRELOAD for the end of a path."""
+    monkeypatch.setenv("HF_BSOPT_CACHE", str(tmp_path / name))
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+    files = built(tmp_path)
+    preloaded = environment(T4)["LD_PRELOAD"].split(":")
+    assert [Path(path).resolve() for path in preloaded] == files
+    assert not any(" " in path for path in preloaded)
+
+
+@pytest.mark.xfail(strict=True, reason="virtual_device._preloadable takes a link that is there, wherever it points to")
+def test_a_link_that_points_elsewhere_is_not_followed(
+    can: Path, tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An older cache that was moved, or somebody else's libraries: the folder is open to all."""
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+    for name in ("J. Doe", "K. Doe"):
+        monkeypatch.setenv("HF_BSOPT_CACHE", str(tmp_path / name))
+        files = built(tmp_path)
+        assert [Path(path).resolve() for path in environment(T4)["LD_PRELOAD"].split(":")] == files
+
+
+def test_each_build_of_torch_has_a_device_of_its_own(can: Path) -> None:
+    others = [
+        CUDA_13,
+        TorchBuild("2.11.0+cu128", "12.8", CUDA_13.folder),
+        TorchBuild("2.11.0+cu130", "13.0", Path("x")),
+    ]
+    assert len({virtual_device._folder_of(build) for build in others}) == 3
+
+
+def test_the_installed_torch_is_read_without_importing_it() -> None:
+    source = "import sys; from hf_bsopt.rehearsal.virtual_device import torch_build as b; \
+print(b().version, b().cuda, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == [torch.__version__, str(torch.version.cuda), "False"]
+
+
+@pytest.mark.parametrize(("cuda", "number"), [("12.8", 12080), ("13.0", 13000), ("12.9.1", 12090), (None, 0)])
+def test_the_version_of_cuda_is_a_number_as_cuda_writes_it(cuda: str | None, number: int) -> None:
+    assert TorchBuild("2.11.0", cuda, Path()).cuda_version == number
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cudaLaunchKernel",
+        "cudaLaunchKernelExC",
+        "cudaEventRecordWithFlags",
+        "cudaStreamSynchronize",
+        "cudaStreamWaitEvent",
+        "cudaGetLastError",
+        "cudaFuncSetAttribute",
+        "cudaMemcpyPeerAsync",
+        "cudaMemPrefetchAsync",
+        "__cudaRegisterFunction",
+        "cublasSgemm_v2",
+        "cublasGemmEx",
+        "cublasGemmStridedBatchedEx",
+        "cublasSetStream_v2",
+        "cublasSetWorkspace_v2",
+        "cublasDestroy_v2",
+        "cublasLtMatmul",
+        "cublasLtMatmulDescSetAttribute",
+        "cublasLtMatrixLayoutDestroy",
+    ],
+)
+def test_what_only_orders_work_needs_no_answer(name: str) -> None:
+    assert NEEDS_NO_ANSWER.fullmatch(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cudaMalloc",
+        "cudaMemGetInfo",
+        "cudaMemcpy",
+        "cudaMemcpy3D",
+        "cudaGetDeviceProperties_v2",
+        "cudaEventElapsedTime",
+        "cudaEventCreate",
+        "cudaStreamBeginCapture",
+        "cudaStreamEndCapture",
+        "cudaStreamCreate",
+        "cudaGraphLaunch",
+        "cudaGraphInstantiate",
+        "cudaIpcGetMemHandle",
+        "cudaMemPoolCreate",
+        "cudaFuncGetAttributes",
+        "cudaOccupancyMaxActiveBlocksPerMultiprocessor",
+        "cublasLtMatmulAlgoGetHeuristic",
+        "cublasLtMatmulDescGetAttribute",
+        "cublasGetVersion_v2",
+        "cuLaunchKernel",
+    ],
+)
+def test_what_gives_something_back_is_answered_or_refused(name: str) -> None:
+    assert not NEEDS_NO_ANSWER.fullmatch(name)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The C that is written for these functions."""
+    names = {"cudaMalloc", "cudaLaunchKernel", "cudaGraphLaunch", "cublasSgemm_v2", "cublasLtMatmulAlgoGetIds"}
+    monkeypatch.setattr(virtual_device, "_names", lambda replaced, installed: names)
+    return virtual_device._calls(SOURCE, INTERPOSED, CUDA_13)
+
+
+def test_a_function_that_the_source_answers_is_not_written_again(calls: str) -> None:
+    assert "cudaMalloc" not in calls
+
+
+def test_an_order_is_accepted_and_anything_else_refused_by_name(calls: str) -> None:
+    assert "long cudaLaunchKernel(void) { return 0; }" in calls
+    assert "long cublasSgemm_v2(void) { return 0; }" in calls
+    assert 'long cudaGraphLaunch(void) { return virtual_device_refuse("cudaGraphLaunch", 801); }' in calls
+    assert 'return virtual_device_refuse("cublasLtMatmulAlgoGetIds", 15);' in calls
+
+
+def test_no_function_is_written_twice_in_the_source() -> None:
+    names = re.findall(r"^(?:API|REFUSED)\((\w+)\)|^API_AS\([^,]+, (\w+)\)", SOURCE.read_text(), re.MULTILINE)
+    flat = [name for pair in names for name in pair if name and name != "name"]
+    assert len(flat) > 100
+    assert len(flat) == len(set(flat))
+
+
+def test_the_functions_are_those_that_torch_asks_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "libc10_cuda.so").write_bytes(b"")
+
+    def output(command: list[str]) -> str:
+        if command[0] == "ldd":
+            return (
+                "\tlibcudart.so.13 => /usr/local/cuda/lib/libcudart.so.13 (0x00007f)\n\tlibm.so.6 => /lib/libm.so.6\n"
+            )
+        if "--undefined-only" in command:
+            return (
+                "                 U cudaMalloc@libcudart.so.13\n                 U cudaFree@libcudart.so.13\n"
+                "                 U cudnnCreate@libcudnn.so.9\n                 U malloc@GLIBC_2.2.5\n"
+            )
+        return "0000000000001000 T cudaGraphLaunch@@libcudart.so.13\n0000000000001000 T __internal\n"
+
+    monkeypatch.setattr(virtual_device, "_output", output)
+    monkeypatch.setattr(virtual_device, "_exported", virtual_device._exported.__wrapped__)
+    names = virtual_device._names(INTERPOSED, TorchBuild("2.11.0+cu130", "13.0", tmp_path))
+    assert names == {"cudaMalloc", "cudaFree", "cudaGraphLaunch"}
+
+
+def test_the_room_has_two_doors() -> None:
+    assert rehearsal.__all__ == ["environment", "why_not"]
