@@ -92,7 +92,7 @@ def _answer_and_exit(request: Request, writer: int) -> NoReturn:
 
         answer: Answer = {"row": record(case, GpuSpec(**request["gpu"]), request["device"])}
     except BaseException as error:
-        answer = {"row": None, "error": f"{type(error).__name__}: {error}"[:400]}
+        answer = {"row": None, "error": f"{type(error).__name__}: {error}".splitlines()[0]}
     os.write(writer, json.dumps(answer).encode())
     os._exit(0)
 

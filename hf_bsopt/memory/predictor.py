@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..records import GpuSpec, Trial
-from ..training_step import TrainingStep, evaluation_step
+from ..training_step import STEPS, TrainingStep, evaluation_step
 from ..workload import Trainable
 from .timeline import Timeline
 from .tracing import trace
@@ -57,7 +57,8 @@ class Predictor:
         def evaluate(model: nn.Module, batch_size: int) -> None:
             if id(model) not in steps:
                 kept.clear()
-                train(model, 1)
+                for _ in range(STEPS):  # what training left of the cache is there too
+                    train(model, 1)
             else:
                 batch = self.workload.batch(batch_size, "meta")
                 kept.append(evaluation_step(model, self.workload.settings.precision, batch))

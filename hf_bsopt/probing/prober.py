@@ -87,7 +87,7 @@ class _Worker:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  closed in end()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "hf_bsopt.probing.worker"],
-            env=with_package(environment),
+            env=with_package(environment, sys.path),  # a module's class may lie beside the caller's script
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

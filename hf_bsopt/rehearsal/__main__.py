@@ -146,7 +146,7 @@ def _find(options: argparse.Namespace, script: Path, arguments: list[str], gpu: 
         micro_batch,
         limit_bytes=options.target[1] * total,
         allowed=lambda size: size if size == micro_batch else round_down(min(size, most), options.multiple_of),
-        max_attempts=options.max_attempts,
+        max_attempts=max(1, options.max_attempts - 1),  # one is kept for the divisor of the effective batch
     )
     same = [t for t in proof.trials if t.fits and t.used_bytes == proof.trials[0].used_bytes]
     if len(same) > 1 and same[-1].batch_size >= 2 * same[0].batch_size:
@@ -158,8 +158,9 @@ def _find(options: argparse.Namespace, script: Path, arguments: list[str], gpu: 
         print(f"\n❌ No size that was run fits under {options.target[1]:.0%} of {gpu.name}.")
         return OUT_OF_MEMORY
     batch = plan(proof.batch_size, length=1, effective_batch=share * processes, processes=processes)
-    print(_answer(proof.batch_size, once(batch.micro_batch), total, batch))
-    return FITS
+    chosen = once(batch.micro_batch)
+    print(_answer(proof.batch_size, chosen, total, batch))
+    return FITS if chosen.fits else OUT_OF_MEMORY
 
 
 def _answer(largest: int, chosen: Trial, total: int, batch: BatchPlan) -> str:

@@ -29,13 +29,23 @@ def after_import(actions: dict[str, Action]) -> None:
 class _Finder(importlib.abc.MetaPathFinder):
     def __init__(self, actions: dict[str, Action]) -> None:
         self._actions = actions
+        self._looking_for: set[str] = set()
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         action = self._actions.get(fullname)
-        if action is None:
+        if action is None or fullname in self._looking_for:
             return None
+        self._looking_for.add(fullname)
+        try:
+            return self._find(fullname, path, target, action)
+        finally:
+            self._looking_for.discard(fullname)
+
+    def _find(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None, action: Action
+    ) -> importlib.machinery.ModuleSpec | None:
         for finder in sys.meta_path:
             spec = None if finder is self else finder.find_spec(fullname, path, target)
             if spec is not None:

@@ -6,6 +6,7 @@ after their module was imported, each by one that does nothing and counts that i
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import tempfile
@@ -43,6 +44,18 @@ class Nothing:
 
     def __call__(self, *_: Any, **__: Any) -> Nothing:
         return self
+
+    def __getitem__(self, name: Any) -> Nothing:
+        return self
+
+    def __setitem__(self, name: Any, value: Any) -> None:
+        pass
+
+    def __enter__(self) -> Nothing:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        pass
 
     def __str__(self) -> str:
         return ""
@@ -120,14 +133,23 @@ class Nowhere:
 
     def _keep_folders(self, module: Any) -> None:
         """Trainer removes old checkpoints in several places, and scripts empty their output folder."""
-        original, scratch = module.rmtree, Path(tempfile.gettempdir()).resolve()
+        original, make = module.rmtree, tempfile.mkdtemp
+        scratch: list[Path] = []
 
+        @functools.wraps(make)
+        def mkdtemp(*args: Any, **options: Any) -> Any:
+            folder = make(*args, **options)
+            scratch.append(Path(os.fsdecode(folder)).resolve())
+            return folder
+
+        @functools.wraps(original)
         def rmtree(path: Any, *args: Any, **options: Any) -> None:
-            if isinstance(path, int) or Path(os.fsdecode(path)).resolve().is_relative_to(scratch):
+            if isinstance(path, int) or _is_in(Path(os.fsdecode(path)).resolve(), scratch):
                 original(path, *args, **options)
             else:
                 self.asked["shutil.rmtree"] += 1
 
+        tempfile.mkdtemp = mkdtemp
         module.rmtree = rmtree
 
     def _of(self, *names: str) -> Action:
@@ -172,6 +194,10 @@ class Nowhere:
             self.replace(module.Trainer, "save_checkpoint")
 
         return act
+
+
+def _is_in(path: Path, folders: list[Path]) -> bool:
+    return any(path.is_relative_to(folder) for folder in folders)
 
 
 def _into_scratch(class_name: str) -> Action:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..errors import RehearsalError
@@ -14,9 +14,9 @@ PR_SET_PDEATHSIG = 1
 PACKAGE_PARENT = Path(__file__).resolve().parents[2]
 
 
-def with_package(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a Python that imports this very package, installed or not."""
-    paths = [str(PACKAGE_PARENT), environment.get("PYTHONPATH", "")]
+def with_package(environment: Mapping[str, str], extra_paths: Sequence[str] = ()) -> dict[str, str]:
+    """The environment of a Python that imports this very package, installed or not; ``extra_paths`` come last."""
+    paths = [str(PACKAGE_PARENT), environment.get("PYTHONPATH", ""), *extra_paths]
     return {**environment, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
 
 

@@ -88,7 +88,7 @@ def main() -> int:
     end_with_parent()
     check_device()
     settings = Settings(**json.loads(os.environ.pop(SETTINGS)))
-    script = Path(sys.argv[1])
+    script = Path(sys.argv[1]).absolute()  # as Python's own __file__, links not followed
     sys.argv = sys.argv[1:]
     sys.path[0] = str(script.resolve().parent)
     code = compile(script.read_bytes(), str(script), "exec", dont_inherit=True)

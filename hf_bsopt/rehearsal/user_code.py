@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+import os
 import site
 import sys
 import sysconfig
@@ -44,8 +45,10 @@ class UserCode:
     def _is_own(self, frame: Frame) -> bool:
         if frame.filename == self._script:
             return True
+        if frame.filename.startswith("<"):  # made by a library as it runs
+            return False
         path = str(Path(frame.filename).resolve())
-        return not path.startswith(self._installed) and path.startswith(self._folder)
+        return not path.startswith(self._installed) and path.startswith(self._folder + os.sep)
 
     def _tells_something(self, frame: Frame) -> bool:
         return "/torch/" not in frame.filename and "hf_bsopt" not in frame.filename and "<" not in frame.filename

@@ -138,6 +138,9 @@ def _preloadable(libraries: tuple[Path, ...]) -> list[Path]:
         link = Path(tempfile.gettempdir()) / f"hf_bsopt_{os.getuid()}_{folder.name}"
         with contextlib.suppress(FileExistsError):
             link.symlink_to(folder)
+        if link.resolve() != folder:  # somebody else's
+            link = Path(tempfile.mkdtemp(prefix="hf_bsopt_")) / folder.name
+            link.symlink_to(folder)
         folder = link
     return [folder / path.name for path in libraries]
 

@@ -162,7 +162,9 @@ class Watch:
     # -- writing it down ----------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Peaks only grow, even where the script resets torch's own."""
+        """Peaks only grow, even where the script resets torch's own. A fork of the script does not speak for it."""
+        if os.getpid() != self._process:
+            return
         outcome = self.outcome
         outcome.nowhere = dict(self.nowhere.asked)
         outcome.trainer = self.trainer.seen()

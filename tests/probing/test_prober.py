@@ -111,7 +111,7 @@ def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Python:
         path = tmp_path / "python"
         path.write_text(f"#!{sys.executable}\nimport os, signal, sys\n{script}\n")
         path.chmod(0o755)
-        monkeypatch.setattr(prober, "sys", SimpleNamespace(executable=str(path)))
+        monkeypatch.setattr(prober, "sys", SimpleNamespace(path=[], executable=str(path)))
 
     return replace
 
@@ -196,9 +196,6 @@ def test_a_class_of_a_notebook_is_handed_over_whole() -> None:
     assert b"extra" in prober._pickled(ModuleWorkload(made["Cell"](4, 4), {}, StepSettings()))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="prober._Worker does not hand on sys.path: a class beside the user's script is not found"
-)
 def test_a_class_of_a_file_beside_the_users_script_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "beside.py").write_text("from misbehaving import Workload\n\nclass Mine(Workload):\n    pass\n")
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -299,7 +299,6 @@ def test_the_effective_batch_is_kept_and_the_answer_was_run(
     assert chosen in sizes
 
 
-@pytest.mark.xfail(strict=True, reason="__main__._find runs the divisor of the effective batch beyond max_attempts")
 def test_no_more_sizes_are_run_than_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """12 and 48 are run; the largest divisor of the effective batch of 36 under 48 is a third size."""
     scripted = Scripted(micro_batch=12, accumulation=3)

@@ -60,7 +60,6 @@ def test_a_script_runs_as_python_would_run_it(rehearsed: Rehearse, capfd: Captur
     assert outcome == Outcome(status="ended")
 
 
-@pytest.mark.xfail(strict=True, reason="script.main compiles under the path as given; Python makes it absolute")
 def test_the_file_of_a_script_that_is_named_without_its_folder_is_absolute(
     rehearsed: Rehearse, capfd: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,7 +229,6 @@ def test_a_fork_of_the_script_does_not_speak_for_it(rehearsed: Rehearse) -> None
     assert outcome.status == "ended"
 
 
-@pytest.mark.xfail(strict=True, reason="watch.Watch.save has no check of the process that it is in")
 def test_a_fork_that_exits_as_python_does_does_not_speak_for_the_script_either(rehearsed: Rehearse) -> None:
     outcome = rehearsed(
         """

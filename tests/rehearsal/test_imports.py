@@ -74,7 +74,6 @@ def test_an_action_runs_once(modules: Modules) -> None:
     assert runs == ["once"]
 
 
-@pytest.mark.xfail(strict=True, raises=RecursionError, reason="two _Finders that know the same name ask each other")
 def test_actions_of_several_calls_all_run(modules: Modules) -> None:
     modules(both="")
     runs: list[int] = []

@@ -137,12 +137,10 @@ def test_a_folder_that_the_script_made_for_a_while_is_removed(folders: tuple[Now
     assert not nowhere.asked
 
 
-@pytest.mark.xfail(strict=True, reason="nowhere._keep_folders gives rmtree no functools.wraps")
 def test_what_is_known_of_the_function_is_kept(folders: tuple[Nowhere, Any, Path, Path]) -> None:
     assert folders[1].rmtree.avoids_symlink_attacks == shutil.rmtree.avoids_symlink_attacks
 
 
-@pytest.mark.xfail(strict=True, reason="nowhere._keep_folders takes everything below /tmp for the script's own")
 def test_an_output_folder_among_temporary_files_is_not_removed_either(
     folders: tuple[Nowhere, Any, Path, Path],
 ) -> None:
@@ -253,7 +251,6 @@ def test_nothing_is_nothing_however_deep_it_is_asked() -> None:
     assert isinstance(nothing, Nothing)
 
 
-@pytest.mark.xfail(strict=True, reason="nowhere.Nothing has no items, which is how Neptune's runs are written to")
 def test_the_items_of_nothing_are_nothing() -> None:
     run: Any = Nothing()
     run["parameters"] = {"lr": 1}

@@ -191,7 +191,7 @@ def test_a_loop_that_waits_for_a_value_is_ended_and_its_line_named(runs: Runs) -
     run = runs["never ends"].result()
     assert run.code == TIMEOUT
     assert run.script == ["generating"]
-    assert re.search(r"endless\.py, line \d+, in generate: (while|token|length)", run.told)
+    assert re.search(r"endless\.py, line \d+, in generate: (while|token|length|time)", run.told)
     assert "❌ NOT KNOWN: it took too long" in run.told
 
 

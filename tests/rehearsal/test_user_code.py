@@ -137,7 +137,6 @@ def test_code_without_a_file_is_not_the_users_own(script: Any, monkeypatch: pyte
     assert place.line.startswith("train.py, line 8")
 
 
-@pytest.mark.xfail(strict=True, reason='user_code._is_own takes "<string>" for a file in the working directory')
 def test_code_without_a_file_is_not_the_users_own_in_the_folder_of_the_script_either(
     script: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

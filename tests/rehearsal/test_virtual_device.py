@@ -214,7 +214,6 @@ def test_a_cache_in_a_folder_that_cannot_be_preloaded_is_reached_by_a_link(
     assert not any(" " in path for path in preloaded)
 
 
-@pytest.mark.xfail(strict=True, reason="virtual_device._preloadable takes a link that is there, wherever it points to")
 def test_a_link_that_points_elsewhere_is_not_followed(
     can: Path, tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 from torch import nn
 
@@ -15,6 +17,7 @@ def generate() -> int:
     while int(token) != END:
         token = model(token).argmax(-1)
         length += 1
+        time.sleep(0.02)  # each token is shown for a while
     return length
 
 
