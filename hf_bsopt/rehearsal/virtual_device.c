@@ -365,13 +365,21 @@ static void *ticket(void) { /* a handle that is never looked behind */
     return (void *)__atomic_add_fetch(&next, 16, __ATOMIC_RELAXED);
 }
 
+/* The architecture that a kernel was built for, which CUB looks for among those it knows: PyTorch is built for these. */
+static int built_for(void) {
+    static const int architectures[] = {120, 100, 90, 86, 80, 75, 70, 60, 50};
+    for (size_t i = 0; i < sizeof architectures / sizeof *architectures; i++)
+        if (architectures[i] <= gpu.capability) return architectures[i];
+    return gpu.capability;
+}
+
 API(cudaFuncGetAttributes)(int *out, const void *function) { /* struct cudaFuncAttributes, 144 bytes */
     (void)function;
     memset(out, 0, 144);
     out[6] = 1024;               /* maxThreadsPerBlock */
     out[7] = 32;                 /* numRegs */
-    out[8] = gpu.capability;     /* ptxVersion */
-    out[9] = gpu.capability;     /* binaryVersion */
+    out[8] = built_for();        /* ptxVersion */
+    out[9] = built_for();        /* binaryVersion */
     out[11] = shared_of_block(); /* maxDynamicSharedSizeBytes */
     return SUCCESS;
 }
