@@ -37,8 +37,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from cases import CASES, Case, Row, cases_of
 
 from hf_bsopt import catalog
+from hf_bsopt.files import write_atomically
 from hf_bsopt.records import GpuSpec
-from hf_bsopt.report import write_atomically
 
 HERE = Path(__file__).resolve().parent
 COLUMNS = [

@@ -173,7 +173,7 @@ def _checked(arguments: Arguments) -> Arguments:
             "most where the vocabulary is large, since the logits are never whole)"
         )
     if arguments.json is not None:
-        from .report import writable
+        from .files import writable
 
         writable(Path(arguments.json))
     return arguments
@@ -238,7 +238,7 @@ PACKING = "packing fills every sequence up to max_length, which is the worst cas
 def _save(reports: list[Report], path: Path) -> None:
     import json
 
-    from .report import write_atomically
+    from .files import write_atomically
 
     values = reports[0].to_dict() if len(reports) == 1 else {"reports": [report.to_dict() for report in reports]}
     write_atomically(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")

@@ -5,14 +5,13 @@ from __future__ import annotations
 import html
 import json
 import os
-import tempfile
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .batch_plan import BatchPlan, usual_total_tokens
-from .errors import UsageError
+from .files import write_atomically
 from .records import Decision, GpuSpec, Source, Trial
 from .workload import ModuleWorkload, Workload
 
@@ -340,32 +339,6 @@ class Report:
 
     def _repr_html_(self) -> str:
         return f"<pre style='line-height:1.35'>{html.escape(str(self))}</pre>"
-
-
-def writable(path: Path) -> Path:
-    """Where this file really lies. Raises UsageError where no file can be."""
-    real = path.resolve()
-    if not path.name or (real.exists() and not real.is_file()):
-        raise UsageError(f"{str(path)!r} is not a file; name one, such as report.json")
-    if not real.parent.is_dir() or not os.access(real.parent, os.W_OK):
-        raise UsageError(f"{path} can't be written: there is no folder {real.parent}, or it is read-only")
-    return real
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """The file is replaced by the whole text or left as it was; a link is followed. Raises UsageError for what is no
-    file, such as a folder or a device.
-    """
-    path = writable(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
 
 
 def _gib(size: int | None) -> str:

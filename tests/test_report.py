@@ -10,7 +10,6 @@ import pytest
 
 from hf_bsopt import Report, find_batch_size
 from hf_bsopt.records import GpuSpec, Peak, Trial
-from hf_bsopt.report import write_atomically
 
 GOLDEN = Path(__file__).parent / "golden" / "report.txt"
 CARD = GpuSpec("2 GiB card", 2 * 2**30, 75, 40, 300 * 2**20)
@@ -89,15 +88,6 @@ def test_usual_totals_are_shown_only_where_no_effective_batch_was_asked_for(repo
     assert not any("Tokens per optimizer step" in sentence for sentence in report.advice)
     free = dataclasses.replace(report, asked_effective_batch=False)
     assert any("Tokens per optimizer step" in sentence for sentence in free.advice)
-
-
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
-    path = tmp_path / "report.json"
-    path.write_text("as it was")
-    with pytest.raises(UnicodeEncodeError):
-        write_atomically(path, "\udcff")
-    assert path.read_text() == "as it was"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 # ---- a report whose answer was run
