@@ -10,12 +10,12 @@
    this file comes from calls.c, which virtual_device.py writes: it either needs no answer (a launch, a product), or is
    refused, and then said by name.
 
-   HF_BSOPT_VIRTUAL_DEVICE   "total context capability multiprocessors threads name": bytes of the whole device, bytes
-                             that its context takes, compute capability x 10, multiprocessors, resident threads of one
-   CUDA_RUNTIME_VERSION      set by the compiler's command line: 12080 is CUDA 12.8
+   Which card it is, and which processes share it: virtual_card.c. CUDA_RUNTIME_VERSION is set by the compiler's command
+   line: 12080 is CUDA 12.8.
 
    No header of CUDA is needed. Numbers and layouts are from NVIDIA's driver_types.h, cuda.h and cublasLt.h (12.8, 13.0). */
 #define _GNU_SOURCE
+#include "virtual_card.h"
 #include <dlfcn.h>
 #include <pthread.h>
 #include <stdint.h>
@@ -23,12 +23,13 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #define EXPORTED __attribute__((visibility("default")))
 #define API(name) EXPORTED int name
 #define API_AS(type, name) EXPORTED type name
 
-enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, NOT_FOUND = 500, NOT_SUPPORTED = 801 };
+enum { INVALID_DEVICE = 101, NOT_FOUND = 500, NOT_SUPPORTED = 801 };
 enum { UNREGISTERED = 0, PINNED = 1, DEVICE = 2, MANAGED = 3 };
 
 static const size_t PAGE = (size_t)2 << 20; /* what the driver gives out is a multiple of 2 MiB */
@@ -52,23 +53,11 @@ EXPORTED const char *virtual_device_refused(void) { return refused_names; }
 
 /* ---- the device ---- */
 
-static struct {
-    size_t total, context;
-    int capability, multiprocessors, threads;
-    char name[256];
-} gpu = {(size_t)80 << 30, 0, 80, 108, 2048, "Virtual GPU"};
-
-__attribute__((constructor)) static void read_environment(void) {
-    const char *set = getenv("HF_BSOPT_VIRTUAL_DEVICE");
-    if (set)
-        sscanf(set, "%zu %zu %d %d %d %255[^\n]", &gpu.total, &gpu.context, &gpu.capability, &gpu.multiprocessors,
-               &gpu.threads, gpu.name);
-}
-
 static size_t in_use; /* bytes of device memory beside the context */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 static int take(size_t bytes) {
+    if (virtual_card_is_shared()) return virtual_card_take(bytes) == SUCCESS;
     pthread_mutex_lock(&lock);
     int fits = in_use + bytes <= gpu.total - gpu.context;
     if (fits) in_use += bytes;
@@ -76,10 +65,50 @@ static int take(size_t bytes) {
     return fits;
 }
 static void give_back(size_t bytes) {
+    if (virtual_card_is_shared()) {
+        virtual_card_give_back(bytes);
+        return;
+    }
     pthread_mutex_lock(&lock);
     in_use -= bytes;
     pthread_mutex_unlock(&lock);
 }
+
+/* ---- what a card that is shared asks of a process; one of one's own asks nothing ----
+
+   As the real one: the first call of the runtime (or cuInit) initialises the driver, which takes no memory and is not
+   survived by a fork: in the child every call fails from then on. The first call that works on the device makes the
+   context. Sources: CUDA Programming Guide, initialization (since CUDA 12 cudaSetDevice makes the context, as cudaInitDevice
+   does); pytorch/pytorch#190708, triton-lang/triton#10443 (what the child of a fork gets: error 3). */
+
+static pid_t initialised_by;
+static int has_context;
+
+static int driver(void) { /* NOT_INITIALIZED in a process that was forked too late */
+    if (!virtual_card_is_shared()) return SUCCESS;
+    pid_t before = 0, self = getpid();
+    __atomic_compare_exchange_n(&initialised_by, &before, self, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+    return before == 0 || before == self ? SUCCESS : NOT_INITIALIZED;
+}
+static int is_forked(void) { return virtual_card_is_shared() && initialised_by && initialised_by != getpid(); }
+static int is_initialised(void) { return !virtual_card_is_shared() || initialised_by == getpid(); }
+
+EXPORTED int virtual_device_use(void) { /* the context, from the first call on */
+    int status = driver();
+    if (status || has_context || !virtual_card_is_shared()) return status;
+    status = virtual_card_take(0);
+    has_context = status == SUCCESS;
+    return status;
+}
+
+#define RETURN_UNLESS_SUCCESS(call)                                                                                     \
+    do {                                                                                                                \
+        int status_ = call;                                                                                             \
+        if (status_) return status_;                                                                                    \
+    } while (0)
+#define NEEDS_DRIVER RETURN_UNLESS_SUCCESS(driver())                                        /* and initialises it */
+#define NEEDS_CUINIT RETURN_UNLESS_SUCCESS(is_initialised() ? SUCCESS : NOT_INITIALIZED)   /* which somebody called */
+#define NEEDS_CONTEXT RETURN_UNLESS_SUCCESS(virtual_device_use())
 
 /* Shared memory of a multiprocessor and of a block that asks for more than 48 KiB, and resident blocks.
    Source: CUDA C++ Programming Guide, technical specifications per compute capability. */
@@ -158,10 +187,11 @@ static void put(char *properties, int at, int value) { memcpy(properties + at, &
 static void put_size(char *properties, int at, size_t value) { memcpy(properties + at, &value, sizeof value); }
 
 static int properties(char *p, int device) {
+    NEEDS_DRIVER;
     if (device) return INVALID_DEVICE;
     memset(p, 0, PROP_BYTES);
     memcpy(p, gpu.name, 255);
-    memcpy(p + PROP_UUID, "hf_bsopt virtual", 16);
+    memcpy(p + PROP_UUID, gpu.uuid, 16);
     put_size(p, PROP_TOTAL, gpu.total);
     put_size(p, PROP_SHARED_PER_BLOCK, attribute(SHARED_PER_BLOCK));
     put_size(p, PROP_SHARED, shared_of_multiprocessor());
@@ -195,29 +225,41 @@ static void without_cudnn(void) {
 API(cudaGetDeviceProperties)(char *p, int device) { return properties(p, device); }
 API(cudaGetDeviceProperties_v2)(char *p, int device) { return properties(p, device); }
 API(cudaDeviceGetAttribute)(int *value, int which, int device) {
+    NEEDS_DRIVER;
     *value = attribute(which);
     return device ? INVALID_DEVICE : SUCCESS;
 }
-API(cudaGetDevice)(int *device) { *device = 0; return SUCCESS; }
-API(cudaSetDevice)(int device) { return device ? INVALID_DEVICE : SUCCESS; }
+API(cudaGetDevice)(int *device) { NEEDS_DRIVER; *device = 0; return SUCCESS; }
+API(cudaSetDevice)(int device) { return device ? INVALID_DEVICE : virtual_device_use(); }
 API(cudaGetDeviceCount)(int *count) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
+    NEEDS_DRIVER;
     pthread_once(&once, without_cudnn);
     *count = 1;
     return SUCCESS;
 }
 API(cudaDriverGetVersion)(int *version) { *version = CUDA_RUNTIME_VERSION; return SUCCESS; }
 API(cudaRuntimeGetVersion)(int *version) { *version = CUDA_RUNTIME_VERSION; return SUCCESS; }
-API(cudaDeviceCanAccessPeer)(int *can, int device, int peer) { (void)device, (void)peer; *can = 0; return SUCCESS; }
-API(cudaDeviceGetPCIBusId)(char *out, int length, int device) { (void)device; snprintf(out, length, "0000:00:00.0"); return SUCCESS; }
-API(cudaDeviceGetStreamPriorityRange)(int *least, int *greatest) { *least = 0; *greatest = -5; return SUCCESS; }
-API(cudaDeviceGetLimit)(size_t *value, int limit) { (void)limit; *value = 0; return SUCCESS; }
+API(cudaDeviceCanAccessPeer)(int *can, int device, int peer) { (void)device, (void)peer; NEEDS_DRIVER; *can = 0; return SUCCESS; }
+API(cudaDeviceGetPCIBusId)(char *out, int length, int device) {
+    (void)device;
+    NEEDS_DRIVER;
+    snprintf(out, length, "0000:00:00.0");
+    return SUCCESS;
+}
+API(cudaDeviceGetStreamPriorityRange)(int *least, int *greatest) { NEEDS_CONTEXT; *least = 0; *greatest = -5; return SUCCESS; }
+API(cudaDeviceGetLimit)(size_t *value, int limit) { (void)limit; NEEDS_CONTEXT; *value = 0; return SUCCESS; }
+
+API(cudaGetLastError)(void) { return is_forked() ? NOT_INITIALIZED : SUCCESS; }
+API(cudaPeekAtLastError)(void) { return is_forked() ? NOT_INITIALIZED : SUCCESS; }
 
 static const char *words(int error) {
     switch (error) {
     case SUCCESS: return "no error";
     case INVALID_VALUE: return "invalid argument";
     case OUT_OF_MEMORY: return "out of memory";
+    case NOT_INITIALIZED: return "initialization error";
+    case UNAVAILABLE: return "CUDA-capable device(s) is/are busy or unavailable";
     case INVALID_DEVICE: return "invalid device ordinal";
     case NOT_SUPPORTED: return refused;
     default: return "unknown error of the virtual CUDA device";
@@ -226,6 +268,7 @@ static const char *words(int error) {
 API_AS(const char *, cudaGetErrorString)(int error) { return words(error); }
 API_AS(const char *, cudaGetErrorName)(int error) {
     return error == OUT_OF_MEMORY ? "cudaErrorMemoryAllocation" : error == INVALID_DEVICE ? "cudaErrorInvalidDevice"
+         : error == NOT_INITIALIZED ? "cudaErrorInitializationError" : error == UNAVAILABLE ? "cudaErrorDevicesUnavailable"
          : error == NOT_SUPPORTED ? "cudaErrorNotSupported" : error ? "cudaErrorUnknown" : "cudaSuccess";
 }
 
@@ -278,12 +321,14 @@ API(cudaMalloc)(void **out, size_t bytes) {
     static uintptr_t next = SEGMENTS;
     bytes = (bytes + PAGE - 1) / PAGE * PAGE;
     *out = 0;
+    NEEDS_CONTEXT;
     if (!take(bytes)) return OUT_OF_MEMORY;
     *out = (void *)__atomic_fetch_add(&next, bytes, __ATOMIC_RELAXED);
     remember(*out, bytes, DEVICE);
     return SUCCESS;
 }
 API(cudaFree)(void *at) {
+    NEEDS_CONTEXT;
     block gone = forget(at);
     if (gone.kind == DEVICE) give_back(gone.bytes);
     if (gone.kind == MANAGED) munmap(gone.at, gone.bytes);
@@ -292,12 +337,16 @@ API(cudaFree)(void *at) {
 API(cudaMallocAsync)(void **out, size_t bytes, void *stream) { (void)stream; return cudaMalloc(out, bytes); }
 API(cudaFreeAsync)(void *at, void *stream) { (void)stream; return cudaFree(at); }
 API(cudaMemGetInfo)(size_t *left, size_t *total) {
+    size_t used = gpu.context + in_use;
+    NEEDS_CONTEXT;
+    if (virtual_card_is_shared()) RETURN_UNLESS_SUCCESS(virtual_card_used(&used));
     *total = gpu.total;
-    *left = gpu.total - gpu.context - in_use;
+    *left = used < gpu.total ? gpu.total - used : 0;
     return SUCCESS;
 }
 
 static int pinned(void **out, size_t bytes) {
+    NEEDS_CONTEXT;
     if (posix_memalign(out, 4096, bytes ? bytes : 1)) return OUT_OF_MEMORY;
     remember(*out, bytes, PINNED);
     return SUCCESS;
@@ -305,11 +354,12 @@ static int pinned(void **out, size_t bytes) {
 API(cudaHostAlloc)(void **out, size_t bytes, unsigned flags) { (void)flags; return pinned(out, bytes); }
 API(cudaMallocHost)(void **out, size_t bytes) { return pinned(out, bytes); }
 API(cudaFreeHost)(void *at) { if (forget(at).kind == PINNED) free(at); return SUCCESS; }
-API(cudaHostRegister)(void *at, size_t bytes, unsigned flags) { (void)flags; remember(at, bytes, PINNED); return SUCCESS; }
+API(cudaHostRegister)(void *at, size_t bytes, unsigned flags) { (void)flags; NEEDS_CONTEXT; remember(at, bytes, PINNED); return SUCCESS; }
 API(cudaHostUnregister)(void *at) { forget(at); return SUCCESS; }
 API(cudaHostGetDevicePointer)(void **out, void *at, unsigned flags) { (void)flags; *out = at; return SUCCESS; }
 API(cudaMallocManaged)(void **out, size_t bytes, unsigned flags) { /* the driver moves it to and fro: not counted */
     (void)flags;
+    NEEDS_CONTEXT;
     *out = mmap(0, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (*out == MAP_FAILED) return OUT_OF_MEMORY;
     remember(*out, bytes, MANAGED);
@@ -317,6 +367,7 @@ API(cudaMallocManaged)(void **out, size_t bytes, unsigned flags) { /* the driver
 }
 struct pointer_attributes { int type, device; void *on_device, *on_host; };
 API(cudaPointerGetAttributes)(struct pointer_attributes *out, const void *at) {
+    NEEDS_CONTEXT;
     int kind = kind_of(at);
     out->type = kind;
     out->device = 0;
@@ -326,6 +377,7 @@ API(cudaPointerGetAttributes)(struct pointer_attributes *out, const void *at) {
 }
 
 static int copy(void *to, const void *from, size_t bytes) {
+    NEEDS_CONTEXT;
     if (on_device(to)) return SUCCESS;
     if (on_device(from)) memset(to, 0, bytes);
     else memmove(to, from, bytes);
@@ -350,10 +402,11 @@ API(cudaMemcpy2DAsync)(char *to, size_t to_pitch, const char *from, size_t from_
 }
 API(cudaMemcpyFromSymbol)(void *to, const void *symbol, size_t bytes, size_t offset, int direction) {
     (void)symbol, (void)offset, (void)direction;
+    NEEDS_CONTEXT;
     memset(to, 0, bytes);
     return SUCCESS;
 }
-static int set(void *at, int value, size_t bytes) { if (!on_device(at)) memset(at, value, bytes); return SUCCESS; }
+static int set(void *at, int value, size_t bytes) { NEEDS_CONTEXT; if (!on_device(at)) memset(at, value, bytes); return SUCCESS; }
 API(cudaMemset)(void *at, int value, size_t bytes) { return set(at, value, bytes); }
 API(cudaMemsetAsync)(void *at, int value, size_t bytes, void *stream) { (void)stream; return set(at, value, bytes); }
 API(cudaGetSymbolAddress)(void **out, const void *symbol) { (void)symbol; *out = (void *)(END - PAGE); return SUCCESS; }
@@ -375,6 +428,7 @@ static int built_for(void) {
 
 API(cudaFuncGetAttributes)(int *out, const void *function) { /* struct cudaFuncAttributes, 144 bytes */
     (void)function;
+    NEEDS_CONTEXT;
     memset(out, 0, 144);
     out[6] = 1024;               /* maxThreadsPerBlock */
     out[7] = 32;                 /* numRegs */
@@ -384,6 +438,7 @@ API(cudaFuncGetAttributes)(int *out, const void *function) { /* struct cudaFuncA
     return SUCCESS;
 }
 static int occupancy(int *blocks_out, int threads) {
+    NEEDS_CONTEXT;
     int resident = threads > 0 ? gpu.threads / threads : 1;
     int most = blocks_of_multiprocessor();
     *blocks_out = resident < 1 ? 1 : resident > most ? most : resident;
@@ -403,9 +458,9 @@ API(cudaStreamAddCallback)(void *stream, void (*function)(void *, int, void *), 
     function(stream, SUCCESS, data);
     return SUCCESS;
 }
-API(cudaStreamCreate)(void **stream) { *stream = ticket(); return SUCCESS; }
-API(cudaStreamCreateWithFlags)(void **stream, unsigned flags) { (void)flags; *stream = ticket(); return SUCCESS; }
-API(cudaStreamCreateWithPriority)(void **stream, unsigned flags, int priority) { (void)flags, (void)priority; *stream = ticket(); return SUCCESS; }
+API(cudaStreamCreate)(void **stream) { NEEDS_CONTEXT; *stream = ticket(); return SUCCESS; }
+API(cudaStreamCreateWithFlags)(void **stream, unsigned flags) { (void)flags; NEEDS_CONTEXT; *stream = ticket(); return SUCCESS; }
+API(cudaStreamCreateWithPriority)(void **stream, unsigned flags, int priority) { (void)flags, (void)priority; NEEDS_CONTEXT; *stream = ticket(); return SUCCESS; }
 API(cudaStreamGetPriority)(void *stream, int *priority) { (void)stream; *priority = 0; return SUCCESS; }
 API(cudaStreamGetFlags)(void *stream, unsigned *flags) { (void)stream; *flags = 1; return SUCCESS; }
 API(cudaStreamGetDevice)(void *stream, int *device) { (void)stream; *device = 0; return SUCCESS; }
@@ -415,8 +470,8 @@ API(cudaStreamGetCaptureInfo)(void *stream, int *status) { (void)stream; *status
 API(cudaStreamGetCaptureInfo_v2)(void *stream, int *status) { (void)stream; *status = 0; return SUCCESS; }
 API(cudaStreamGetCaptureInfo_v3)(void *stream, int *status) { (void)stream; *status = 0; return SUCCESS; }
 API(cudaThreadExchangeStreamCaptureMode)(int *mode) { (void)mode; return SUCCESS; }
-API(cudaEventCreate)(void **event) { *event = ticket(); return SUCCESS; }
-API(cudaEventCreateWithFlags)(void **event, unsigned flags) { (void)flags; *event = ticket(); return SUCCESS; }
+API(cudaEventCreate)(void **event) { NEEDS_CONTEXT; *event = ticket(); return SUCCESS; }
+API(cudaEventCreateWithFlags)(void **event, unsigned flags) { (void)flags; NEEDS_CONTEXT; *event = ticket(); return SUCCESS; }
 API(cudaEventElapsedTime)(float *milliseconds, void *from, void *to) { (void)from, (void)to; *milliseconds = 1; return SUCCESS; }
 API(cudaEventElapsedTime_v2)(float *milliseconds, void *from, void *to) { (void)from, (void)to; *milliseconds = 1; return SUCCESS; }
 
@@ -442,12 +497,14 @@ static struct { size_t *bytes; uint64_t count, room; } pages; /* of each handle 
 
 API(cuMemAddressReserve)(uintptr_t *at, size_t bytes, size_t alignment, uintptr_t hint, unsigned long long flags) {
     static uintptr_t next = RANGES;
+    NEEDS_CUINIT;
     (void)alignment, (void)hint, (void)flags;
     *at = __atomic_fetch_add(&next, (bytes + PAGE - 1) / PAGE * PAGE, __ATOMIC_RELAXED);
     return *at + bytes < END ? SUCCESS : OUT_OF_MEMORY;
 }
 API(cuMemCreate)(unsigned long long *handle, size_t bytes, const void *properties_, unsigned long long flags) {
     (void)properties_, (void)flags;
+    NEEDS_CONTEXT;
     if (!take(bytes)) return OUT_OF_MEMORY;
     pthread_mutex_lock(&lock);
     if (pages.count == pages.room) {
@@ -473,19 +530,29 @@ API(cuMemSetAccess)(void) { return SUCCESS; }
 API(cuMemsetD32Async)(void) { return SUCCESS; }
 API(cuMemGetInfo_v2)(size_t *left, size_t *total) { return cudaMemGetInfo(left, total); }
 
-API(cuInit)(unsigned flags) { (void)flags; return SUCCESS; }
+API(cuInit)(unsigned flags) { (void)flags; return driver(); }
 API(cuDriverGetVersion)(int *version) { *version = CUDA_RUNTIME_VERSION; return SUCCESS; }
-API(cuDeviceGetCount)(int *count) { *count = 1; return SUCCESS; }
-API(cuDeviceGet)(int *device, int ordinal) { *device = 0; return ordinal ? INVALID_DEVICE : SUCCESS; }
-API(cuDeviceGetName)(char *out, int length, int device) { (void)device; snprintf(out, length, "%s", gpu.name); return SUCCESS; }
-API(cuDeviceGetUuid)(char *out, int device) { (void)device; memcpy(out, "hf_bsopt virtual", 16); return SUCCESS; }
+API(cuDeviceGetCount)(int *count) { NEEDS_CUINIT; *count = 1; return SUCCESS; }
+API(cuDeviceGet)(int *device, int ordinal) { NEEDS_CUINIT; *device = 0; return ordinal ? INVALID_DEVICE : SUCCESS; }
+API(cuDeviceGetName)(char *out, int length, int device) { (void)device; NEEDS_CUINIT; snprintf(out, length, "%s", gpu.name); return SUCCESS; }
+API(cuDeviceGetUuid)(char *out, int device) { (void)device; NEEDS_CUINIT; memcpy(out, gpu.uuid, 16); return SUCCESS; }
 API(cuDeviceGetUuid_v2)(char *out, int device) { return cuDeviceGetUuid(out, device); }
-API(cuDeviceTotalMem_v2)(size_t *bytes, int device) { (void)device; *bytes = gpu.total; return SUCCESS; }
-API(cuDeviceGetAttribute)(int *value, int which, int device) { (void)device; *value = attribute(which); return SUCCESS; }
-API(cuDevicePrimaryCtxGetState)(int device, unsigned *flags, int *active) { (void)device; *flags = 0; *active = 1; return SUCCESS; }
-API(cuDevicePrimaryCtxRetain)(void **context, int device) { (void)device; *context = (void *)1; return SUCCESS; }
+API(cuDeviceTotalMem_v2)(size_t *bytes, int device) { (void)device; NEEDS_CUINIT; *bytes = gpu.total; return SUCCESS; }
+API(cuDeviceGetAttribute)(int *value, int which, int device) { (void)device; NEEDS_CUINIT; *value = attribute(which); return SUCCESS; }
+API(cuDevicePrimaryCtxGetState)(int device, unsigned *flags, int *active) {
+    (void)device;
+    NEEDS_CUINIT;
+    *flags = 0;
+    *active = has_context || !virtual_card_is_shared();
+    return SUCCESS;
+}
+API(cuDevicePrimaryCtxRetain)(void **context, int device) { (void)device; NEEDS_CUINIT; NEEDS_CONTEXT; *context = (void *)1; return SUCCESS; }
 API(cuDevicePrimaryCtxRelease_v2)(int device) { (void)device; return SUCCESS; }
-API(cuCtxGetCurrent)(void **context) { *context = (void *)1; return SUCCESS; }
+API(cuCtxGetCurrent)(void **context) {
+    NEEDS_CUINIT;
+    *context = has_context || !virtual_card_is_shared() ? (void *)1 : 0;
+    return SUCCESS;
+}
 API(cuCtxSetCurrent)(void *context) { (void)context; return SUCCESS; }
 API(cuCtxPushCurrent_v2)(void *context) { (void)context; return SUCCESS; }
 API(cuCtxPopCurrent_v2)(void **context) { *context = (void *)1; return SUCCESS; }
@@ -559,10 +626,10 @@ API(cuGetProcAddress)(const char *symbol, void **at, int version, unsigned long 
     return cuGetProcAddress_v2(symbol, at, version, flags, 0);
 }
 
-/* ---- cuBLAS: handles and descriptions exist, products are not computed ---- */
+/* ---- cuBLAS: handles and descriptions exist, products are not computed. 1: CUBLAS_STATUS_NOT_INITIALIZED ---- */
 
-API(cublasCreate_v2)(void **handle) { *handle = ticket(); return SUCCESS; }
-API(cublasLtCreate)(void **handle) { *handle = ticket(); return SUCCESS; }
+API(cublasCreate_v2)(void **handle) { if (virtual_device_use()) return 1; *handle = ticket(); return SUCCESS; }
+API(cublasLtCreate)(void **handle) { if (virtual_device_use()) return 1; *handle = ticket(); return SUCCESS; }
 API(cublasLtMatmulDescCreate)(void **out) { *out = ticket(); return SUCCESS; }
 API(cublasLtMatrixLayoutCreate)(void **out) { *out = ticket(); return SUCCESS; }
 API(cublasLtMatmulPreferenceCreate)(void **out) { *out = ticket(); return SUCCESS; }

@@ -1,6 +1,7 @@
 """How the virtual device is compiled, and the environment in which a process sees it.
 
     subprocess.run([sys.executable, "train.py"], env=environment(catalog.gpu("T4")))
+    environment(catalog.gpu("T4"), shared=Path("card"))  # of all processes that name this file
 
 Compiled once for each build of torch, into the user's cache; needs a C compiler and ``nm``, no header of CUDA.
 """
@@ -27,9 +28,14 @@ from ..errors import RehearsalError
 from ..records import GpuSpec
 
 SOURCE = Path(__file__).with_name("virtual_device.c")
+CARD_SOURCE = Path(__file__).with_name("virtual_card.c")
 NVRTC_SOURCE = Path(__file__).with_name("virtual_nvrtc.c")
+NVML_SOURCE = Path(__file__).with_name("virtual_nvml.c")
+SOURCES = (SOURCE, CARD_SOURCE, CARD_SOURCE.with_suffix(".h"), NVRTC_SOURCE, NVML_SOURCE)
 VARIABLE = "HF_BSOPT_VIRTUAL_DEVICE"
+SHARED_VARIABLE = "HF_BSOPT_VIRTUAL_DEVICE_SHARED"
 LIBRARY = "libcuda.so.1"
+NVML_LIBRARY = "libnvidia-ml.so.1"
 INTERPOSED = ("libcudart", "libcublas", "libcublasLt")
 OWN_LIBRARIES = (
     "libtorch_cuda.so",
@@ -55,6 +61,9 @@ NEEDS_NO_ANSWER = re.compile(
 )
 """Orders work, sets an option or registers a kernel, and gives nothing back but a status: accepted as done. What the C
 file does not answer and this does not name is refused."""
+
+WORKS_ON_THE_DEVICE = re.compile(r"(__)?cuda(Launch|Stream|Event|Func|Mem|DeviceSynchronize|InitDevice)\w*")
+"""Of these, what needs a context, and so makes one. The rest is asked for where there may be none."""
 
 STATUS_NOT_SUPPORTED = {"cuda": 801, "cublas": 15}
 
@@ -109,21 +118,28 @@ def why_not() -> str | None:
     return None
 
 
-def environment(gpu: GpuSpec) -> dict[str, str]:
+def environment(gpu: GpuSpec, *, shared: Path | None = None) -> dict[str, str]:
     """This process's environment and what makes a child of it see ``gpu``. Builds the device if it must.
+
+    ``shared`` is a file, which need not exist: all processes that name it have one card together, which NVML shows too
+    and which treats them as a real one does (virtual_card.c). Without it every process has a card of its own.
 
     Raises RehearsalError where the device can't be had (:func:`why_not`) or its compilation fails.
     """
     if gpu.total_bytes is None:
         raise RehearsalError("a virtual device needs a limit of memory")
-    libraries = [str(path) for path in _preloadable(build())]
+    built = build()
+    libraries = [str(path) for path in _preloadable(built) if shared or path.name != NVML_LIBRARY]
     card = (
         f"{gpu.total_bytes} {gpu.context_bytes} {gpu.compute_capability} {gpu.multiprocessors} "
         f"{gpu.threads_per_multiprocessor} {gpu.name}"
     )
-    others = [path for path in os.environ.get("LD_PRELOAD", "").split(":") if path and "hf_bsopt" not in path]
+    own = {path.name for path in built}
+    others = [path for path in os.environ.get("LD_PRELOAD", "").split(":") if path and Path(path).name not in own]
+    inherited = {name: value for name, value in os.environ.items() if name != SHARED_VARIABLE}
     return {
-        **os.environ,
+        **inherited,
+        **({SHARED_VARIABLE: str(shared.resolve())} if shared else {}),
         "CUDA_VISIBLE_DEVICES": "0",
         VARIABLE: card,
         "LD_PRELOAD": ":".join([*libraries, *others]),
@@ -159,7 +175,7 @@ def build() -> tuple[Path, ...]:
 
 
 def _folder_of(installed: TorchBuild) -> Path:
-    recipe = b"".join(path.read_bytes() for path in (SOURCE, NVRTC_SOURCE, Path(__file__))) + str(installed).encode()
+    recipe = b"".join(path.read_bytes() for path in (*SOURCES, Path(__file__))) + str(installed).encode()
     cache = Path(os.environ.get("HF_BSOPT_CACHE") or platformdirs.user_cache_dir("hf_bsopt"))
     return cache / "virtual_device" / f"{installed.version}-{hashlib.sha256(recipe).hexdigest()[:16]}"
 
@@ -180,9 +196,10 @@ def _compile(installed: TorchBuild, folder: Path) -> None:
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
             made = Path(scratch) / "made"
             made.mkdir()
-            _build_library(SOURCE, made / LIBRARY, INTERPOSED, installed)
+            _build_library((SOURCE, CARD_SOURCE), made / LIBRARY, INTERPOSED, installed)
             nvrtc = f"libnvrtc.so.{installed.cuda_version // 1000}"
-            _build_library(NVRTC_SOURCE, made / nvrtc, ("libnvrtc",), installed)
+            _build_library((NVRTC_SOURCE,), made / nvrtc, ("libnvrtc",), installed)
+            _build_library((NVML_SOURCE,), made / NVML_LIBRARY, (), installed)
             with contextlib.suppress(FileExistsError, NotADirectoryError):
                 made.rename(folder)
     except OSError as error:
@@ -192,17 +209,17 @@ def _compile(installed: TorchBuild, folder: Path) -> None:
             ) from error
 
 
-def _build_library(source: Path, library: Path, replaced: tuple[str, ...], installed: TorchBuild) -> None:
-    """``library`` from ``source`` and from what :func:`_calls` writes for the rest of the libraries it replaces."""
+def _build_library(sources: tuple[Path, ...], library: Path, replaced: tuple[str, ...], installed: TorchBuild) -> None:
+    """``library`` from ``sources`` and from what :func:`_calls` writes for the rest of the libraries it replaces."""
     compiler = _compiler()
     assert compiler is not None
     calls, versions = library.with_suffix(".c"), library.with_suffix(".map")
-    calls.write_text(_calls(source, replaced, installed))
+    calls.write_text(_calls(sources[0], replaced, installed))
     command = [compiler, "-O2", "-shared", "-fPIC", "-fvisibility=hidden", "-w", f"-Wl,-soname,{library.name}"]
     if replaced == ("libnvrtc",):  # it stands in for the real library by name, so that its symbols need its version
         versions.write_text(f"{library.name} {{ global: *; }};\n")
         command.append(f"-Wl,--version-script={versions}")
-    command += [f"-DCUDA_RUNTIME_VERSION={installed.cuda_version}", str(source), str(calls), "-o", str(library)]
+    command += [f"-DCUDA_RUNTIME_VERSION={installed.cuda_version}", *map(str, sources), str(calls), "-o", str(library)]
     done = subprocess.run([*command, "-lpthread", "-ldl"], capture_output=True, text=True)
     if done.returncode:
         raise RehearsalError(f"the virtual device could not be compiled by {compiler}:\n{done.stderr.strip()[-2000:]}")
@@ -214,10 +231,10 @@ def _calls(source: Path, replaced: tuple[str, ...], installed: TorchBuild) -> st
     """C for every function of the replaced libraries that the source does not answer itself."""
     answered = set(re.findall(r"\b(?:API|REFUSED)\((\w+)\)|API_AS\([^,]+, (\w+)\)", source.read_text()))
     names = _names(replaced, installed) - {name for pair in answered for name in pair}
-    lines = ["int virtual_device_refuse(const char *name, int status);"]
+    lines = ["int virtual_device_refuse(const char *name, int status);", "int virtual_device_use(void);"]
     for name in sorted(names):
         if NEEDS_NO_ANSWER.fullmatch(name):
-            body = "return 0;"
+            body = f"return {'virtual_device_use()' if WORKS_ON_THE_DEVICE.fullmatch(name) else '0'};"
         else:
             status = STATUS_NOT_SUPPORTED["cublas" if name.startswith("cublas") else "cuda"]
             body = f'return virtual_device_refuse("{name}", {status});'
@@ -229,7 +246,7 @@ def _names(replaced: tuple[str, ...], installed: TorchBuild) -> set[str]:
     """What the replaced libraries export, and what torch asks of them where they are not found."""
     names: set[str] = set()
     either = "|".join(replaced)
-    for library in OWN_LIBRARIES:
+    for library in OWN_LIBRARIES if replaced else ():
         path = installed.folder / "lib" / library
         if path.is_file():
             wanted = _output(["nm", "-D", "--undefined-only", str(path)])

@@ -16,7 +16,16 @@ from hf_bsopt import catalog, rehearsal
 from hf_bsopt.errors import RehearsalError
 from hf_bsopt.records import GpuSpec
 from hf_bsopt.rehearsal import virtual_device
-from hf_bsopt.rehearsal.virtual_device import INTERPOSED, NEEDS_NO_ANSWER, SOURCE, TorchBuild, environment, why_not
+from hf_bsopt.rehearsal.virtual_device import (
+    INTERPOSED,
+    NEEDS_NO_ANSWER,
+    SOURCE,
+    SOURCES,
+    WORKS_ON_THE_DEVICE,
+    TorchBuild,
+    environment,
+    why_not,
+)
 
 T4 = catalog.gpu("T4")
 CUDA_13 = TorchBuild("2.11.0+cu130", "13.0", Path("/nowhere/torch"))
@@ -44,10 +53,11 @@ def machine(system: str, processor: str) -> SimpleNamespace:
 
 
 def built(tmp_path: Path, build: TorchBuild = CUDA_13) -> list[Path]:
-    """Files in the place of the compiled ones."""
+    """Files in the place of the compiled ones; the result is those that every process gets."""
     folder = virtual_device._folder_of(build)
     folder.mkdir(parents=True)
     files = [folder / "libcuda.so.1", folder / "libnvrtc.so.13"]
+    (folder / "libnvidia-ml.so.1").write_bytes(b"")  # for a card that is shared
     for file in files:
         file.write_bytes(b"")
     return files
@@ -167,7 +177,7 @@ def test_the_device_of_another_process_that_was_faster_is_taken(
             files.extend(built(tmp_path))
 
     monkeypatch.setattr(virtual_device, "_build_library", build_library)
-    assert virtual_device.build() == tuple(files)
+    assert set(files) < set(virtual_device.build())
 
 
 def test_the_environment_has_the_card_and_the_libraries(
@@ -183,6 +193,37 @@ def test_the_environment_has_the_card_and_the_libraries(
     assert made["OWN"] == "kept"
     assert made["CUDA_VISIBLE_DEVICES"] == "0"
     assert made["USE_PYTORCH_KERNEL_CACHE"] == "0"
+
+
+def test_a_card_of_ones_own_has_no_management_library(can: Path, tmp_path: Path) -> None:
+    """NVML would tell of one card for all processes."""
+    built(tmp_path)
+    assert "libnvidia-ml" not in environment(T4)["LD_PRELOAD"]
+
+
+def test_a_card_that_is_shared_is_named_wherever_its_processes_are_started(
+    can: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = built(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    made = environment(T4, shared=Path("card"))
+    assert made["HF_BSOPT_VIRTUAL_DEVICE_SHARED"] == str(tmp_path / "card")
+    assert {Path(path).name for path in made["LD_PRELOAD"].split(":")} == {
+        "libnvidia-ml.so.1",
+        *(path.name for path in files),
+    }
+
+
+def test_a_process_on_a_shared_card_that_rehearses_on_one_of_its_own_does_not_share_that(
+    can: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = built(tmp_path)
+    shared = environment(T4, shared=tmp_path / "card")
+    for name in ("HF_BSOPT_VIRTUAL_DEVICE_SHARED", "LD_PRELOAD"):
+        monkeypatch.setenv(name, shared[name])
+    made = environment(T4)
+    assert "HF_BSOPT_VIRTUAL_DEVICE_SHARED" not in made
+    assert {Path(path).name for path in made["LD_PRELOAD"].split(":")} == {path.name for path in files}
 
 
 def test_this_process_is_as_it_was(can: Path, tmp_path: Path) -> None:
@@ -303,10 +344,30 @@ def test_what_gives_something_back_is_answered_or_refused(name: str) -> None:
     assert not NEEDS_NO_ANSWER.fullmatch(name)
 
 
+@pytest.mark.parametrize("name", ["__cudaLaunchKernel", "cudaEventRecord", "cudaStreamSynchronize", "cudaInitDevice"])
+def test_work_on_the_device_makes_its_context(name: str) -> None:
+    assert WORKS_ON_THE_DEVICE.fullmatch(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["__cudaRegisterFatBinary", "__cudaInitModule", "cudaGetLastError", "cudaProfilerStart"]
+)
+def test_what_runs_before_there_is_a_context_makes_none(name: str) -> None:
+    assert not WORKS_ON_THE_DEVICE.fullmatch(name)
+
+
+def test_every_source_file_is_part_of_the_recipe_and_of_the_package() -> None:
+    """What is built is known by the hash of its sources: one that is missing there would never be built again."""
+    assert {path for path in SOURCE.parent.iterdir() if path.suffix in (".c", ".h")} == set(SOURCES)
+    packaged = (SOURCE.parents[2] / "setup.cfg").read_text()
+    assert all(f"rehearsal/*{path.suffix}" in packaged for path in SOURCES)
+
+
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> str:
     """The C that is written for these functions."""
     names = {"cudaMalloc", "cudaLaunchKernel", "cudaGraphLaunch", "cublasSgemm_v2", "cublasLtMatmulAlgoGetIds"}
+    names.add("__cudaRegisterFunction")
     monkeypatch.setattr(virtual_device, "_names", lambda replaced, installed: names)
     return virtual_device._calls(SOURCE, INTERPOSED, CUDA_13)
 
@@ -316,7 +377,8 @@ def test_a_function_that_the_source_answers_is_not_written_again(calls: str) -> 
 
 
 def test_an_order_is_accepted_and_anything_else_refused_by_name(calls: str) -> None:
-    assert "long cudaLaunchKernel(void) { return 0; }" in calls
+    assert "long cudaLaunchKernel(void) { return virtual_device_use(); }" in calls
+    assert "long __cudaRegisterFunction(void) { return 0; }" in calls
     assert "long cublasSgemm_v2(void) { return 0; }" in calls
     assert 'long cudaGraphLaunch(void) { return virtual_device_refuse("cudaGraphLaunch", 801); }' in calls
     assert 'return virtual_device_refuse("cublasLtMatmulAlgoGetIds", 15);' in calls

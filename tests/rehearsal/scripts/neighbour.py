@@ -1,0 +1,168 @@
+"""A process on a virtual card, by the CUDA runtime alone: it reads what to do, a line each, and answers in JSON.
+Without torch, so that there can be many of them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+CUDA = ctypes.CDLL(None)  # preloaded
+MIB = 1 << 20
+
+
+def take(mib: str) -> list[int]:
+    """[status, address]"""
+    address = ctypes.c_size_t()
+    return [CUDA.cudaMalloc(ctypes.byref(address), ctypes.c_size_t(int(mib) * MIB)), address.value]
+
+
+def take_all(mib: str) -> int:
+    """How many pieces of that size there were."""
+    count = 0
+    while take(mib)[0] == 0:
+        count += 1
+    return count
+
+
+def give_back(address: str) -> int:
+    return CUDA.cudaFree(ctypes.c_size_t(int(address)))
+
+
+def info() -> list[int]:
+    """[status, free bytes, total bytes]"""
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    return [CUDA.cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total)), free.value, total.value]
+
+
+def makes_no_context() -> list[int]:
+    """What asks for no more than the driver."""
+    number, properties = ctypes.c_int(), ctypes.create_string_buffer(4096)
+    return [
+        CUDA.cuInit(0),
+        CUDA.cudaGetDeviceCount(ctypes.byref(number)),
+        CUDA.cudaGetDevice(ctypes.byref(number)),
+        CUDA.cudaGetDeviceProperties(properties, 0),
+        CUDA.cudaDeviceGetAttribute(ctypes.byref(number), 75, 0),
+    ]
+
+
+def makes_the_context(how: str) -> int:
+    handle = ctypes.c_void_p()
+    calls: dict[str, Callable[[], int]] = {
+        "cudaFree": lambda: CUDA.cudaFree(None),
+        "cudaSetDevice": lambda: CUDA.cudaSetDevice(0),
+        "cudaMemGetInfo": lambda: info()[0],
+        "cudaStreamCreate": lambda: CUDA.cudaStreamCreate(ctypes.byref(handle)),
+        "cudaEventCreate": lambda: CUDA.cudaEventCreate(ctypes.byref(handle)),
+        "cudaDeviceSynchronize": lambda: CUDA.cudaDeviceSynchronize(),
+        "cublasCreate_v2": lambda: CUDA.cublasCreate_v2(ctypes.byref(handle)),
+    }
+    return calls[how]()
+
+
+def driver_status() -> int:
+    """3 (CUDA_ERROR_NOT_INITIALIZED) until somebody initialises it."""
+    return CUDA.cuDeviceGetCount(ctypes.byref(ctypes.c_int()))
+
+
+def error(number: str) -> list[str]:
+    CUDA.cudaGetErrorName.restype = CUDA.cudaGetErrorString.restype = ctypes.c_char_p
+    return [CUDA.cudaGetErrorName(int(number)).decode(), CUDA.cudaGetErrorString(int(number)).decode()]
+
+
+def last_errors() -> list[int]:
+    return [CUDA.cudaGetLastError(), CUDA.cudaPeekAtLastError()]
+
+
+def nvml() -> dict[str, Any]:
+    import pynvml
+
+    pynvml.nvmlInit()
+    handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+    memory, memory_v2 = (pynvml.nvmlDeviceGetMemoryInfo(handle, version) for version in (None, pynvml.nvmlMemory_v2))
+    uuid = pynvml.nvmlDeviceGetUUID(handle)
+    facts = {
+        "count": pynvml.nvmlDeviceGetCount(),
+        "name": pynvml.nvmlDeviceGetName(handle),
+        "capability": pynvml.nvmlDeviceGetCudaComputeCapability(handle),
+        "driver": pynvml.nvmlSystemGetDriverVersion(),
+        "uuid": uuid,
+        "found_by_uuid": pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByUUID(uuid)),
+        "memory": [memory.total, memory.free, memory.used],
+        "memory_v2": [memory_v2.total, memory_v2.free, memory_v2.used, memory_v2.reserved],
+        "processes": [[one.pid, one.usedGpuMemory] for one in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)],
+        "graphics": pynvml.nvmlDeviceGetGraphicsRunningProcesses(handle),
+        "errors": [
+            nvml_error(lambda: pynvml.nvmlDeviceGetHandleByIndex(1)),
+            nvml_error(lambda: pynvml.nvmlDeviceGetHandleByUUID("GPU-of-somebody-else")),
+            nvml_error(lambda: pynvml.nvmlDeviceGetTemperature(handle, 0)),
+        ],
+    }
+    pynvml.nvmlShutdown()
+    return {**facts, "after_shutdown": nvml_error(lambda: pynvml.nvmlDeviceGetName(handle))}
+
+
+def nvml_error(call: Callable[[], object]) -> str:
+    try:
+        call()
+    except Exception as raised:  # its classes are made as it is imported
+        return str(raised)
+    return ""
+
+
+def in_fork(*words: str) -> Any:
+    """What a child answers, which is forked now and then ends."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writing, json.dumps(answer(words)).encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as stream:
+        said = stream.read()
+    os.waitpid(child, 0)
+    return json.loads(said)
+
+
+def both(*words: str) -> list[Any]:
+    """Two things at once, separated by "and"."""
+    middle = words.index("and")
+    return [answer(words[:middle]), answer(words[middle + 1 :])]
+
+
+def without_end() -> None:
+    """Takes memory and gives it back, a letter each time."""
+    while True:
+        _, address = take("2")
+        give_back(str(address))
+        os.write(1, b".")
+
+
+def answer(words: tuple[str, ...]) -> Any:
+    return DOES[words[0]](*words[1:])
+
+
+DOES: dict[str, Callable[..., Any]] = {
+    does.__name__: does
+    for does in (
+        take,
+        take_all,
+        give_back,
+        info,
+        makes_no_context,
+        makes_the_context,
+        driver_status,
+        error,
+        last_errors,
+        nvml,
+    )
+}
+DOES |= {does.__name__: does for does in (in_fork, both, without_end)}
+
+for line in sys.stdin:
+    print(json.dumps(answer(tuple(line.split()))), flush=True)
