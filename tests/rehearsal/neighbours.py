@@ -15,16 +15,19 @@ from rehearsing import SCRIPTS
 
 from hf_bsopt import catalog, rehearsal
 
+T4 = catalog.gpu("T4")
+TOTAL, CONTEXT = T4.total_bytes or 0, T4.context_bytes
+MIB = 2**20
 LONG_SECONDS = 60
 
 
 class Neighbour:
-    """A process of scripts/neighbour.py on the card that lives in this file."""
+    """A process of scripts/neighbour.py on the T4 that lives in this file."""
 
-    def __init__(self, card: Path, gpu: str = "T4") -> None:
+    def __init__(self, card: Path) -> None:
         self._process = subprocess.Popen(
             [sys.executable, str(SCRIPTS / "neighbour.py")],
-            env=rehearsal.environment(catalog.gpu(gpu), shared=card),
+            env=rehearsal.environment(T4, shared=card),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -49,6 +52,12 @@ class Neighbour:
     def ask(self, *words: object) -> Any:
         self.order(*words)
         return self.answer()
+
+    def free_bytes(self) -> int:
+        """Of the card, as it sees them. It has a context from then on."""
+        status, free, total = self.ask("info")
+        assert (status, total) == (0, TOTAL)
+        return int(free)
 
     def order(self, *words: object) -> None:
         """Without waiting for the answer."""

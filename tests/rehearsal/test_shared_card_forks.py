@@ -1,0 +1,50 @@
+"""A card that is shared treats a fork as a real one does: before the driver is initialised, or never."""
+
+from __future__ import annotations
+
+import pytest
+from neighbours import CONTEXT, MIB, Neighbour
+from rehearsing import NEEDS_THE_DEVICE
+
+pytestmark = NEEDS_THE_DEVICE
+
+INITIALIZATION_ERROR = 3
+
+
+def test_a_process_that_was_forked_before_has_a_place_of_its_own(first: Neighbour, second: Neighbour) -> None:
+    before = first.free_bytes()
+    assert second.ask("driver_status") == INITIALIZATION_ERROR
+    (status, _), (_, seen, _) = second.ask("in_fork", "both", "take", 1000, "and", "info")
+    assert (status, seen) == (0, before - CONTEXT - 1000 * MIB)
+    assert first.free_bytes() == before
+    assert second.ask("take", 10)[0] == 0
+
+
+@pytest.mark.parametrize("before", [("makes_no_context",), ("take", 10)], ids=["initialised", "with a context"])
+@pytest.mark.parametrize(
+    "call", [("take", 10), ("info",), ("makes_the_context", "cudaSetDevice"), ("makes_the_context", "cudaEventCreate")]
+)
+def test_a_process_that_was_forked_after_is_refused(
+    first: Neighbour, before: tuple[object, ...], call: tuple[object, ...]
+) -> None:
+    """pytorch/pytorch#190708: "CUDA error: initialization error"."""
+    first.ask(*before)
+    refused = first.ask("in_fork", *call)
+    assert (refused[0] if isinstance(refused, list) else refused) == INITIALIZATION_ERROR
+    assert first.ask("error", INITIALIZATION_ERROR) == ["cudaErrorInitializationError", "initialization error"]
+
+
+def test_even_asking_for_the_driver_is_refused_there(first: Neighbour) -> None:
+    """triton-lang/triton#10443: cuInit itself gives CUDA_ERROR_NOT_INITIALIZED. Launches tell it by the last error."""
+    first.ask("makes_no_context")
+    assert first.ask("in_fork", "makes_no_context") == [INITIALIZATION_ERROR] * 5
+    assert first.ask("in_fork", "last_errors") == [INITIALIZATION_ERROR] * 2
+    assert first.ask("last_errors") == [0, 0]
+
+
+def test_the_parent_goes_on_after_such_a_fork(first: Neighbour) -> None:
+    first.ask("take", 10)
+    before = first.free_bytes()
+    first.ask("in_fork", "take", 10)
+    assert first.free_bytes() == before
+    assert first.ask("take", 10)[0] == 0
