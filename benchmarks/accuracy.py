@@ -122,7 +122,12 @@ class Predictions:
                 self._timeline = trace(workload.build, step, device=device, torch_version=row["torch"] or None)
             else:
                 evaluation = row["kind"].startswith("evaluation")
-                predictor = Predictor(workload, device, evaluation=evaluation, torch_version=row["torch"] or None)
+                predictor = Predictor(
+                    workload,
+                    device,
+                    phase="evaluation" if evaluation else "training",
+                    torch_version=row["torch"] or None,
+                )
                 self._timeline = predictor.timeline
             self._key = key
         return self._timeline

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from . import catalog, rehearsal
 from .batch_plan import LearningRateScaling
-from .errors import RehearsalError, UsageError
+from .cache import AnswerCache, band, default_folder
+from .device_choice import Choice, choose_device, differences
+from .errors import DeviceError, RehearsalError, UsageError
 from .finder import Wishes, find
-from .probing import Prober, VirtualCudaDevice
+from .probing import Preflight, Prober
 from .probing.prober import TIMEOUT_SECONDS
+from .proof import MAX_ATTEMPTS
+from .proving import Remembering
 from .records import GpuSpec
-from .report import Report
-from .search import MAX_ATTEMPTS, MULTIPLE_OF, TARGET
+from .report import Report, versions
+from .search import MULTIPLE_OF, TARGET
 from .step_settings import StepSettings
 from .workload import ModuleWorkload, Workload, describe
 
 if TYPE_CHECKING:
     from torch import nn
-
-DEFAULT_GPU = "T4"
-CUDNN_ATTENTION = (90, 100, 103)
-"""Compute capabilities on which SDPA prefers cuDNN. Source: check_prefer_cudnn_attention in PyTorch's sdp_utils.cpp."""
 
 
 def find_batch_size(
@@ -31,6 +31,7 @@ def find_batch_size(
     *,
     gpu: str | GpuSpec | None = None,
     device: str = "auto",
+    memory: str | None = None,
     example_batch: Mapping[str, Any] | None = None,
     task: str | None = None,
     max_length: int | None = None,
@@ -43,10 +44,12 @@ def find_batch_size(
     lora_targets: tuple[str, ...] | None = None,
     load_in_4bit: bool = False,
     num_labels: int | None = None,
+    pretrained: bool = False,
     trust_remote_code: bool = False,
     target: tuple[float, float] = TARGET,
     multiple_of: int = MULTIPLE_OF,
     batch_size: int | None = None,
+    dataset_size: int | None = None,
     check: int | None = None,
     effective_batch_size: int | None = None,
     total_tokens: int | None = None,
@@ -56,25 +59,38 @@ def find_batch_size(
     base_batch_size: int | None = None,
     lr_scaling: LearningRateScaling = "sqrt",
     evaluation: bool = True,
+    prove_evaluation: bool = False,
     check_evaluation: int | None = None,
+    generate: int = 0,
+    throughput: bool = False,
     expandable_segments: bool = False,
     max_attempts: int = MAX_ATTEMPTS,
     probe_timeout: float = TIMEOUT_SECONDS,
+    cache: bool = True,
+    trust_cache: bool = False,
 ) -> Report:
-    """The batch size to train ``model`` with on ``gpu``, known without a GPU.
+    """The batch size to train ``model`` with: known without a GPU, proved on the device where there is one.
 
     ``model``: a hub id, a short name of the catalog, a folder with a config.json, or an ``nn.Module`` whose forward
     takes the tensors of ``example_batch`` (first dimension the batch) and returns a loss first or as ``"loss"``.
     ``gpu``: a card's name, a size such as "24GiB", or a GpuSpec; by default the CUDA device that is here, else a T4.
     ``device``: "predict", from the traced step alone; "rehearse", proved by real steps on a virtual card, which needs
-    the CUDA build of torch and a C compiler; "auto" rehearses where it can. ``max_attempts``: sizes that are run at
-    most. ``probe_timeout``: seconds for one of them.
-    ``target``: shares of the device's memory, the upper of which is not passed. ``batch_size``: an upper limit.
+    the CUDA build of torch and a C compiler; "cuda", "mps" or "cpu", proved by real steps there; "auto" measures on
+    the GPU that is here if that is the one that is meant, else rehearses where it can. ``memory``: such as "15GiB",
+    how much of the device there is, so that a large one stands in for a small one.
+    ``max_attempts``: sizes that are run at most. ``probe_timeout``: seconds for one of them. ``throughput``: measured
+    at up to five sizes, of which the smallest that trains about as fast as any is taken. ``prove_evaluation``: the
+    evaluation batch is run too. ``generate``: tokens that a generation adds; its largest batch is found too.
+    ``pretrained``: real steps load the checkpoint's weights, in place of random ones. ``cache``: measured answers are
+    kept and confirmed by one step; ``trust_cache``: taken without it.
+    ``target``: shares of the device's memory, the upper of which is not passed. ``batch_size``: an upper limit;
+    ``dataset_size``: sequences that there are, another.
     ``effective_batch_size`` (sequences) or ``total_tokens``: kept exactly, by accumulation.
     ``precision``: "fp16" and "bf16" are mixed precision; "fp32", "fp16-weights", "bf16-weights" hold everything so.
 
     Raises UsageError (a ValueError) for what can't be, NothingFitsError with the memory needed, TraceError where a
-    module's step can't be followed, RehearsalError where a rehearsal was asked for and can't be had.
+    module's step can't be followed, DeviceError or RehearsalError where the device that was asked for can't be had,
+    ProbeError where a real step fails otherwise than by memory.
     """
     _check_numbers(
         max_length=max_length,
@@ -92,6 +108,8 @@ def find_batch_size(
         check_evaluation=check_evaluation,
         max_attempts=max_attempts,
         probe_timeout=probe_timeout,
+        dataset_size=dataset_size,
+        generate=generate,
     )
     if not isinstance(target, (tuple, list)) or len(target) != 2:
         raise UsageError(f"target is two shares of the memory, such as (0.8, 0.9), not {target!r}")
@@ -99,8 +117,11 @@ def find_batch_size(
         raise UsageError("which model? For example dmis-lab/biobert-v1.1")
     if not 0 < probe_timeout < float("inf"):
         raise UsageError(f"probe_timeout is in seconds and above 0, not {probe_timeout}")
-    spec, notes = resolve_gpu(gpu)
-    can_rehearse, how = resolve_device(device)
+    choice = choose_device(device, gpu, memory)
+    if precision is None and choice.spec.kind == "cpu":
+        precision = "fp32"
+    if throughput and choice.device is None:
+        raise UsageError(f"throughput is measured on a device that computes: --device cuda or cpu; {choice.note}")
     workload: Workload | ModuleWorkload
     if isinstance(model, str):
         if example_batch is not None:
@@ -118,20 +139,23 @@ def find_batch_size(
             lora_targets=lora_targets,
             load_in_4bit=load_in_4bit,
             num_labels=num_labels,
+            new_tokens=generate,
+            pretrained=pretrained,
             trust_remote_code=trust_remote_code,
         )
     else:
         workload = _module_workload(model, example_batch, precision, optimizer)
         asked = {"task": task, "max_length": max_length, "attention": attention, "lora_r": lora_r or None}
+        asked |= {"generate": generate or None, "pretrained": pretrained or None}
         for name, value in asked.items():
             if value is not None:
                 raise UsageError(f"{name} goes with a model by name; a module is taken as it is")
-    if isinstance(workload, Workload) and workload.attention == "flash_attention_2":
-        _check_flash(workload, spec)
+    _check_precision(workload, choice.spec)
     wishes = Wishes(
         target=tuple(target),  # type: ignore[arg-type]
         multiple_of=multiple_of,
         batch_size=batch_size,
+        dataset_size=dataset_size,
         check=check,
         effective_batch=effective_batch_size,
         total_tokens=total_tokens,
@@ -140,63 +164,72 @@ def find_batch_size(
         learning_rate=learning_rate,
         base_batch_size=base_batch_size,
         lr_scaling=lr_scaling,
-        evaluation=evaluation,
+        evaluation=evaluation or prove_evaluation,
+        prove_evaluation=prove_evaluation,
         check_evaluation=check_evaluation,
         expandable_segments=expandable_segments,
         max_attempts=max_attempts,
-        notes=(*notes, how),
+        throughput=throughput,
+        notes=(*choice.notes, choice.note),
     )
-    if not can_rehearse:
-        return find(workload, spec, wishes)
-    card = VirtualCudaDevice(spec)
-    with Prober(card, timeout_seconds=probe_timeout, expandable_segments=expandable_segments) as prober:
+    keeping = Keeping(AnswerCache(default_folder()), trust_cache) if cache else None
+    return _answered(workload, choice, wishes, probe_timeout, keeping)
+
+
+@dataclasses.dataclass(frozen=True)
+class Keeping:
+    """Where measured answers are kept, and whether they are taken without running them once more."""
+
+    cache: AnswerCache
+    is_trusted: bool
+
+
+def _answered(
+    workload: Workload | ModuleWorkload,
+    choice: Choice,
+    wishes: Wishes,
+    probe_timeout: float,
+    keeping: Keeping | None,
+) -> Report:
+    if choice.device is None:
+        return find(workload, choice.spec, wishes)
+    prober = Prober(choice.device, timeout_seconds=probe_timeout, expandable_segments=wishes.expandable_segments)
+    with prober:
         try:
-            return find(
-                workload,
-                spec,
-                dataclasses.replace(wishes, notes=(*wishes.notes, *_differences(workload, spec))),
-                prober,
-            )
-        except RehearsalError as error:
-            if device == "rehearse":
+            if choice.device.source == "rehearsed":
+                notes = (*wishes.notes, *differences(workload, choice.spec))
+                return find(workload, choice.spec, dataclasses.replace(wishes, notes=notes), prober)
+            found = prober.preflight()
+            remembering = None if keeping is None else _remembering(keeping, workload, found, wishes)
+            wishes = dataclasses.replace(wishes, notes=(*wishes.notes, found.line))
+            return find(workload, found.spec, wishes, prober, remembering)
+        except (RehearsalError, DeviceError) as error:
+            if choice.is_demanded:
                 raise
-            note = f"predicted only, the rehearsal failed: {error}"
-    return find(workload, spec, dataclasses.replace(wishes, notes=(*notes, note)))
+            note = f"predicted only, nothing could be run: {error}"
+    return find(workload, choice.spec, dataclasses.replace(wishes, notes=(*choice.notes, note)))
 
 
-DEVICES = ("auto", "predict", "rehearse")
-DEVICES_TO_COME = ("cuda", "mps", "cpu")
-
-
-def resolve_device(device: str) -> tuple[bool, str]:
-    """(whether to rehearse, which and why). Raises UsageError for a mode that is not known, RehearsalError for a
-    rehearsal that was asked for by name and can't be.
-    """
-    if device in DEVICES_TO_COME:
-        raise UsageError(
-            f"--device {device} would measure on the device itself, which is not built yet; there are "
-            f"{', '.join(DEVICES)}"
-        )
-    if device not in DEVICES:
-        raise UsageError(f"device {device!r} is not one of {', '.join(DEVICES)}")
-    if device == "predict":
-        return False, "predicted: from one traced training step, as asked"
-    reason = rehearsal.why_not()
-    if reason is None:
-        return True, "rehearsed: real training steps on a virtual card, with the CUDA build of torch that is here"
-    if device == "rehearse":
-        raise RehearsalError(f"can't rehearse here: {reason}; --device predict needs none of it")
-    return False, f"predicted, not rehearsed: {reason}"
-
-
-def _differences(workload: Workload | ModuleWorkload, spec: GpuSpec) -> tuple[str, ...]:
-    """What runs otherwise on the virtual card than on the real one."""
-    attention = workload.attention if isinstance(workload, Workload) else "sdpa"
-    if attention == "sdpa" and spec.compute_capability in CUDNN_ATTENTION:
-        return ("the virtual card has no cuDNN: its attention is replaced by the flash kernel, which keeps as much",)
-    if attention == "flash_attention_2":
-        return ("flash_attention_2 is rehearsed as the flash kernel of PyTorch's own SDPA",)
-    return ()
+def _remembering(
+    keeping: Keeping, workload: Workload | ModuleWorkload, found: Preflight, wishes: Wishes
+) -> Remembering | None:
+    """All that decides a measured answer. A module is known by nothing that could be compared with another day's."""
+    if not isinstance(workload, Workload):
+        return None
+    spec = found.spec
+    total = spec.total_bytes or 1
+    asked = {k: v for k, v in dataclasses.asdict(wishes).items() if k not in ("notes", "max_attempts")}
+    key = {
+        "workload": workload.values(),
+        "config": workload.config.to_dict(),
+        "wishes": asked,
+        "device": {**dataclasses.asdict(spec), "context_bytes": None},
+        "driver": found.driver,
+        "free_band": band(total - spec.context_bytes, total),
+        "versions": versions(),
+    }
+    plain = json.loads(json.dumps(key, default=str))
+    return Remembering(keeping.cache, plain, keeping.is_trusted)
 
 
 def _check_example(example: Mapping[str, Any]) -> None:
@@ -225,7 +258,12 @@ def _check_numbers(**values: Any) -> None:
             raise UsageError(f"{name} is a {'whole ' if whole else ''}number, not {value!r}")
 
 
-def _check_flash(workload: Workload, device: GpuSpec) -> None:
+def _check_precision(workload: Workload | ModuleWorkload, device: GpuSpec) -> None:
+    """Raises UsageError where the device does not compute so."""
+    if device.kind == "cpu" and workload.settings.precision.startswith("fp16"):
+        raise UsageError("a CPU does not train in fp16, and Trainer refuses it there: take --precision fp32 or bf16")
+    if not isinstance(workload, Workload) or workload.attention != "flash_attention_2":
+        return
     if device.compute_capability < 80:
         raise UsageError(f"flash_attention_2 runs from compute capability 8.0 on; {device.name} has sdpa and eager")
     if workload.precision == "fp32":
@@ -249,36 +287,3 @@ def _module_workload(
     precision = precision or "fp16"
     settings = StepSettings(precision, optimizer or "adamw_torch_fused")  # type: ignore[arg-type]
     return ModuleWorkload(module, example, settings)
-
-
-def resolve_gpu(gpu: str | GpuSpec | None) -> tuple[GpuSpec, tuple[str, ...]]:
-    """The device meant, and what was assumed on the way."""
-    if isinstance(gpu, GpuSpec):
-        return gpu, ()
-    if gpu is not None and not isinstance(gpu, str):
-        raise UsageError(f'gpu is a name or a size, such as "T4" or "24GiB", not {gpu!r}')
-    if gpu is not None:
-        spec = catalog.gpu(gpu)
-        return spec, (spec.assumed,) if spec.assumed else ()
-    here = local_gpu()
-    if here is not None:
-        return here, (f"{here.name}: the CUDA device of this machine",)
-    return catalog.gpu(DEFAULT_GPU), (f"{DEFAULT_GPU}: there is no CUDA device here; --gpu names another",)
-
-
-def local_gpu() -> GpuSpec | None:
-    """The first CUDA device, as torch sees it without making a context on it."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return None
-    properties = torch.cuda.get_device_properties(0)
-    known = catalog.gpu(DEFAULT_GPU)
-    return dataclasses.replace(
-        known,
-        name=properties.name,
-        total_bytes=properties.total_memory,
-        compute_capability=properties.major * 10 + properties.minor,
-        multiprocessors=properties.multi_processor_count,
-        assumed="",
-    )

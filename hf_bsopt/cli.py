@@ -18,7 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .errors import BatchSizeError, NothingFitsError, UsageError
+from .errors import BatchSizeError, NothingFitsError, SearchInterrupted, UsageError
 from .training_arguments import read_training_arguments
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ INTERRUPTED = 130
 
 def _flag(help: str, default: Any = None, *aliases: str) -> Any:
     """A field of the arguments; like HfArgumentParser's own, every alias is understood with dashes too."""
-    spelled = [f"--{alias}" for alias in aliases]
+    spelled = [f"--{alias}" if len(alias) > 1 else f"-{alias}" for alias in aliases]
     spelled += [name.replace("_", "-") for name in spelled if "_" in name[2:]]
     metadata = {"help": help, "aliases": spelled}
     if isinstance(default, list):
@@ -46,7 +46,10 @@ class Arguments:
 
     model: str | None = _flag("hub id, short name, or a folder with a config.json", None, "model_name_or_path")
     gpu: str | None = _flag('a card ("T4", "A100-40GB") or a size ("24GiB"); default: the one here, else a T4')
-    device: str = _flag("auto, predict or rehearse (real steps on a virtual card): see docs/rehearsal.md", "auto")
+    device: str = _flag(
+        "auto, predict, rehearse (real steps on a virtual card), or cuda, mps, cpu (real steps there)", "auto"
+    )
+    memory: str | None = _flag("use so much of the device, such as 15GiB: a large one stands in for a small one")
     task: str | None = _flag(
         "token-classification, sequence-classification, masked-lm, question-answering, causal-lm, seq2seq"
     )
@@ -64,9 +67,11 @@ class Arguments:
     lora_targets: list[str] = _flag("modules that get adapters; default: peft's choice", [], "lora_target_modules")
     load_in_4bit: bool = _flag("frozen weights in 4 bits (with --lora_r)", False)
     num_labels: int | None = _flag("classes of a classification task")
+    pretrained: bool = _flag("real steps load the checkpoint's weights, in place of random ones", False)
     target: list[float] = _flag("lower and upper share of the memory", [0.80, 0.90])
     multiple_of: int = _flag("the batch size is a multiple of it", 8)
     batch_size: int | None = _flag("an upper limit on the micro-batch", None, "per_device_train_batch_size")
+    dataset_size: int | None = _flag("sequences that there are to train on: no micro-batch is larger than their share")
     check: int | None = _flag("does this micro-batch fit, and how full is the card then?")
     effective_batch_size: int | None = _flag("sequences in an optimizer step, over all processes; kept exactly")
     total_tokens: int | None = _flag("the same in tokens")
@@ -77,16 +82,21 @@ class Arguments:
     lr_scaling: str = _flag("sqrt, linear or none", "sqrt")
     per_device_eval_batch_size: int | None = _flag("does this evaluation batch fit?")
     evaluation: bool = _flag("predict the largest evaluation batch too", True)
+    eval: bool = _flag("run the evaluation batch too, where anything is run", False)
+    generate: int = _flag("find the largest batch for a generation of so many tokens too", 0)
+    throughput: bool = _flag("measure at up to five sizes, and take the smallest that trains as fast as any", False)
     expandable_segments: bool = _flag("as with PYTORCH_ALLOC_CONF=expandable_segments:True", False)
     max_attempts: int = _flag("sizes that are run at most to prove the answer", 5)
     probe_timeout: float = _flag("seconds for one of them", 600.0)
+    cache: bool = _flag("keep measured answers, and confirm them by one step the next time", True)
+    trust_cache: bool = _flag("take a kept answer without running it once more", False)
     training_args: str | None = _flag("a saved TrainingArguments, JSON or YAML: its values are the defaults")
     packing: bool = _flag("sequences are packed to max_length", False)
     use_liger_kernel: bool = _flag("refused in words: see docs/cli.md", False)
     torch_compile: bool = _flag("refused in words: see docs/cli.md", False)
     trust_remote_code: bool = _flag("run code that a hub repository brings for its configuration", False)
     json: str | None = _flag("write everything to this file")
-    verbose: bool = _flag("log what is done", False)
+    verbose: bool = _flag("log what is done, each size that is run for one", False, "v")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -111,6 +121,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FOUND
+    except SearchInterrupted as error:
+        print(_interrupted(error), file=sys.stderr)
+        return INTERRUPTED
     except KeyboardInterrupt:
         print("interrupted: nothing was found yet", file=sys.stderr)
         return INTERRUPTED
@@ -189,6 +202,7 @@ def _run(arguments: Arguments) -> int:
             arguments.model or "",
             gpu=arguments.gpu,
             device=arguments.device,
+            memory=arguments.memory,
             task=arguments.task,
             max_length=length,
             precision=arguments.precision,
@@ -200,10 +214,12 @@ def _run(arguments: Arguments) -> int:
             lora_targets=tuple(arguments.lora_targets) or None,
             load_in_4bit=arguments.load_in_4bit,
             num_labels=arguments.num_labels,
+            pretrained=arguments.pretrained,
             trust_remote_code=arguments.trust_remote_code,
             target=(arguments.target[0], arguments.target[1]),
             multiple_of=arguments.multiple_of,
             batch_size=arguments.batch_size,
+            dataset_size=arguments.dataset_size,
             check=arguments.check,
             effective_batch_size=arguments.effective_batch_size,
             total_tokens=arguments.total_tokens,
@@ -213,10 +229,15 @@ def _run(arguments: Arguments) -> int:
             base_batch_size=arguments.base_batch_size,
             lr_scaling=arguments.lr_scaling,  # type: ignore[arg-type]
             evaluation=arguments.evaluation,
+            prove_evaluation=arguments.eval,
             check_evaluation=arguments.per_device_eval_batch_size,
+            generate=arguments.generate,
+            throughput=arguments.throughput,
             expandable_segments=arguments.expandable_segments,
             max_attempts=arguments.max_attempts,
             probe_timeout=arguments.probe_timeout,
+            cache=arguments.cache,
+            trust_cache=arguments.trust_cache,
         )
         if arguments.packing:
             report = dataclasses.replace(report, notes=(*report.notes, PACKING))
@@ -235,6 +256,16 @@ def _run(arguments: Arguments) -> int:
 PACKING = "packing fills every sequence up to max_length, which is the worst case that is predicted anyway"
 
 
+def _interrupted(error: SearchInterrupted) -> str:
+    """What is known so far."""
+    from .proving import told_trial
+
+    lines = ["interrupted. What was run:", *(f"  {told_trial(trial)}" for trial in error.trials)]
+    if not error.trials:
+        lines = ["interrupted before anything was run."]
+    return "\n".join([*lines, f"Predicted, and not proved: {error.predicted}"])
+
+
 def _save(reports: list[Report], path: Path) -> None:
     import json
 
@@ -249,7 +280,7 @@ def _quiet(verbose: bool) -> None:
     import transformers
 
     if verbose:
-        logging.basicConfig(level=logging.INFO)
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
         return
     transformers.utils.logging.set_verbosity_error()
     warnings.filterwarnings("ignore")

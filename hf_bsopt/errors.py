@@ -5,12 +5,23 @@
     │   ├── UnknownModelError            neither in the catalog, nor a folder, nor reachable on the hub
     │   ├── UnknownGpuError              neither a card by name nor a memory size
     │   └── MissingExtraError            an optional dependency isn't installed: the message has the pip line
-    ├── RehearsalError                   there can be no virtual device here, or a process on it failed
+    ├── ProbeError                       a training step did not come through, for another reason than memory
+    │   └── RehearsalError               there can be no virtual device here, or a process on it failed
+    ├── DeviceError                      the device can't be used: there is none, or torch has no kernels for it
     ├── TraceError                       the training step couldn't be followed operation by operation
     └── NothingFitsError                 not even one sequence fits the device
 
+    SearchInterrupted (a KeyboardInterrupt)  Ctrl-C while sizes were run: it has what is known so far
+
 The command line answers a `UsageError` with exit code 2 and a `NothingFitsError` with exit code 1.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .records import Trial
 
 
 class BatchSizeError(Exception):
@@ -33,7 +44,15 @@ class MissingExtraError(UsageError):
     """An optional dependency isn't installed; the message has the pip line that installs it."""
 
 
-class RehearsalError(BatchSizeError):
+class DeviceError(BatchSizeError):
+    """The device that was asked for can't be used: the message says why, and what can."""
+
+
+class ProbeError(BatchSizeError):
+    """A step failed otherwise than by memory; the message has the model, the size, the device and the error."""
+
+
+class RehearsalError(ProbeError):
     """The virtual CUDA device can't be had here (the message says why), or what ran on it failed."""
 
 
@@ -43,3 +62,12 @@ class TraceError(BatchSizeError):
 
 class NothingFitsError(BatchSizeError):
     """Not even a micro-batch of one sequence fits; the message has the bytes that it would need."""
+
+
+class SearchInterrupted(KeyboardInterrupt):
+    """Ctrl-C in the midst of a search. trials: the sizes that were run before it. predicted: the size to be proved."""
+
+    def __init__(self, trials: tuple[Trial, ...], predicted: int) -> None:
+        super().__init__("the search was interrupted")
+        self.trials = trials
+        self.predicted = predicted

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from .batch_plan import BatchPlan, LearningRateScaling, plan
-from .errors import NothingFitsError, RehearsalError, UsageError
+from .errors import NothingFitsError, SearchInterrupted, UsageError
 from .memory.predictor import Predictor
 from .probing import Prober
-from .records import Decision, GpuSpec, Trial
-from .report import EvaluationAnswer, Report
-from .search import MAX_ATTEMPTS, MULTIPLE_OF, TARGET, Proof, check_target, decide, largest_under, prove, round_down
-from .workload import ModuleWorkload, Workload
+from .proof import MAX_ATTEMPTS, Proof
+from .proving import Prover, Remembering, nothing_held
+from .records import Bound, Decision, GpuSpec, Trial
+from .report import PhaseAnswer, Report
+from .search import LARGEST_TRIED, MULTIPLE_OF, TARGET, check_target, decide, largest_under, round_down
+from .workload import ModuleWorkload, Phase, Workload
 
 GIB = 2**30
 
@@ -22,14 +25,17 @@ class Wishes:
     """What the user wants of the answer; the defaults are the house's.
 
     target: shares of the device's memory; only the upper end decides. batch_size: an upper limit on the micro-batch.
-    effective_batch (sequences) or total_tokens: what one optimizer step takes over all processes, kept exactly.
-    accumulation: micro-batches in a step, where no effective batch is named. check: a micro-batch to answer for.
-    max_attempts: sizes that may be run to prove the answer.
+    dataset_size: sequences that there are to train on, shared by the processes. effective_batch (sequences) or
+    total_tokens: what one optimizer step takes over all processes, kept exactly. accumulation: micro-batches in a step,
+    where no effective batch is named. check: a micro-batch to answer for. evaluation: whether the largest evaluation
+    batch is wanted; prove_evaluation: and is run, where anything is. max_attempts: sizes that may be run to prove the
+    answer. throughput: the smallest size that trains about as fast as any.
     """
 
     target: tuple[float, float] = TARGET
     multiple_of: int = MULTIPLE_OF
     batch_size: int | None = None
+    dataset_size: int | None = None
     check: int | None = None
     effective_batch: int | None = None
     total_tokens: int | None = None
@@ -39,10 +45,20 @@ class Wishes:
     base_batch_size: int | None = None
     lr_scaling: LearningRateScaling = "sqrt"
     evaluation: bool = True
+    prove_evaluation: bool = False
     check_evaluation: int | None = None
     expandable_segments: bool = False
     max_attempts: int = MAX_ATTEMPTS
+    throughput: bool = False
     notes: tuple[str, ...] = field(default=())
+
+    @property
+    def limit(self) -> tuple[int | None, Bound]:
+        """The largest micro-batch that is wanted at all, and why."""
+        share = None if self.dataset_size is None else max(1, self.dataset_size // self.processes)
+        if share is not None and share < (self.batch_size or LARGEST_TRIED):
+            return share, "dataset size"
+        return self.batch_size, "limit"
 
 
 _NAMES = {
@@ -51,31 +67,76 @@ _NAMES = {
     "processes": "num_processes",
     "check": "check",
     "check_evaluation": "per_device_eval_batch_size",
+    "dataset_size": "dataset_size",
 }
 
 
 def find(
-    workload: Workload | ModuleWorkload, device: GpuSpec, wishes: Wishes = Wishes(), prober: Prober | None = None
+    workload: Workload | ModuleWorkload,
+    device: GpuSpec,
+    wishes: Wishes = Wishes(),
+    prober: Prober | None = None,
+    remembering: Remembering | None = None,
 ) -> Report:
     """The answer, predicted; with a ``prober`` then proved by real steps on its device.
 
-    Raises NothingFitsError, with the memory that one sequence would need, where nothing fits, and RehearsalError where
-    a probe ends in anything but an answer.
+    Raises NothingFitsError, with the memory that one sequence would need, where nothing fits, ProbeError where a probe
+    ends in anything but an answer, SearchInterrupted at Ctrl-C while sizes are run.
     """
     _check(device, wishes)
     _plan(1, workload, wishes)  # whatever is wrong with the wishes is said before the tracing
     if prober is not None:
         prober.start()
-
-    predictor = Predictor(
-        workload.accumulating(wishes.accumulation), device, expandable_segments=wishes.expandable_segments
+    predictor, decision = _predicted(workload, device, wishes)
+    proved: tuple[Trial, ...] = ()
+    checked = None if wishes.check is None else predictor(wishes.check)
+    evaluation = _phase("evaluation", workload, device, wishes) if wishes.evaluation else None
+    generation = _phase("generation", workload, device, wishes) if workload.new_tokens else None
+    if prober is not None:
+        prover = Prover(prober, predictor.workload, wishes.target[1], wishes.max_attempts, remembering)
+        decision = _proved(prover, predictor, decision, workload, wishes)
+        if wishes.check is not None:
+            checked = prover.run(wishes.check)
+        proved = tuple(trial for (phase, _), trial in prover.trials.items() if phase == "training")
+        prover.workload = workload.accumulating(1)
+        if evaluation is not None and wishes.prove_evaluation:
+            evaluation = _proved_phase("evaluation", evaluation, prover, workload, device, wishes)
+        if generation is not None:
+            generation = _proved_phase("generation", generation, prover, workload, device, wishes)
+    return Report(
+        workload=workload,
+        device=device,
+        target=wishes.target,
+        trials=(*_table(predictor, decision), *proved),
+        decision=decision,
+        plan=_plan(decision.batch_size, workload, wishes),
+        composition=_composition(predictor, decision.batch_size),
+        peak_origin=predictor.timeline.peak_origin(decision.batch_size, device),
+        parameters=predictor.parameters,
+        checked=checked,
+        evaluation=evaluation,
+        generation=generation,
+        notes=wishes.notes,
+        has_batch_norm=predictor.has_batch_norm,
+        asked_learning_rate=wishes.learning_rate is not None,
+        asked_effective_batch=bool(wishes.effective_batch or wishes.total_tokens),
     )
-    decision = _decide(predictor, wishes)
+
+
+def _predicted(workload: Workload | ModuleWorkload, device: GpuSpec, wishes: Wishes) -> tuple[Predictor, Decision]:
+    """The prediction, and the size that it chooses: one that the effective batch can be made of."""
+
+    def predict(accumulation: int) -> tuple[Predictor, Decision]:
+        predictor = Predictor(
+            workload.accumulating(accumulation), device, expandable_segments=wishes.expandable_segments
+        )
+        return predictor, _decide(predictor, wishes)
+
+    predictor, decision = predict(wishes.accumulation)
     batch_plan = _plan(decision.batch_size, workload, wishes)
     if batch_plan.accumulation > 1 and wishes.accumulation == 1:
         # gradients are now in memory during the forward pass, so that a little less fits
-        predictor = Predictor(workload.accumulating(2), device, expandable_segments=wishes.expandable_segments)
-        decision = _decide(predictor, wishes)
+        predictor, decision = predict(2)
         batch_plan = _plan(decision.batch_size, workload, wishes)
     if batch_plan.micro_batch != decision.batch_size:
         decision = dataclasses.replace(
@@ -86,33 +147,7 @@ def find(
             reason=f"{batch_plan.micro_batch}: largest divisor of the effective batch of "
             f"{batch_plan.effective_batch} at or under {decision.batch_size}, which would fit",
         )
-    proofs: tuple[Trial, ...] = ()
-    checked = None if wishes.check is None else predictor(wishes.check)
-    if prober is not None:
-        proof = _prove(prober, workload, predictor, decision, wishes)
-        proofs = proof.trials
-        decision = _proved(decision, proof, wishes, device)
-        batch_plan = _plan(decision.batch_size, workload, wishes)
-        if wishes.check is not None:
-            checked = next((t for t in proofs if t.batch_size == wishes.check), None)
-            checked = checked or prober(predictor.workload, wishes.check)
-    return Report(
-        workload=workload,
-        device=device,
-        target=wishes.target,
-        trials=(*_table(predictor, decision), *proofs),
-        decision=decision,
-        plan=batch_plan,
-        composition=_composition(predictor, decision.batch_size),
-        peak_origin=predictor.timeline.peak_origin(decision.batch_size, device),
-        parameters=predictor.parameters,
-        checked=checked,
-        evaluation=_evaluation(workload, device, wishes) if wishes.evaluation else None,
-        notes=wishes.notes,
-        has_batch_norm=predictor.has_batch_norm,
-        asked_learning_rate=wishes.learning_rate is not None,
-        asked_effective_batch=bool(wishes.effective_batch or wishes.total_tokens),
-    )
+    return predictor, decision
 
 
 def _check(device: GpuSpec, wishes: Wishes) -> None:
@@ -127,49 +162,54 @@ def _check(device: GpuSpec, wishes: Wishes) -> None:
     check_target(wishes.target)
 
 
-def _prove(
-    prober: Prober, workload: Workload | ModuleWorkload, predictor: Predictor, decision: Decision, wishes: Wishes
-) -> Proof:
-    total = predictor.device.total_bytes or 0
+def _proved(
+    prover: Prover,
+    predictor: Predictor,
+    predicted: Decision,
+    workload: Workload | ModuleWorkload,
+    wishes: Wishes,
+) -> Decision:
+    """The decision that real steps leave standing."""
+    limit, _ = wishes.limit
 
     def allowed(size: int) -> int:
-        size = round_down(min(size, wishes.batch_size or size), wishes.multiple_of)
+        size = round_down(min(size, limit or size), wishes.multiple_of)
         return _plan(size, workload, wishes).micro_batch if size else 0
 
-    proof = prove(
-        lambda size: prober(predictor.workload, size),
-        decision.batch_size,
-        limit_bytes=wishes.target[1] * total,
-        allowed=allowed,
-        predicted_bytes=predictor.unlimited,
-        max_attempts=wishes.max_attempts,
+    try:
+        proof = prover.prove(predicted.batch_size, allowed, predictor.unlimited)
+        if not proof.batch_size:
+            raise nothing_held(proof, prover.share, predictor.device.name)
+        decision = _after(predicted, proof, prover.share, predictor.device)
+        if not wishes.throughput:
+            return decision
+        fastest = prover.measure_throughput(proof.batch_size, allowed)
+    except KeyboardInterrupt as error:
+        raise SearchInterrupted(tuple(prover.trials.values()), predicted.batch_size) from error
+    if fastest is None or fastest.batch_size == decision.batch_size:
+        return decision
+    return dataclasses.replace(
+        decision,
+        batch_size=fastest.batch_size,
+        safe=min(decision.safe, fastest.batch_size),
+        bound="throughput plateau",
+        reason=f"{fastest.batch_size}: smallest size within 2 % of the best throughput "
+        f"({fastest.samples_per_second:.1f} samples/s); {decision.batch_size} fits and trains no faster",
     )
-    if proof.failure is not None:
-        raise RehearsalError(
-            f"the training step did not come through at batch size {proof.failure.batch_size} "
-            f"({proof.failure.outcome}): {proof.failure.detail}"
-        )
-    if not proof.batch_size:
-        tried = ", ".join(str(trial.batch_size) for trial in proof.trials)
-        raise NothingFitsError(
-            f"no size that was run stays under {wishes.target[1]:.0%} of {predictor.device.name}: {tried}"
-        )
-    return proof
 
 
-def _proved(decision: Decision, proof: Proof, wishes: Wishes, device: GpuSpec) -> Decision:
+def _after(decision: Decision, proof: Proof, share: float, device: GpuSpec) -> Decision:
     """The decision that the proof leaves standing, its reason told anew where another size was predicted."""
     if proof.batch_size == decision.batch_size:
         return decision
     trial = next(trial for trial in proof.trials if trial.batch_size == proof.batch_size)
-    share = (trial.used_bytes or 0) / (device.total_bytes or 1)
+    used = (trial.used_bytes or 0) / (device.total_bytes or 1)
     why = "largest that ran" if proof.is_settled else f"largest that ran in {len(proof.trials)} attempts"
     return dataclasses.replace(
         decision,
         batch_size=proof.batch_size,
         safe=min(decision.safe, proof.batch_size),
-        reason=f"{proof.batch_size}: {why} under {wishes.target[1]:.0%} ({share:.0%}); the prediction was "
-        f"{decision.batch_size}",
+        reason=f"{proof.batch_size}: {why} under {share:.0%} ({used:.0%}); the prediction was {decision.batch_size}",
     )
 
 
@@ -182,7 +222,8 @@ def _decide(predictor: Predictor, wishes: Wishes) -> Decision:
             total_bytes=device.total_bytes,
             target=wishes.target,
             multiple_of=wishes.multiple_of,
-            limit=wishes.batch_size,
+            limit=wishes.limit[0],
+            limit_bound=wishes.limit[1],
             guess=predictor.guess,
         )
     except NothingFitsError as error:
@@ -224,11 +265,17 @@ def _composition(predictor: Predictor, batch_size: int) -> dict[str, int]:
     parts = predictor.timeline.composition(batch_size, predictor.device)
     trial = predictor(batch_size)
     reserved = trial.peak.reserved_bytes if trial.peak else 0
-    return {**parts, "allocator cache": reserved - sum(parts.values()), "CUDA context": predictor.device.context_bytes}
+    outside = "CUDA context" if predictor.device.kind == "cuda" else "libraries"
+    return {**parts, "allocator cache": reserved - sum(parts.values()), outside: predictor.device.context_bytes}
 
 
-def _evaluation(workload: Workload | ModuleWorkload, device: GpuSpec, wishes: Wishes) -> EvaluationAnswer | None:
-    predictor = Predictor(workload.accumulating(1), device, evaluation=True)
+def _predictor_of(phase: Phase, workload: Workload | ModuleWorkload, device: GpuSpec) -> Predictor:
+    return Predictor(workload.accumulating(1), device, phase=phase)
+
+
+def _phase(phase: Phase, workload: Workload | ModuleWorkload, device: GpuSpec, wishes: Wishes) -> PhaseAnswer | None:
+    """The largest batch of an evaluation or a generation, predicted; None where not even one sequence fits."""
+    predictor = _predictor_of(phase, workload, device)
     _, size = largest_under(
         predictor,
         wishes.target[1],
@@ -236,5 +283,24 @@ def _evaluation(workload: Workload | ModuleWorkload, device: GpuSpec, wishes: Wi
         multiple_of=wishes.multiple_of,
         guess=predictor.guess,
     )
-    checked = None if wishes.check_evaluation is None else predictor(wishes.check_evaluation)
-    return EvaluationAnswer(size, predictor(size), checked) if size else None
+    asked = wishes.check_evaluation if phase == "evaluation" else None
+    checked = None if asked is None else predictor(asked)
+    return PhaseAnswer(size, predictor(size), checked) if size else None
+
+
+def _proved_phase(
+    phase: Phase,
+    predicted: PhaseAnswer,
+    prover: Prover,
+    workload: Workload | ModuleWorkload,
+    device: GpuSpec,
+    wishes: Wishes,
+) -> PhaseAnswer:
+    predictor = _predictor_of(phase, workload, device)
+    allowed: Callable[[int], int] = lambda size: round_down(size, wishes.multiple_of)  # noqa: E731
+    proof = prover.prove(predicted.batch_size, allowed, predictor.unlimited, phase)
+    if not proof.batch_size:
+        raise nothing_held(proof, prover.share, device.name)
+    asked = wishes.check_evaluation if phase == "evaluation" else None
+    checked = None if asked is None else prover.run(asked, phase)
+    return PhaseAnswer(proof.batch_size, prover.run(proof.batch_size, phase), checked)

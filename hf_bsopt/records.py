@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Outcome = Literal["fits", "oom", "timeout", "killed", "crash", "error"]
+Outcome = Literal["fits", "oom", "retries", "spill", "no step", "timeout", "killed", "crash", "error"]
+MEMORY_OUTCOMES: tuple[Outcome, ...] = ("fits", "oom", "retries", "spill")
+"""Those that say something about a size. What ended otherwise would end so at any size."""
 Source = Literal["predicted", "rehearsed", "measured"]
 Bound = Literal["memory", "limit", "dataset size", "divisor of the effective batch", "throughput plateau"]
 
@@ -15,14 +17,16 @@ OTHERWISE_THREADS_PER_MULTIPROCESSOR = 2048
 
 @dataclass(frozen=True)
 class GpuSpec:
-    """A GPU, as far as its memory use goes.
+    """A GPU, or another device to train on, as far as its memory use goes.
 
     name: as users and `catalog.gpu` call it.
     total_bytes: total memory as the driver reports it, the context included; None is no limit.
     compute_capability: major × 10 + minor (75 is a T4, 80 an A100, 90 an H100); it decides which kernels run.
     multiprocessors: PyTorch sizes some workspaces by it.
-    context_bytes: what the CUDA context takes of the device, outside PyTorch's allocator.
+    context_bytes: what is gone of the device before anything is on it: the CUDA context and other processes; on a CPU
+    the libraries.
     assumed: what isn't known about this GPU, and what is taken instead and why; empty for a known card.
+    kind: as ``torch.device`` calls it: "cuda", "mps" or "cpu". Only "cuda" has compute capability and multiprocessors.
     """
 
     name: str
@@ -31,6 +35,7 @@ class GpuSpec:
     multiprocessors: int
     context_bytes: int
     assumed: str = ""
+    kind: str = "cuda"
 
     @property
     def cublas_workspace_bytes(self) -> int:
@@ -47,9 +52,14 @@ class GpuSpec:
         return THREADS_PER_MULTIPROCESSOR.get(self.compute_capability, OTHERWISE_THREADS_PER_MULTIPROCESSOR)
 
     @property
+    def capability(self) -> str:
+        """Compute capability as NVIDIA writes it: 7.5."""
+        return f"{self.compute_capability // 10}.{self.compute_capability % 10}"
+
+    @property
     def supports_bfloat16(self) -> bool:
-        """Whether the card computes in bfloat16: from compute capability 8.0 on (Ampere)."""
-        return self.compute_capability >= 80
+        """Whether it computes in bfloat16: a card from compute capability 8.0 on (Ampere)."""
+        return self.kind != "cuda" or self.compute_capability >= 80
 
 
 @dataclass(frozen=True)
@@ -68,11 +78,14 @@ class Peak:
 class Trial:
     """One micro-batch size, and what became of it.
 
-    outcome: killed is by somebody's signal (the host's memory ran out?), crash by the process's own fault.
+    outcome: "retries" and "spill" ran and yet don't fit: the allocator gave its cache back in every step, or memory of
+    the host was used in the device's stead. "no step": the optimizer never stepped. "killed" is by somebody's signal
+    (the host's memory ran out?), "crash" by the process's own fault.
     used_bytes: gone from the device as the driver sees it: reserved, the context and other processes.
     alloc_retries: how often the allocator had to give its cache back to the device before a request could be met.
     source: whether it was predicted, ran on a virtual device or ran on a real one.
-    step_seconds, samples_per_second: only where the step really ran.
+    step_seconds: of an optimizer step, the median of those that were timed; step_seconds_spread: (longest − shortest) ÷
+    median. samples_per_second, tokens_per_second: of training. All of them only where something was computed.
     detail: why, where the outcome needs words.
     """
 
@@ -82,13 +95,20 @@ class Trial:
     used_bytes: int | None
     source: Source
     step_seconds: float | None = None
+    step_seconds_spread: float | None = None
     samples_per_second: float | None = None
+    tokens_per_second: float | None = None
     alloc_retries: int = 0
     detail: str = ""
 
     @property
     def fits(self) -> bool:
         return self.outcome == "fits"
+
+    @property
+    def tells_size(self) -> bool:
+        """Whether the outcome is about memory: a smaller or larger size may end otherwise."""
+        return self.outcome in MEMORY_OUTCOMES
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
-"""Which batch size to choose, given a probe that answers for any one size. Pure: imports no torch.
+"""Which batch size to choose, given a probe that answers for any one size at no cost. Pure: imports no torch.
 
-    decide(probe, total_bytes=gpu.total_bytes)      # probe(32) -> Trial, at no cost: a prediction
-    prove(probe, 48, limit_bytes=..., allowed=...)  # probe(48) -> Trial, a real step: few of them
+    decide(probe, total_bytes=gpu.total_bytes)  # probe(32) -> Trial, a prediction
 
 The choice is the largest multiple of 8 at or under the upper end of the target; below 8, the largest size that is.
 """
@@ -9,8 +8,7 @@ The choice is the largest multiple of 8 at or under the upper end of the target;
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 
 from .errors import NothingFitsError, UsageError
 from .records import Bound, Decision, Trial
@@ -23,7 +21,6 @@ MULTIPLE_OF = 8
 SAFE_UTILISATION = 0.70
 """The safe fallback stays at or under it: room for a desktop, a second notebook, an evaluation between steps."""
 LARGEST_TRIED = 1 << 20
-MAX_ATTEMPTS = 5
 
 
 def _no_idea(share: float) -> int:
@@ -129,95 +126,6 @@ def decide(
     utilisation = (probe(size).used_bytes or 0) / total_bytes
     reason, bound = _reason(size, ceiling, limit, target[1], utilisation, multiple_of, limit_bound)
     return Decision(size, reason, bound, largest, safe or round_down(1, multiple_of))
-
-
-@dataclass(frozen=True)
-class Proof:
-    """What real steps showed. batch_size: the largest that was run and held, 0 if none did. is_settled: nothing larger
-    is believed to hold, otherwise the attempts ran out. failure: a probe that did not even end in out of memory.
-    """
-
-    batch_size: int
-    trials: tuple[Trial, ...]
-    is_settled: bool
-    failure: Trial | None = None
-
-
-def prove(
-    probe: Probe,
-    first: int,
-    *,
-    limit_bytes: float,
-    allowed: Callable[[int], int],
-    predicted_bytes: Callable[[int], int] | None = None,
-    max_attempts: int = MAX_ATTEMPTS,
-) -> Proof:
-    """Runs ``first``, then whatever the answers require, at most ``max_attempts`` sizes.
-
-    A size holds when it runs within ``limit_bytes`` of the device. ``allowed(n)`` is the largest size that may be
-    recommended at or under n, 0 if there is none. ``predicted_bytes(n)``, where there is a prediction, is corrected by
-    every size that ran; where there is none, a line through those that ran takes its place. The size in the answer was
-    itself run.
-    """
-    if max_attempts < 1:
-        raise UsageError(f"max_attempts is at least 1, not {max_attempts}")
-    tried: dict[int, Trial] = {}
-    size = allowed(max(1, first))
-    while size and len(tried) < max_attempts:
-        trial = tried[size] = probe(size)
-        if trial.outcome not in ("fits", "oom"):
-            return Proof(_largest_held(tried, limit_bytes), tuple(tried.values()), False, trial)
-        is_last = len(tried) == max_attempts - 1
-        size = _next_size(tried, limit_bytes, allowed, _corrected(tried, predicted_bytes), is_last)
-    return Proof(_largest_held(tried, limit_bytes), tuple(tried.values()), size == 0)
-
-
-def _holds(trial: Trial, limit_bytes: float) -> bool:
-    return trial.fits and (trial.used_bytes or 0) <= limit_bytes
-
-
-def _largest_held(tried: Mapping[int, Trial], limit_bytes: float) -> int:
-    return max((size for size, trial in tried.items() if _holds(trial, limit_bytes)), default=0)
-
-
-def _next_size(
-    tried: Mapping[int, Trial],
-    limit_bytes: float,
-    allowed: Callable[[int], int],
-    believed_bytes: Callable[[int], float],
-    is_last: bool,
-) -> int:
-    """The size to run next, 0 when nothing is left to learn."""
-    good = _largest_held(tried, limit_bytes)
-    bad = min((size for size in tried if size > good), default=LARGEST_TRIED + 1)
-    if good == 0 and is_last:
-        return _untried(allowed(1), tried)  # an answer, if there is one at all
-    if bad <= LARGEST_TRIED and believed_bytes(bad) <= limit_bytes:  # what is believed was wrong there
-        return _untried(allowed((good + bad) // 2), tried, above=good)
-    believed = largest_that(lambda n: believed_bytes(n) <= limit_bytes, guess=good or bad - 1, limit=bad - 1)
-    size = _untried(allowed(believed), tried, above=good) if believed else 0
-    if size or good:
-        return size
-    return _untried(allowed(bad // 2), tried) if bad > 1 else 0
-
-
-def _untried(size: int, tried: Mapping[int, Trial], above: int = 0) -> int:
-    return size if size > above and size not in tried else 0
-
-
-def _corrected(tried: Mapping[int, Trial], predicted_bytes: Callable[[int], int] | None) -> Callable[[int], float]:
-    """The prediction, moved by what it was off at the sizes that ran (by a line, from two of them on)."""
-    predicted = predicted_bytes or (lambda size: 0)
-    ran = sorted(size for size, trial in tried.items() if trial.fits)
-    off = {size: (tried[size].used_bytes or 0) - predicted(size) for size in ran}
-    if not ran:
-        return predicted
-    low, high = ran[0], ran[-1]
-    if low == high:
-        each = 0.0 if predicted_bytes else off[high] / high
-    else:
-        each = (off[high] - off[low]) / (high - low)
-    return lambda size: predicted(size) + off[high] + each * (size - high)
 
 
 def _step_down(holds: Callable[[int], bool], size: int, multiple_of: int) -> int:

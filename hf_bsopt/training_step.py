@@ -20,6 +20,7 @@ from .workload import Trainable
 
 Batch = Mapping[str, Any]
 AUTOCAST_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+PROMPT = ("input_ids", "attention_mask", "decoder_input_ids")
 NO_DECAY = ("bias", "norm")
 MICRO_BATCHES_HELD = 32
 """Trainer fetches all micro-batches of a step at once. Token ids are the least of the memory: more are not made."""
@@ -56,10 +57,11 @@ class TrainingStep:
         self.scaler.update()
         self.model.zero_grad()
 
-    def worst_case(self, workload: Trainable, batch_size: int, device: str) -> None:
+    def worst_case(self, workload: Trainable, batch_size: int, device: str, *, padded: bool = True) -> None:
         """One optimizer step of ``workload``: all its micro-batches are in memory, the first and the last are run."""
         count = min(workload.accumulation, MICRO_BATCHES_HELD)
-        self([workload.batch(batch_size, device) for _ in range(count)], run=sorted({0, count - 1}))
+        batches = [workload.batch(batch_size, device, padded=padded) for _ in range(count)]
+        self(batches, run=sorted({0, count - 1}))
 
     def _forward_backward(self, batch: Batch, items: torch.Tensor | None, accumulation: int) -> None:
         self.model.train()
@@ -103,6 +105,21 @@ def evaluation_step(model: nn.Module, precision: Precision, batch: Batch, device
     with torch.no_grad():
         outputs = autocast_forward(model, precision, device_type)(**batch)
     return outputs["logits"] if isinstance(outputs, dict) and "logits" in outputs else outputs
+
+
+def generation_step(
+    model: nn.Module, precision: Precision, batch: Batch, new_tokens: int, device_type: str = "cuda"
+) -> Any:
+    """A greedy generation of so many tokens to each sequence, none of which ends early, with its cache of keys and
+    values: as Trainer's prediction_step generates. Returns token ids of shape [batch, length].
+    """
+    model.eval()
+    prompt = {name: value for name, value in batch.items() if name in PROMPT}
+    dtype = AUTOCAST_DTYPES.get(precision)
+    with torch.no_grad(), torch.autocast(device_type, dtype=dtype, enabled=dtype is not None):
+        return model.generate(  # type: ignore[operator]
+            **prompt, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False, num_beams=1, use_cache=True
+        )
 
 
 def _count_labels(batches: Sequence[Batch]) -> torch.Tensor | None:

@@ -30,6 +30,7 @@ Task = Literal[
     "token-classification", "sequence-classification", "masked-lm", "question-answering", "causal-lm", "seq2seq"
 ]
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
+Phase = Literal["training", "evaluation", "generation"]
 
 PRECISIONS: dict[str, str] = {
     "fp16": "mixed precision, fp16 over the weights",
@@ -38,7 +39,10 @@ PRECISIONS: dict[str, str] = {
     "fp16-weights": "weights, gradients and optimizer in fp16",
     "bf16-weights": "weights, gradients and optimizer in bf16",
 }
+UNREADABLE = ("meta",)
+"""Devices on which nobody can read what a mask holds, so that it is kept in any case."""
 DEFAULT_LENGTH = 512
+GENERATING = ("causal-lm", "seq2seq")
 DEFAULT_LABELS = {"token-classification": 3, "sequence-classification": 2}
 """Three: the B, I and O of one kind of entity."""
 
@@ -53,9 +57,17 @@ class Trainable(Protocol):
     @property
     def accumulation(self) -> int: ...
     @property
+    def new_tokens(self) -> int:
+        """How many a generation adds to each sequence."""
+        ...
+
+    @property
     def is_custom(self) -> bool: ...
     def build(self) -> nn.Module: ...
-    def batch(self, batch_size: int, device: str) -> dict[str, Any]: ...
+    def batch(self, batch_size: int, device: str, *, padded: bool = True) -> dict[str, Any]:
+        """Of full length. ``padded``: one sequence has a token of padding, so that the mask is needed."""
+        ...
+
     def describe(self) -> list[tuple[str, str]]: ...
     def portable(self) -> Trainable:
         """The same without weights, for another process."""
@@ -70,6 +82,8 @@ class Workload:
     weights_dtype: what the weights are held in, "float32", "float16" or "bfloat16".
     lora_r: rank of peft's LoRA, 0 without. lora_targets: names of modules; None is peft's choice for the architecture.
     accumulation: micro-batches in an optimizer step; from 2 on the gradients are resident during the forward.
+    new_tokens: how many a generation adds to each sequence; 0 where none is asked for.
+    pretrained: a real step loads the checkpoint's weights, in place of random ones that need the same memory.
     defaults: what was chosen for the user, and why.
     """
 
@@ -86,6 +100,8 @@ class Workload:
     lora_targets: tuple[str, ...] | None = None
     load_in_4bit: bool = False
     accumulation: int = 1
+    new_tokens: int = 0
+    pretrained: bool = False
     defaults: tuple[str, ...] = ()
 
     @property
@@ -108,17 +124,12 @@ class Workload:
         return self
 
     def build(self) -> nn.Module:
-        """The model with random weights, on the default device. Trained as it is: adapters on, cache off."""
+        """The model on the default device, with random weights unless ``pretrained``; on ``meta`` it has none. Trained
+        as it is: adapters on, cache off.
+        """
         import torch
-        import transformers
 
-        config = self.config.__class__.from_dict(self.config.to_dict())
-        config._attn_implementation = "sdpa" if self.attention == "flash_attention_2" else self.attention
-        auto_class = getattr(transformers, AUTO_CLASSES[self.task])
-        try:
-            model = auto_class.from_config(config, dtype=getattr(torch, self.weights_dtype))
-        except Exception as error:  # every architecture fails in its own way on values that can't be
-            raise UsageError(f"no model can be built from the configuration of {self.model}: {error}") from error
+        model = self._model()
         model.config.use_cache = False  # as Trainer does, when the parts of the model have their own copies already
         if self.load_in_4bit:
             model = quantized(model, getattr(torch, self.weights_dtype))
@@ -136,7 +147,28 @@ class Workload:
                 model.enable_input_require_grads()
         return model
 
-    def batch(self, batch_size: int, device: str) -> dict[str, torch.Tensor]:
+    def _model(self) -> Any:
+        import torch
+        import transformers
+
+        config = self.config.__class__.from_dict(self.config.to_dict())
+        config._attn_implementation = "sdpa" if self.attention == "flash_attention_2" else self.attention
+        auto_class = getattr(transformers, AUTO_CLASSES[self.task])
+        dtype = getattr(torch, self.weights_dtype)
+        device = torch.get_default_device()
+        if self.pretrained and device.type != "meta":
+            try:
+                with torch.device("cpu"):
+                    model = auto_class.from_pretrained(self.model, config=config, dtype=dtype)
+            except (OSError, ValueError) as error:
+                raise UsageError(f"the weights of {self.model} can't be loaded: {error}") from error
+            return model.to(device)
+        try:
+            return auto_class.from_config(config, dtype=dtype)
+        except Exception as error:  # every architecture fails in its own way on values that can't be
+            raise UsageError(f"no model can be built from the configuration of {self.model}: {error}") from error
+
+    def batch(self, batch_size: int, device: str, *, padded: bool = True) -> dict[str, torch.Tensor]:
         """The worst case: every sequence of full length, one of them padded so that the mask is kept.
 
         input_ids, attention_mask and labels are int64 of shape [batch_size, max_length]; labels of a sequence task, and
@@ -151,6 +183,8 @@ class Workload:
         batch = {"input_ids": ones(*tokens)}
         if self.attention != "flash_attention_2":  # it takes the padding out itself
             batch["attention_mask"] = ones(*tokens)
+            if padded and device not in UNREADABLE and self.max_length > 1:
+                batch["attention_mask"][0, -1] = 0
         if self.task == "sequence-classification":
             batch["labels"] = ones(batch_size)
         elif self.task == "question-answering":
@@ -198,6 +232,8 @@ def describe(
     lora_targets: tuple[str, ...] | None = None,
     load_in_4bit: bool = False,
     num_labels: int | None = None,
+    new_tokens: int = 0,
+    pretrained: bool = False,
     trust_remote_code: bool = False,
 ) -> Workload:
     """The workload that these options mean, with a default and its reason for everything that was not said.
@@ -221,6 +257,9 @@ def describe(
     _check_choice("task", task, tuple(AUTO_CLASSES))
     check_head(config, task)
     max_length = _length(config, max_length, chosen)
+    _check_generation(config, task, max_length, new_tokens)
+    if pretrained and load_in_4bit:
+        raise UsageError("weights that are quantized here are random: leave out pretrained, they need the same memory")
     if precision is None:
         precision = "fp16"
         chosen.append("precision fp16: runs on every GPU from the T4 on")
@@ -276,6 +315,8 @@ def describe(
         lora_r=lora_r,
         lora_targets=lora_targets,
         load_in_4bit=load_in_4bit,
+        new_tokens=new_tokens,
+        pretrained=pretrained,
         defaults=tuple(chosen),
     )
 
@@ -305,6 +346,22 @@ def _length(config: PreTrainedConfig, asked: int | None, chosen: list[str]) -> i
     if limit is not None and asked > limit:
         raise UsageError(f"max_length {asked} is over the model's limit of {limit} positions; use {limit} or less")
     return asked
+
+
+def _check_generation(config: PreTrainedConfig, task: str, max_length: int, new_tokens: int) -> None:
+    if new_tokens < 0:
+        raise UsageError(f"a generation adds at least 1 token, or 0 for none, not {new_tokens}")
+    if not new_tokens:
+        return
+    if task not in GENERATING:
+        raise UsageError(f"a model for {task} generates nothing; --task {GENERATING[0]} or {GENERATING[1]} does")
+    limit = position_limit(config)
+    prompt = max_length if task == "causal-lm" else 1
+    if limit is not None and prompt + new_tokens > limit:
+        room = f"--max_length {limit - new_tokens}" if new_tokens < limit and task == "causal-lm" else "fewer tokens"
+        raise UsageError(
+            f"{new_tokens} tokens after a prompt of {prompt} are over the model's limit of {limit} positions; {room}"
+        )
 
 
 def _default_dtype(precision: str, frozen_base: bool) -> str:
@@ -341,6 +398,7 @@ class ModuleWorkload:
     example: Mapping[str, Any] = field(repr=False, compare=False)
     settings: StepSettings = field(default_factory=StepSettings)
     accumulation: int = 1
+    new_tokens: int = 0
     defaults: tuple[str, ...] = ()
 
     @property
@@ -364,7 +422,8 @@ class ModuleWorkload:
 
         return on_meta(self.module).train()
 
-    def batch(self, batch_size: int, device: str) -> dict[str, Any]:
+    def batch(self, batch_size: int, device: str, *, padded: bool = True) -> dict[str, Any]:
+        """Zeros in the shapes of the example: what is padding in it is not known."""
         import torch
 
         return {

@@ -107,7 +107,7 @@ def at(content: Any, place: tuple[str | int, ...]) -> Any:
 
 
 PLACES = list(places(kept_content()))[1:]
-SECONDS = ("step_seconds", "samples_per_second")
+SECONDS = ("step_seconds", "step_seconds_spread", "samples_per_second", "tokens_per_second")
 
 
 def test_the_file_is_what_these_tests_take_it_for(answers: AnswerCache) -> None:

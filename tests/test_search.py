@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from hf_bsopt.errors import NothingFitsError, UsageError
 from hf_bsopt.records import Decision, Peak, Trial
-from hf_bsopt.search import LARGEST_TRIED, check_target, decide, largest_that, prove, round_down
+from hf_bsopt.search import LARGEST_TRIED, check_target, decide, largest_that, round_down
 
 
 def card(fixed: int, each: int, total: int) -> tuple[Callable[[int], Trial], list[int]]:
@@ -140,83 +140,3 @@ def test_rounding_down_never_rounds_to_nothing(size: int, multiple_of: int) -> N
     rounded = round_down(size, multiple_of)
     assert 1 <= rounded <= size
     assert rounded % multiple_of == 0 or rounded == size < multiple_of
-
-
-# ---- a few real steps
-
-
-def multiples(of: int) -> Callable[[int], int]:
-    return lambda size: round_down(size, of)
-
-
-def test_a_right_prediction_is_proved_by_one_probe() -> None:
-    probe, ran = card(2000, 100, 10_000)
-    proof = prove(probe, 64, limit_bytes=9000, allowed=multiples(8), predicted_bytes=lambda n: 2000 + 100 * n)
-    assert (proof.batch_size, ran, proof.is_settled) == (64, [64], True)
-
-
-@pytest.mark.parametrize("off", [0.5, 0.9, 1.1, 2.0])
-def test_a_wrong_prediction_is_corrected_by_what_ran(off: float) -> None:
-    probe, ran = card(2000, 100, 10_000)
-
-    def predicted(size: int) -> int:
-        return int((2000 + 100 * size) * off)
-
-    first = largest_that(lambda n: predicted(n) <= 9000)
-    proof = prove(probe, first, limit_bytes=9000, allowed=multiples(8), predicted_bytes=predicted)
-    assert (proof.batch_size, proof.is_settled) == (64, True)
-    assert len(ran) <= 4
-
-
-def test_without_a_prediction_a_line_through_what_ran_takes_its_place() -> None:
-    probe, ran = card(2000, 100, 10_000)
-    proof = prove(probe, 1, limit_bytes=9000, allowed=multiples(8))
-    assert (proof.batch_size, ran) == (64, [1, 4, 64])
-
-
-@given(
-    fixed=st.integers(0, 8000),
-    each=st.integers(1, 3000),
-    guess_fixed=st.integers(0, 20_000),
-    guess_each=st.integers(1, 6000),
-    multiple=st.sampled_from([1, 8]),
-    attempts=st.integers(1, 6),
-)
-def test_the_size_in_the_answer_was_run_and_held_and_no_more_attempts_than_allowed(
-    fixed: int, each: int, guess_fixed: int, guess_each: int, multiple: int, attempts: int
-) -> None:
-    probe, ran = card(fixed, each, 10_000)
-    proof = prove(
-        probe,
-        max(1, (9000 - guess_fixed) // guess_each),
-        limit_bytes=9000,
-        allowed=multiples(multiple),
-        predicted_bytes=lambda n: guess_fixed + guess_each * n,
-        max_attempts=attempts,
-    )
-    assert len(ran) == len(set(ran)) <= attempts
-    assert [trial.batch_size for trial in proof.trials] == ran
-    if proof.batch_size:
-        assert proof.batch_size in ran
-        assert fixed + each * proof.batch_size <= 9000
-    elif attempts > 1:
-        assert fixed + each > 9000  # not even one sequence, which the last attempt asks for
-
-
-def test_nothing_is_run_after_a_probe_that_did_not_end_in_out_of_memory() -> None:
-    crash = Trial(64, "crash", None, None, "rehearsed", detail="the process died of SIGSEGV")
-    proof = prove(lambda size: crash, 64, limit_bytes=9000, allowed=multiples(8))
-    assert (proof.batch_size, proof.trials, proof.failure) == (0, (crash,), crash)
-
-
-def test_a_size_that_fits_the_card_but_not_the_target_is_not_the_answer() -> None:
-    probe, ran = card(2000, 100, 10_000)
-    proof = prove(probe, 80, limit_bytes=9000, allowed=multiples(8), predicted_bytes=lambda n: 100 * n)
-    assert proof.batch_size == 64
-    assert ran[0] == 80
-
-
-def test_no_attempts_are_refused() -> None:
-    probe, _ = card(0, 1, 10)
-    with pytest.raises(UsageError, match="max_attempts is at least 1, not 0"):
-        prove(probe, 1, limit_bytes=9, allowed=multiples(1), max_attempts=0)

@@ -1,6 +1,6 @@
 """What CUDA does otherwise than the ``meta`` device that a step is traced on.
 
-:func:`as_cuda` puts CUDA's choices in PyTorch's dispatcher for the length of a trace: autocast, dropout's mask, the
+:func:`as_device` puts CUDA's choices in PyTorch's dispatcher for the length of a trace: autocast, dropout's mask, the
 attention kernel that this compute capability would run, what the host reads back. What kernels take for themselves
 stands in ``cuda_kernels``.
 """
@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from ..records import GpuSpec
 from .autocast import KEY as AUTOCAST_KEY
 from .autocast import Autocast
+from .host_rules import HOST_OPERATORS, additive
 
 aten = torch.ops.aten
 HALF = (torch.float16, torch.bfloat16)
@@ -30,7 +31,7 @@ SMALL_SHARED_MEMORY = (86, 89, 120)
 
 
 @contextlib.contextmanager
-def as_cuda(device: GpuSpec) -> Iterator[None]:
+def as_device(device: GpuSpec) -> Iterator[None]:
     """Within it, meta tensors are treated as tensors on ``device`` would be. One thread at a time."""
     autocast = Autocast()
     clear_cache = torch.clear_autocast_cache
@@ -48,15 +49,22 @@ def as_cuda(device: GpuSpec) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that these operators have kernels already is the point
             autocast.register(library)
-            library.impl("dropout", _dropout, "AutogradMeta")
-            library.impl("softmax.int", _softmax(aten._softmax), "AutogradMeta")
-            library.impl("log_softmax.int", _softmax(aten._log_softmax), "AutogradMeta")
-            library.impl("scaled_dot_product_attention", _Attention(device), "AutogradMeta")
+            for operator, kernel in (HOST_OPERATORS if device.kind != "cuda" else _operators(device)).items():
+                library.impl(operator, kernel, "AutogradMeta")
         was_on = torch.is_autocast_enabled("cuda")
         stack.callback(torch.set_autocast_enabled, "cuda", was_on)
         stack.enter_context(torch._C._IncludeDispatchKeyGuard(AUTOCAST_KEY))
         torch.set_autocast_enabled("cuda", False)
         yield
+
+
+def _operators(device: GpuSpec) -> dict[str, Any]:
+    return {
+        "dropout": _dropout,
+        "softmax.int": _softmax(aten._softmax),
+        "log_softmax.int": _softmax(aten._log_softmax),
+        "scaled_dot_product_attention": _Attention(device),
+    }
 
 
 def _stand_ins() -> Iterator[tuple[Any, str, Any]]:
@@ -188,7 +196,7 @@ class _Attention:
         scale: float | None,
     ) -> Tensor:
         if mask is not None:
-            mask = _additive(mask, query.dtype)
+            mask = additive(mask, query.dtype)
             padding = -mask.size(-1) % 8  # preprocess_mask: rows of the mask start on 8 elements
             if padding:
                 mask = torch.nn.functional.pad(mask, (0, padding))[..., : mask.size(-1)]
@@ -200,14 +208,6 @@ class _Attention:
 
 def _needs_grad(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-
-
-def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """attention.cpp, convert_boolean_attn_mask."""
-    if mask.dtype != torch.bool:
-        return mask
-    zero = torch.zeros((), dtype=dtype, device=mask.device)
-    return torch.where(mask, zero, torch.full((), float("-inf"), dtype=dtype, device=mask.device))
 
 
 # What the host reads from the device: nothing was computed, so numbers are 0 and conditions are false, as on the

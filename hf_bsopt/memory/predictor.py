@@ -11,7 +11,8 @@ from torch import nn
 
 from ..records import GpuSpec, Trial
 from ..training_step import STEPS, TrainingStep, evaluation_step
-from ..workload import Trainable
+from ..workload import Phase, Trainable
+from .generation import generation_at_its_end
 from .timeline import Timeline
 from .tracing import trace
 
@@ -25,16 +26,16 @@ class Predictor:
         device: GpuSpec,
         *,
         expandable_segments: bool = False,
-        evaluation: bool = False,
+        phase: Phase = "training",
         torch_version: str | None = None,
     ) -> None:
-        """``evaluation``: an evaluation step beside the optimizer's state, instead of a training step.
+        """``phase``: an evaluation or a generation beside the optimizer's state, instead of a training step.
         ``torch_version``: the release that will train; None is the one that is installed.
         """
         self.workload = workload
         self.device = device
         self._expandable_segments = expandable_segments
-        self._evaluation = evaluation
+        self._phase = phase
         self._torch_version = torch_version
         self._parameters = (0, 0)
         self.has_batch_norm = False
@@ -54,14 +55,16 @@ class Predictor:
                 step = steps[id(model)] = TrainingStep(model, self.workload.settings)
             step.worst_case(self.workload, batch_size, "meta")
 
-        def evaluate(model: nn.Module, batch_size: int) -> None:
+        def after_training(model: nn.Module, batch_size: int) -> None:
             if id(model) not in steps:
                 kept.clear()
                 for _ in range(STEPS):  # what training left of the cache is there too
                     train(model, 1)
-            else:
+            elif self._phase == "evaluation":
                 batch = self.workload.batch(batch_size, "meta")
                 kept.append(evaluation_step(model, self.workload.settings.precision, batch))
+            else:
+                generation_at_its_end(model, self.workload, batch_size)
 
         def build() -> nn.Module:
             model = self.workload.build()
@@ -72,7 +75,7 @@ class Predictor:
 
         return trace(
             build,
-            evaluate if self._evaluation else train,
+            train if self._phase == "training" else after_training,
             device=self.device,
             verify=self.workload.is_custom,
             torch_version=self._torch_version,

@@ -59,7 +59,7 @@ class Recorder(TorchDispatchMode):
                 return answer
         if func is aten.add.Tensor and _engine_adds_in_place(args, self._engine_counts):
             return aten.add_.Tensor(*args)
-        if operation.rule is None or not _on_device(args):
+        if operation.rule is None or self._device.kind != "cuda" or not _on_device(args):
             return self._run(operation, args, kwargs)
         scratch = functools.partial(self._scratch, operation.name)
         return operation.rule(scratch, lambda: self._run(operation, args, kwargs), *args, **kwargs)
@@ -73,7 +73,7 @@ class Recorder(TorchDispatchMode):
             for part in output if order is None else [output[i] for i in order]:
                 if isinstance(part, torch.Tensor):
                     self.note(part, operation.name)
-        if operation.is_matrix_product and _on_device(args):
+        if operation.is_matrix_product and self._device.kind == "cuda" and _on_device(args):
             self._note_workspaces(operation.func)
         return output
 
@@ -290,17 +290,3 @@ def _engine_use_counts() -> tuple[int, int]:
         product = tensor * 2
         torch.autograd.grad((product.exp() * product.sin()).sum(), tensor)
     return counts[-1]
-
-
-def tensors_of(model: nn.Module) -> Iterator[torch.Tensor]:
-    """Parameters, buffers and what bitsandbytes keeps beside a quantized weight."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        yield tensor
-        states = [getattr(tensor, "quant_state", None)]
-        while states:
-            state = states.pop()
-            for value in vars(state).values() if state is not None else ():
-                if isinstance(value, torch.Tensor):
-                    yield value
-                elif type(value) is type(state):
-                    states.append(value)

@@ -119,7 +119,8 @@ class Timeline:
     def on(self, device: GpuSpec) -> Timeline:
         """This step on that device: itself, or, as other kernels run on another compute capability, a trace for it."""
         capability = device.compute_capability
-        if capability == self.device.compute_capability or self._trace_on is None:
+        same = device.kind == self.device.kind and capability == self.device.compute_capability
+        if same or self._trace_on is None:
             return self
         if capability not in self._on_others:
             self._on_others[capability] = self._trace_on(device)
@@ -206,8 +207,14 @@ class Timeline:
                 yield (event, size) if event > 0 else (-event, 0)
 
     def replay(self, batch_size: int, device: GpuSpec | None = None, *, expandable_segments: bool = False) -> Fit:
-        """The whole run through the caching allocator of ``device``, whose memory less its context is the limit."""
+        """The whole run through the caching allocator of ``device``, whose memory less its context is the limit. Where
+        there is no such allocator, what is live is what is taken.
+        """
         device = device or self.device
+        if device.kind != "cuda":
+            live = self.live_bytes(batch_size, device)
+            fits = device.total_bytes is None or live + device.context_bytes <= device.total_bytes
+            return Fit(fits, Peak(live, live), 0)
         limit = None if device.total_bytes is None else device.total_bytes - device.context_bytes
         allocator = CachingAllocator(limit, device_bytes=device.total_bytes, expandable_segments=expandable_segments)
         try:

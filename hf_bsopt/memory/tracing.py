@@ -17,11 +17,11 @@ import torch
 from torch import nn
 
 from ..errors import TraceError
-from ..meta import META, on_meta
+from ..meta import META, on_meta, tensors_of
 from ..records import GpuSpec
 from ..training_step import STEPS
-from .cuda_rules import as_cuda
-from .recorder import Recorder, tensors_of
+from .cuda_rules import as_device
+from .recorder import Recorder
 from .timeline import A100_LIKE, Recording, Timeline
 
 aten = torch.ops.aten
@@ -77,7 +77,7 @@ def _record(
     gc_was_on = gc.isenabled()
     gc.disable()  # a collection in the midst of a step would free at another moment in the second trace
     try:
-        with as_cuda(device), META, recorder, recorder.labels(model):
+        with as_device(device), META, recorder, recorder.labels(model):
             for _ in range(STEPS):
                 step(model, batch_size)
     except (NotImplementedError, RuntimeError, AssertionError) as error:

@@ -1,6 +1,16 @@
 """Runs the real training step on a device, virtual or real, in a process of its own."""
 
-from .devices import Device, VirtualCudaDevice
+from .devices import CpuDevice, CudaDevice, Device, MpsDevice, VirtualCudaDevice, with_timed_steps
+from .preflight import Preflight
 from .prober import Prober
 
-__all__ = ["Device", "Prober", "VirtualCudaDevice"]
+__all__ = [
+    "CpuDevice",
+    "CudaDevice",
+    "Device",
+    "MpsDevice",
+    "Preflight",
+    "Prober",
+    "VirtualCudaDevice",
+    "with_timed_steps",
+]

@@ -1,13 +1,13 @@
 """The caller's side of the worker: one child process that answers for any size.
 
 with Prober(VirtualCudaDevice(catalog.gpu("T4"))) as prober:
+    prober.preflight()  # Preflight
     prober(workload, 48)  # Trial
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import pickle
 import queue
@@ -19,12 +19,14 @@ import threading
 from types import TracebackType
 from typing import IO, Any
 
-from ..errors import RehearsalError
+from ..errors import DeviceError, ProbeError
+from ..pickling import pickled
 from ..records import Trial
 from ..rehearsal.processes import with_package
-from ..workload import Trainable, Workload
+from ..workload import Phase, Trainable, Workload
 from .devices import Device
-from .worker import READY, Request
+from .preflight import Preflight
+from .worker import READY, PreflightRequest, ProbeRequest, Request
 
 TIMEOUT_SECONDS = 600.0
 GRACE_SECONDS = 60.0
@@ -61,23 +63,36 @@ class Prober:
         if self._worker is None:
             self._worker = _Worker(self.device.environment(expandable_segments=self._expandable_segments))
 
-    def __call__(self, workload: Trainable, batch_size: int) -> Trial:
-        """Raises RehearsalError for a workload that can't be handed to another process."""
+    def preflight(self) -> Preflight:
+        """What the device is like now. Raises DeviceError where nothing can run on it."""
+        found: Preflight = self._ask(PreflightRequest(self.device, self._timeout_seconds))
+        if found.problem:
+            raise DeviceError(found.problem)
+        return found
+
+    def __call__(self, workload: Trainable, batch_size: int, phase: Phase = "training") -> Trial:
+        """Raises ProbeError for a workload that can't be handed to another process."""
         is_plain = isinstance(workload, Workload) and not (workload.lora_r or workload.load_in_4bit)
-        pickled = _pickled(workload.portable())
-        request = Request(pickled, is_plain, batch_size, self.device, self._timeout_seconds)
+        try:
+            packed = pickled(workload.portable())
+        except Exception as error:  # every class refuses in its own way
+            raise ProbeError(f"the model can't be handed to another process: {error}") from error
+        trial: Trial = self._ask(ProbeRequest(packed, is_plain, batch_size, phase, self.device, self._timeout_seconds))
+        return trial
+
+    def _ask(self, request: Request) -> Any:
         self.start()
         worker = self._worker
         assert worker is not None
         try:
             return worker.ask(pickle.dumps(request), self._timeout_seconds + GRACE_SECONDS)
         except queue.Empty:
-            trial = request.without_answer("timeout", f"no answer in {self._timeout_seconds:g} s")
+            answer = request.without_answer("timeout", f"no answer in {self._timeout_seconds:g} s")
         except EOFError:
-            trial = request.without_answer("error", worker.last_words())
+            answer = request.without_answer("error", worker.last_words())
         worker.end()
         self._worker = None
-        return trial
+        return answer
 
 
 class _Worker:
@@ -97,7 +112,7 @@ class _Worker:
         self._listener = threading.Thread(target=_listen, args=(self._process.stdout, self._answers), daemon=True)
         self._listener.start()
 
-    def ask(self, request: bytes, timeout_seconds: float) -> Trial:
+    def ask(self, request: bytes, timeout_seconds: float) -> Any:
         """Raises queue.Empty when it takes too long, EOFError when the worker ended."""
         assert self._process.stdin is not None
         try:
@@ -139,15 +154,3 @@ def _listen(stream: IO[bytes], answers: queue.Queue[Any]) -> None:
             except Exception:  # whatever is no whole answer: the worker is at its end
                 answers.put(EOFError())
                 return
-
-
-def _pickled(workload: Trainable) -> bytes:
-    """With dill, which takes classes along that were made in a notebook or in the caller's script."""
-    import dill
-
-    out = io.BytesIO()
-    try:
-        dill.dump(workload, out)
-    except Exception as error:  # every class refuses in its own way
-        raise RehearsalError(f"the model can't be handed to another process: {error}") from error
-    return out.getvalue()

@@ -1,10 +1,10 @@
 """The process in which probes run: ``python -m hf_bsopt.probing.worker``.
 
-Requests come in on standard input and Trials go out on standard output, pickled; whatever else prints goes to standard
-error. The process imports what a training step needs and never touches the device: each size is run in a fork of it,
-which therefore starts with a device that nobody used, and whose crash, kill, timeout or out-of-memory error ends the
-fork alone. The workload is unpacked in the fork, since what it brings along may use the device when it is imported, as
-bitsandbytes does.
+Requests come in on standard input and answers go out on standard output, pickled; whatever else prints goes to standard
+error. The process imports what a training step needs and never touches the device: each request is answered in a fork
+of it, which therefore starts with a device that nobody used, and whose crash, kill, timeout or out-of-memory error ends
+the fork alone. The workload is unpacked in the fork, since what it brings along may use the device when it is imported,
+as bitsandbytes does. Where a fork can't use the device, it starts Python again for itself.
 """
 
 from __future__ import annotations
@@ -15,34 +15,79 @@ import os
 import pickle
 import signal
 import sys
+import tempfile
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn, Protocol
 
+from ..errors import DeviceError
 from ..meta import META
+from ..pickling import unpickled
 from ..records import Outcome, Trial
 from ..rehearsal.processes import end_with_parent
+from ..workload import Phase
 from .devices import Device
+from .preflight import Preflight
 
 READY = "ready"
 TAIL_BYTES = 4096
-IMPORTED_EARLY = ("dill", "transformers.modeling_utils", "accelerate.utils.operations", "hf_bsopt.probing.probe")
+IMPORTED_EARLY = ("transformers.modeling_utils", "accelerate.utils.operations", "hf_bsopt.probing.probe")
 """While the caller still traces."""
 
 
+class Request(Protocol):
+    """What the worker is asked."""
+
+    @property
+    def device(self) -> Device: ...
+    @property
+    def timeout_seconds(self) -> float: ...
+    def answer(self) -> Any:
+        """In the fork."""
+        ...
+
+    def without_answer(self, outcome: Outcome, why: str) -> Any:
+        """In its place, where the fork did not come back from it."""
+        ...
+
+
 @dataclass(frozen=True)
-class Request:
-    """workload: pickled by dill. is_plain: it brings nothing along that uses the device when it is imported."""
+class ProbeRequest:
+    """workload: pickled. is_plain: it brings nothing along that uses the device when it is imported."""
 
     workload: bytes
     is_plain: bool
     batch_size: int
+    phase: Phase
     device: Device
     timeout_seconds: float
 
+    def answer(self) -> Trial:
+        from .probe import probe
+
+        self.device.prepare()
+        return probe(unpickled(self.workload), self.batch_size, self.device, self.phase)
+
     def without_answer(self, outcome: Outcome, why: str) -> Trial:
         return Trial(self.batch_size, outcome, None, None, self.device.source, detail=why)
+
+
+@dataclass(frozen=True)
+class PreflightRequest:
+    """What is the device like?"""
+
+    device: Device
+    timeout_seconds: float
+
+    def answer(self) -> Preflight:
+        try:
+            return self.device.preflight()
+        except DeviceError as error:
+            return replace(self.without_answer("error", ""), problem=str(error))
+
+    def without_answer(self, outcome: Outcome, why: str) -> Preflight:
+        return Preflight("", self.device.spec, problem=f"{self.device.spec.name} can't be asked: {why}")
 
 
 def serve(requests: BinaryIO, answers: BinaryIO) -> None:
@@ -53,26 +98,26 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
             request: Request = pickle.load(requests)
         except EOFError:
             return
-        if request.is_plain:
+        if isinstance(request, ProbeRequest) and request.is_plain:
             _import_model(request.workload)
         _send(answers, run_in_fork(request))
 
 
 def _import_model(pickled: bytes) -> None:
     """Once here rather than in each fork: transformers imports a model's module when it is first built."""
-    import dill
-
     with contextlib.suppress(Exception), META:  # the probe will say it
-        dill.loads(pickled).build()
+        unpickled(pickled).build()
 
 
-def run_in_fork(request: Request) -> Trial:
-    """The Trial of a process that is forked for it. What it does not come back from is told by how it ended."""
+def run_in_fork(request: Request) -> Any:
+    """The answer of a process that is forked for it. What it does not come back from is told by how it ended."""
     reading, writing = os.pipe()
     said_before = _standard_error_bytes()
     child = os.fork()
     if child == 0:
         os.close(reading)
+        if request.device.needs_fresh_process:
+            _start_again(request, writing)
         _run(request, writing)
     os.close(writing)
     with os.fdopen(reading, "rb") as stream:
@@ -87,23 +132,28 @@ def run_in_fork(request: Request) -> Trial:
         return request.without_answer("error", f"the process ended with exit code {code}{_last_line(said_before)}")
 
 
+def _start_again(request: Request, writing: int) -> NoReturn:
+    """Replaces the fork by a new Python, which has everything to import again."""
+    with tempfile.TemporaryFile() as file:
+        pickle.dump(request, file)
+        file.seek(0)
+        os.dup2(file.fileno(), 0)
+        os.set_inheritable(writing, True)
+        os.execv(sys.executable, [sys.executable, "-m", "hf_bsopt.probing.worker", str(writing)])
+
+
 def _run(request: Request, writing: int) -> NoReturn:
     """In the fork. The alarm has its default action, which ends the process wherever it is."""
-    import dill
-
-    from .probe import probe
-
     end_with_parent()
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, request.timeout_seconds)
     try:
-        request.device.prepare()
-        trial = probe(dill.loads(request.workload), request.batch_size, request.device)
+        answer = request.answer()
     except Exception as error:  # whatever the model's own code raises
         traceback.print_exc()
-        trial = request.without_answer("error", _describe(error))
+        answer = request.without_answer("error", _describe(error))
     with os.fdopen(writing, "wb") as stream:
-        pickle.dump(trial, stream)
+        pickle.dump(answer, stream)
     os._exit(0)
 
 
@@ -145,13 +195,9 @@ def _send(stream: BinaryIO, value: object) -> None:
     stream.flush()
 
 
-def main() -> None:
-    """Serves on the standard streams."""
+def _import_everything() -> None:
     import warnings
 
-    end_with_parent()
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     warnings.filterwarnings("ignore")
     for module in IMPORTED_EARLY:
         importlib.import_module(module)
@@ -159,6 +205,17 @@ def main() -> None:
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+
+
+def main() -> None:
+    """Serves on the standard streams; with the number of a pipe answers the one request on standard input there."""
+    end_with_parent()
+    if len(sys.argv) > 1:
+        _import_everything()
+        _run(pickle.load(sys.stdin.buffer), int(sys.argv[1]))
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    _import_everything()
     serve(sys.stdin.buffer, answers)
 
 

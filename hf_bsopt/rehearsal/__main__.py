@@ -16,8 +16,9 @@ from typing import NoReturn
 from .. import catalog
 from ..batch_plan import BatchPlan, plan
 from ..errors import BatchSizeError, UsageError
+from ..proof import MAX_ATTEMPTS, Limits, prove
 from ..records import GpuSpec, Peak, Trial
-from ..search import LARGEST_TRIED, MAX_ATTEMPTS, MULTIPLE_OF, TARGET, check_target, prove, round_down
+from ..search import LARGEST_TRIED, MULTIPLE_OF, TARGET, check_target, round_down
 from .outcome import Outcome
 from .run import rehearse
 from .telling import told
@@ -141,11 +142,17 @@ def _find(options: argparse.Namespace, script: Path, arguments: list[str], gpu: 
         known[size] = known.get(size) or probe(size)
         return known[size]
 
+    limits = Limits(
+        options.target[1] * total,
+        total,
+        allowed=lambda size: max(
+            round_down(min(size, most), options.multiple_of), micro_batch if size >= micro_batch else 0
+        ),
+    )
     proof = prove(
         once,
         micro_batch,
-        limit_bytes=options.target[1] * total,
-        allowed=lambda size: size if size == micro_batch else round_down(min(size, most), options.multiple_of),
+        limits=limits,
         max_attempts=max(1, options.max_attempts - 1),  # one is kept for the divisor of the effective batch
     )
     same = [t for t in proof.trials if t.fits and t.used_bytes == proof.trials[0].used_bytes]

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hf_bsopt.memory import Timeline, trace
-from hf_bsopt.memory.cuda_rules import as_cuda
+from hf_bsopt.memory.cuda_rules import as_device
 from hf_bsopt.memory.timeline import A100_LIKE
 
 HALF, BRAIN, SINGLE, DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
@@ -20,7 +20,7 @@ HALF, BRAIN, SINGLE, DOUBLE = torch.float16, torch.bfloat16, torch.float32, torc
 
 def dtype_of(operation: Callable[[], torch.Tensor], dtype: torch.dtype = HALF) -> torch.dtype:
     """What ``operation`` returns under autocast on the traced device."""
-    with as_cuda(A100_LIKE), torch.device("meta"), torch.autocast("cuda", dtype=dtype):
+    with as_device(A100_LIKE), torch.device("meta"), torch.autocast("cuda", dtype=dtype):
         return operation().dtype
 
 

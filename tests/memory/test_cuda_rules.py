@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_bsopt import catalog
 from hf_bsopt.memory import Timeline, trace
-from hf_bsopt.memory.cuda_rules import as_cuda
+from hf_bsopt.memory.cuda_rules import as_device
 from hf_bsopt.records import GpuSpec
 
 T4, A100 = catalog.gpu("T4"), catalog.gpu("A100-80GB")
@@ -72,7 +72,7 @@ class Call:
         return torch.randn(*shape, dtype=self.dtype, requires_grad=self.grad)
 
     def kernel_on(self, device: GpuSpec) -> str:
-        with as_cuda(device), torch.device("meta"), Operations() as operations:
+        with as_device(device), torch.device("meta"), Operations() as operations:
             self()
         [chosen] = {FLASH, EFFICIENT, MATH} & set(operations.names)
         return {FLASH: "flash", EFFICIENT: "efficient", MATH: "math"}[chosen]

@@ -15,7 +15,7 @@ from hf_bsopt import catalog
 from hf_bsopt.memory import Predictor
 from hf_bsopt.records import GpuSpec
 from hf_bsopt.training_step import StepSettings
-from hf_bsopt.workload import ModuleWorkload, Workload, describe
+from hf_bsopt.workload import ModuleWorkload, Phase, Workload, describe
 
 T4, A100 = catalog.gpu("T4"), catalog.gpu("A100-40GB")
 MIB = 1 << 20
@@ -206,13 +206,13 @@ def test_the_logits_of_evaluation_are_kept() -> None:
             return {"loss": logits.mean(), "logits": logits}
 
     workload = ModuleWorkload(Wide(4, 100_000), {"x": torch.ones(1, 4)}, StepSettings("fp32", "sgd"))
-    timeline = Predictor(workload, A100, evaluation=True).timeline
+    timeline = Predictor(workload, A100, phase="evaluation").timeline
     a_sequence = (timeline.live_bytes(3000, A100) - timeline.live_bytes(1000, A100)) / 2000
     assert a_sequence == pytest.approx(2 * 4 * 100_000, rel=0.01)
 
 
 def test_evaluation_has_the_optimizer_s_state_and_no_gradients() -> None:
-    training, evaluation = Predictor(tiny(), T4), Predictor(tiny(), T4, evaluation=True)
+    training, evaluation = Predictor(tiny(), T4), Predictor(tiny(), T4, phase="evaluation")
     parts = evaluation.timeline.composition(2048, T4)
     assert parts["gradients"] == 0
     assert parts["optimizer"] == training.timeline.composition(2048, T4)["optimizer"] > 0
@@ -260,8 +260,8 @@ def test_any_module_with_an_example_is_predicted_and_left_alone() -> None:
     assert all(p.grad is None for p in module.parameters())
 
 
-@pytest.mark.parametrize("evaluation", [False, True])
-def test_no_random_numbers_are_drawn(evaluation: bool) -> None:
+@pytest.mark.parametrize("phase", ["training", "evaluation"])
+def test_no_random_numbers_are_drawn(phase: Phase) -> None:
     before = torch.get_rng_state()
-    Predictor(tiny(), T4, evaluation=evaluation)(4)
+    Predictor(tiny(), T4, phase=phase)(4)
     assert torch.equal(torch.get_rng_state(), before)

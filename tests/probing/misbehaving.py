@@ -14,6 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_bsopt.errors import DeviceError
+from hf_bsopt.probing import Preflight
+from hf_bsopt.probing.devices import Schedule
+from hf_bsopt.probing.memory import CudaMemory, DeviceMemory
 from hf_bsopt.records import GpuSpec, Source
 from hf_bsopt.step_settings import StepSettings
 
@@ -64,12 +68,18 @@ class NoDevice:
     """A card that no process ever sees."""
 
     spec: GpuSpec
-    kind: str = "cuda"
     source: Source = "rehearsed"
-    tells_time: bool = False
+    schedule: Schedule = field(default_factory=Schedule)
+    needs_fresh_process: bool = False
 
     def prepare(self) -> None:
         pass
+
+    def memory(self) -> DeviceMemory:
+        return CudaMemory()
+
+    def preflight(self) -> Preflight:
+        raise DeviceError("there is no such card")
 
     def environment(self, *, expandable_segments: bool) -> dict[str, str]:
         return {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "CUDA_VISIBLE_DEVICES": ""}
@@ -84,6 +94,7 @@ class Workload:
     settings: StepSettings = field(default_factory=lambda: StepSettings("fp32"))
     length: int = 1
     accumulation: int = 1
+    new_tokens: int = 0
     is_custom: bool = True
 
     def build(self) -> nn.Module:
@@ -91,7 +102,7 @@ class Workload:
         DEEDS[self.deed]()
         return nn.Linear(4, 4)
 
-    def batch(self, batch_size: int, device: str) -> dict[str, Any]:
+    def batch(self, batch_size: int, device: str, *, padded: bool = True) -> dict[str, Any]:
         return {"input": torch.zeros(batch_size, 4, device=device)}
 
     def describe(self) -> list[tuple[str, str]]:

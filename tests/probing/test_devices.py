@@ -20,7 +20,7 @@ def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_virtual_device_is_worth_a_rehearsal_and_tells_no_time() -> None:
     device = VirtualCudaDevice(T4)
-    assert (device.kind, device.source, device.tells_time) == ("cuda", "rehearsed", False)
+    assert (device.spec.kind, device.source, device.schedule.timed) == ("cuda", "rehearsed", 0)
 
 
 def test_its_process_sees_the_card(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from hf_bsopt import catalog, rehearsal
-from hf_bsopt.errors import RehearsalError
+from hf_bsopt.errors import DeviceError, ProbeError, RehearsalError
+from hf_bsopt.pickling import pickled
 from hf_bsopt.probing import Prober, VirtualCudaDevice, prober
 from hf_bsopt.records import Trial
 from hf_bsopt.step_settings import StepSettings
@@ -183,7 +184,7 @@ def test_a_model_that_cannot_be_handed_over_is_said_to_be_one_before_a_worker_is
     monkeypatch.setattr(prober, "_Worker", lambda environment: pytest.fail("a worker was started"))
     workload = ModuleWorkload(Unpicklable(), {"x": torch.zeros(1, 4)}, StepSettings())
     with (
-        pytest.raises(RehearsalError, match=r"the model can't be handed to another process: .*generator"),
+        pytest.raises(ProbeError, match=r"the model can't be handed to another process: .*generator"),
         Prober(DEVICE) as ask,
     ):
         ask(workload, 8)
@@ -193,7 +194,7 @@ def test_a_class_of_a_notebook_is_handed_over_whole() -> None:
     """dill takes classes of __main__ along, which another process could not import."""
     made: dict[str, type] = {}
     exec("from torch import nn\nclass Cell(nn.Linear): extra = 3", {"__name__": "__main__"}, made)
-    assert b"extra" in prober._pickled(ModuleWorkload(made["Cell"](4, 4), {}, StepSettings()))
+    assert b"extra" in pickled(ModuleWorkload(made["Cell"](4, 4), {}, StepSettings()))
 
 
 def test_a_class_of_a_file_beside_the_users_script_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,3 +204,14 @@ def test_a_class_of_a_file_beside_the_users_script_is_found(tmp_path: Path, monk
 
     with Prober(DEVICE, timeout_seconds=60) as ask:
         assert "ModuleNotFoundError" not in ask(beside.Mine("noise", str(tmp_path)), 8).detail
+
+
+def test_a_device_that_cannot_be_used_is_an_error_with_its_own_words() -> None:
+    with pytest.raises(DeviceError, match="there is no such card"), Prober(DEVICE, timeout_seconds=60) as ask:
+        ask.preflight()
+
+
+def test_a_preflight_that_never_comes_back_is_an_error_too(python: Python) -> None:
+    python("sys.exit('no module named torch')")
+    with pytest.raises(DeviceError, match=r"T4 can't be asked: .* no module named torch"), Prober(DEVICE) as ask:
+        ask.preflight()

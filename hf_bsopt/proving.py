@@ -1,0 +1,158 @@
+"""What a prediction is worth: the sizes that it chose, run by a prober until the answer stands."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from .cache import AnswerCache, Recalled
+from .errors import NothingFitsError, ProbeError
+from .probing import Prober, with_timed_steps
+from .proof import MAX_ATTEMPTS, Allowed, Limits, Proof, curve_sizes, grow, plateau, prove
+from .records import Trial
+from .workload import Phase, Trainable
+
+SAME = 0.02
+"""Of the device: a remembered size that uses as much again, but for this, is confirmed."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Remembering:
+    """Where measured answers are kept, and what they were the answer to.
+
+    key: all that decides an answer. is_trusted: a remembered answer is taken without running it once more.
+    """
+
+    cache: AnswerCache
+    key: Mapping[str, Any]
+    is_trusted: bool = False
+
+
+@dataclass
+class Prover:
+    """Runs sizes of one workload and keeps what came of them.
+
+    share: of the device's memory, that a size may use. predicted_bytes: of a micro-batch, where it can be predicted.
+    """
+
+    prober: Prober
+    workload: Trainable
+    share: float
+    max_attempts: int = MAX_ATTEMPTS
+    remembering: Remembering | None = None
+    trials: dict[tuple[Phase, int], Trial] = field(default_factory=dict)
+
+    def run(self, size: int, phase: Phase = "training") -> Trial:
+        """Each size once."""
+        known = self.trials.get((phase, size))
+        if known is None:
+            known = self.trials[phase, size] = self.prober(self.workload, size, phase)
+            logger.info("%s", told_trial(known))
+        return known
+
+    def prove(
+        self, first: int, allowed: Allowed, predicted_bytes: Callable[[int], int] | None, phase: Phase = "training"
+    ) -> Proof:
+        """The largest size that was run and held, 0 where none did.
+
+        Raises ProbeError where a step ends otherwise than by memory.
+        """
+        limits = self._limits(allowed)
+        recalled = self._recall(phase)
+        if recalled is not None:
+            proof = self._confirmed(recalled, limits, phase)
+            if proof is not None:
+                return proof
+        proof = self._search(first, limits, predicted_bytes, phase)
+        if proof.failure is not None:
+            raise ProbeError(self._failure(proof.failure, phase))
+        self._keep(proof, phase)
+        return proof
+
+    def measure_throughput(self, largest: int, allowed: Allowed) -> Trial | None:
+        """The smallest size that trains about as fast as any up to ``largest``; None where no time is told."""
+        self.prober.device = with_timed_steps(self.prober.device, steps=THROUGHPUT_STEPS)
+        curve = []
+        for size in curve_sizes(largest, allowed):
+            self.trials.pop(("training", size), None)  # it was timed for fewer steps
+            trial = self.run(size)
+            if trial.fits and (trial.used_bytes or 0) <= self.share * self._total:
+                curve.append(trial)
+        return plateau(curve)
+
+    @property
+    def _total(self) -> int:
+        return self.prober.device.spec.total_bytes or 0
+
+    def _limits(self, allowed: Allowed) -> Limits:
+        is_real = self.prober.device.source == "measured"
+        return Limits(self.share * self._total, self._total, allowed, is_cautious=is_real)
+
+    def _search(self, first: int, limits: Limits, predicted_bytes: Callable[[int], int] | None, phase: Phase) -> Proof:
+        if predicted_bytes is None:
+            most = limits.allowed(MOST_UNPREDICTED)
+            return grow(lambda size: self._held(size, limits, phase), max(1, first), limit=most, max_attempts=None)
+        return prove(
+            lambda size: self.run(size, phase),
+            first,
+            limits=limits,
+            predicted_bytes=predicted_bytes,
+            calibration=self.prober.device.schedule.calibration,
+            max_attempts=self.max_attempts,
+        )
+
+    def _held(self, size: int, limits: Limits, phase: Phase) -> Trial:
+        """For a search that knows no bytes: over the limit is as good as out of memory."""
+        trial = self.run(size, phase)
+        return trial if limits.hold(trial) or not trial.tells_size else replace(trial, outcome="oom")
+
+    def _recall(self, phase: Phase) -> Recalled | None:
+        if self.remembering is None:
+            return None
+        return self.remembering.cache.recall({**self.remembering.key, "phase": phase})
+
+    def _confirmed(self, recalled: Recalled, limits: Limits, phase: Phase) -> Proof | None:
+        """What was remembered, if one probe, or the user, says that it still stands."""
+        before = next((t for t in recalled.trials if t.batch_size == recalled.batch_size), None)
+        if before is None or self.remembering is None:
+            return None
+        if self.remembering.is_trusted:
+            self.trials.update({(phase, trial.batch_size): trial for trial in recalled.trials})
+            return Proof(recalled.batch_size, recalled.trials, recalled.is_settled)
+        trial = self.run(recalled.batch_size, phase)
+        same = abs((trial.used_bytes or 0) - (before.used_bytes or 0)) <= SAME * self._total
+        return Proof(trial.batch_size, (trial,), recalled.is_settled) if limits.hold(trial) and same else None
+
+    def _keep(self, proof: Proof, phase: Phase) -> None:
+        if self.remembering is not None and proof.batch_size:
+            key = {**self.remembering.key, "phase": phase}
+            self.remembering.cache.keep(key, proof.trials, proof.batch_size, proof.is_settled)
+
+    def _failure(self, trial: Trial, phase: Phase) -> str:
+        model = dict(self.workload.describe()).get("model", "the model")
+        return (
+            f"the {phase} step of {model} did not come through at batch size {trial.batch_size} on "
+            f"{self.prober.device.spec.name} ({trial.outcome}): {trial.detail}"
+        )
+
+
+MOST_UNPREDICTED = 4096
+"""Sequences that are tried at most where nothing is predicted."""
+THROUGHPUT_STEPS = 10
+
+
+def nothing_held(proof: Proof, share: float, name: str) -> NothingFitsError:
+    """The error that says which sizes were run in vain."""
+    tried = ", ".join(f"{trial.batch_size} ({trial.detail or trial.outcome})" for trial in proof.trials)
+    return NothingFitsError(f"no size that was run stays under {share:.0%} of {name}: {tried}")
+
+
+def told_trial(trial: Trial) -> str:
+    """One line, as the log shows it."""
+    if trial.fits:
+        return f"✓ Batch size {trial.batch_size} works ({(trial.used_bytes or 0) / 2**30:.2f} GiB)"
+    return f"✗ Batch size {trial.batch_size}: {trial.outcome}, {trial.detail}"
