@@ -4,7 +4,8 @@
     ├── UsageError (also a ValueError)   what was asked can't be: the message names the nearest valid choice
     │   ├── UnknownModelError            neither in the catalog, nor a folder, nor reachable on the hub
     │   ├── UnknownGpuError              neither a card by name nor a memory size
-    │   └── MissingExtraError            an optional dependency isn't installed: the message has the pip line
+    │   ├── MissingExtraError            an optional dependency isn't installed: the message has the pip line
+    │   └── PatchError                   a file can't be patched with certainty, and is untouched
     ├── ProbeError                       a training step did not come through, for another reason than memory
     │   └── RehearsalError               there can be no virtual device here, or a process on it failed
     ├── DeviceError                      the device can't be used: there is none, or torch has no kernels for it
@@ -42,6 +43,10 @@ class UnknownGpuError(UsageError):
 
 class MissingExtraError(UsageError):
     """An optional dependency isn't installed; the message has the pip line that installs it."""
+
+
+class PatchError(UsageError):
+    """A file can't be patched with certainty; the message shows the lines, and the file is untouched."""
 
 
 class DeviceError(BatchSizeError):

@@ -1,0 +1,149 @@
+"""JSON and YAML configuration files: every value with its place. axolotl, LLaMA-Factory, TRL, DeepSpeed, accelerate."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from ..errors import MissingExtraError, PatchError
+from . import json_text
+from .json_text import Array, JsonError, Object, Scalar, Text
+from .keys import speaks_of
+from .python_values import as_number
+from .sites import (
+    ANY,
+    Chunk,
+    Computed,
+    Container,
+    Document,
+    Number,
+    Path,
+    Reference,
+    Site,
+    Style,
+    Value,
+    Word,
+    whole_file,
+)
+
+Node = Any
+"""ruamel.yaml's: id, value, start_mark and end_mark with an index, style."""
+_INTERPOLATION = re.compile(r"\$\{([\w.]+)\}")
+
+
+def json_document(name: str, text: str) -> Document:
+    """Raises PatchError for what is not JSON."""
+    try:
+        root = json_text.read(text)
+    except JsonError as error:
+        raise PatchError(f"{name} is not JSON: {error}. The file is untouched.") from None
+    chunk = whole_file(text)
+    return Document(name, text, tuple(_json_sites(chunk, root, ())), chunks=(chunk,))
+
+
+def _json_sites(chunk: Chunk, node: json_text.Node, path: Path) -> Iterator[Site]:
+    if isinstance(node, Array):
+        for number, item in enumerate(node.items):
+            yield from _json_sites(chunk, item, (*path, str(number)))
+    if not isinstance(node, Object):
+        return
+    container = Container(node.start, "json", frozenset(key.value for key, _ in node.pairs))
+    for key, value in node.pairs:
+        inner = (*path, key.value)
+        yield Site(inner, "entry", _json_value(chunk.text, value), chunk, container, key.start, value.end, key.start)
+        yield from _json_sites(chunk, value, inner)
+
+
+def _json_value(text: str, node: json_text.Node) -> Value:
+    if isinstance(node, Text):
+        return _word(node.value, node.start + 1, node.end - 1, text)
+    if isinstance(node, Scalar) and isinstance(node.value, int | float) and not isinstance(node.value, bool):
+        return Number(node.value, node.start, node.end)
+    return Word(json.dumps(node.value) if isinstance(node, Scalar) else type(node).__name__)
+
+
+def _word(word: str, start: int, end: int, text: str) -> Value:
+    """A string: a number in quotes, another name as Hydra writes it, or just a word."""
+    number = as_number(word)
+    if number is not None and text[start:end] == word:
+        return Number(number, start, end)
+    if found := _INTERPOLATION.fullmatch(word):
+        return Reference(tuple(found.group(1).split(".")))
+    return Computed(frozenset(_INTERPOLATION.findall(word))) if "${" in word or "{{" in word else Word(word)
+
+
+def yaml_document(name: str, text: str) -> Document:
+    """Raises PatchError for what is not YAML, MissingExtraError without ruamel.yaml."""
+    try:
+        from ruamel.yaml import YAML
+        from ruamel.yaml.error import YAMLError
+    except ImportError:
+        raise MissingExtraError("a YAML file needs ruamel.yaml: pip install 'hf-bsopt[patch]'") from None
+    try:
+        roots = list(YAML().compose_all(text))
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f"line {mark.line + 1}: " if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise PatchError(f"{name} is not YAML: {line}{problem}. The file is untouched.") from None
+    except (RecursionError, ValueError) as error:
+        raise PatchError(f"{name} is not YAML: {type(error).__name__}. The file is untouched.") from None
+    reader = _YamlReader(whole_file(text))
+    for root in roots:
+        if root is not None:
+            reader.read(root, () if len(roots) == 1 else (ANY,))
+    return Document(name, text, tuple(reader.sites()), chunks=(reader.chunk,))
+
+
+class _YamlReader:
+    """What an anchor shares is seen once. A shared scalar, or a mapping that evaluation shares, is no number to change:
+    every alias of it would change too.
+    """
+
+    def __init__(self, chunk: Chunk) -> None:
+        self.chunk = chunk
+        self._found: list[tuple[Site, tuple[int, ...]]] = []
+        self._aliases: dict[int, list[Path]] = {}
+
+    def sites(self) -> Iterator[Site]:
+        for site, nodes in self._found:
+            is_shared = bool(self._aliases[nodes[-1]]) or any(
+                speaks_of("evaluation", name) for node in nodes for path in self._aliases[node] for name in path
+            )
+            shared = is_shared and isinstance(site.value, Number)
+            yield dataclasses.replace(site, value=Computed(frozenset({"an anchor"}))) if shared else site
+
+    def read(self, node: Node, path: Path, above: tuple[int, ...] = ()) -> None:
+        if id(node) in self._aliases:
+            self._aliases[id(node)].append(path)
+            return
+        self._aliases[id(node)] = []
+        nodes = (*above, id(node))
+        if node.id == "sequence":
+            for number, item in enumerate(node.value):
+                self.read(item, (*path, str(number)), nodes)
+        elif node.id == "mapping":
+            self._mapping(node, path, nodes)
+
+    def _mapping(self, node: Node, path: Path, nodes: tuple[int, ...]) -> None:
+        names = frozenset(str(key.value) for key, _ in node.value if key.id == "scalar")
+        style: Style = "yaml flow" if node.flow_style else "yaml"
+        container = Container(len(self._aliases), style, names, is_open="<<" in names)
+        for key, value in node.value:
+            inner = (*path, str(key.value) if key.id == "scalar" else "?")
+            if value.id == "scalar":
+                start, end = key.start_mark.index, value.end_mark.index
+                site = Site(inner, "entry", self._value(value), self.chunk, container, start, end, start)
+                self._found.append((site, (*nodes, id(value))))
+            self.read(value, inner, nodes)
+
+    def _value(self, node: Node) -> Value:
+        """The scalar stands at the end of what its node spans: an anchor and a tag may come before."""
+        end = node.end_mark.index - (1 if node.style in ("'", '"') else 0)
+        start = end - len(node.value)
+        if self.chunk.text[start:end] != node.value or node.style in ("|", ">"):
+            return Word(node.value)
+        return _word(node.value, start, end, self.chunk.text) if node.value else Word("null")

@@ -1,0 +1,125 @@
+"""A unified diff made from the edits themselves: as fast for a notebook of 50 MB as for a script."""
+
+from __future__ import annotations
+
+import bisect
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .sites import Edit, line_starts
+
+CONTEXT = 3
+LONGEST_LINE = 2_000
+"""A notebook on a single line is shown by its cells instead."""
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Neighbouring lines that change, counted from 0, the last excluded."""
+
+    first: int
+    last: int
+    edits: tuple[Edit, ...]
+
+
+def apply(text: str, edits: Sequence[Edit]) -> str:
+    """The text with the edits, which are sorted and don't overlap."""
+    parts: list[str] = []
+    behind = 0
+    for edit in edits:
+        parts += [text[behind : edit.start], edit.new]
+        behind = edit.end
+    return "".join([*parts, text[behind:]])
+
+
+def lines(text: str) -> list[str]:
+    """With their ends, of any of the three kinds."""
+    return re.findall(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+$", text)
+
+
+def longest_line(text: str, edits: Sequence[Edit]) -> int:
+    """The characters of the longest line that an edit touches."""
+    ends = [*line_starts(text), len(text)]
+    touched = [_line(ends[:-1], edit.start) for edit in edits]
+    return max((ends[line + 1] - ends[line] for line in touched), default=0)
+
+
+def unified_diff(name: str, text: str, edits: Sequence[Edit]) -> str:
+    """As ``diff -u`` writes it, with three lines of context; "" without edits."""
+    if not edits:
+        return ""
+    starts = line_starts(text)
+    count = len(starts) - (starts[-1] == len(text))
+    hunks = [f"--- a/{name}\n+++ b/{name}\n"]
+    shift = 0
+    for hunk in _hunks(_groups(text, edits), count):
+        old, new, lines = _hunk(text, starts, hunk, count)
+        first = max(hunk[0].first - CONTEXT, 0)
+        hunks.append(f"@@ -{_range(first, old)} +{_range(first + shift, new)} @@\n{lines}")
+        shift += new - old
+    return "".join(hunks)
+
+
+def _range(first: int, count: int) -> str:
+    start = first + 1 if count else first
+    return f"{start}" if count == 1 else f"{start},{count}"
+
+
+def _groups(text: str, edits: Sequence[Edit]) -> list[_Group]:
+    """Whole lines that go in before a line replace none."""
+    groups: list[_Group] = []
+    starts = line_starts(text)
+    for edit in edits:
+        first = _line(starts, edit.start)
+        is_whole = edit.start == edit.end == starts[first] and edit.new.endswith(("\n", "\r"))
+        last = first if is_whole else _line(starts, edit.end) + 1
+        if groups and first <= groups[-1].last:
+            before = groups.pop()
+            groups.append(_Group(before.first, max(last, before.last), (*before.edits, edit)))
+        else:
+            groups.append(_Group(first, last, (edit,)))
+    return groups
+
+
+def _line(starts: Sequence[int], position: int) -> int:
+    return bisect.bisect_right(starts, position) - 1
+
+
+def _hunks(groups: list[_Group], count: int) -> list[list[_Group]]:
+    hunks: list[list[_Group]] = []
+    for group in groups:
+        if hunks and group.first - hunks[-1][-1].last <= 2 * CONTEXT:
+            hunks[-1].append(group)
+        else:
+            hunks.append([group])
+    return hunks
+
+
+def _hunk(text: str, starts: Sequence[int], groups: list[_Group], count: int) -> tuple[int, int, str]:
+    """(its old lines, its new lines, the lines)."""
+    ends = [*starts[1:], len(text)]
+
+    def between(first: int, last: int) -> list[str]:
+        return [text[starts[line] : ends[line]] for line in range(first, last)]
+
+    rows: list[str] = []
+    old = new = 0
+    here = max(groups[0].first - CONTEXT, 0)
+    for group in groups:
+        kept = between(here, group.first)
+        before = between(group.first, min(group.last, count))
+        start = starts[group.first] if group.first < len(starts) else len(text)
+        shifted = [Edit(edit.start - start, edit.end - start, edit.new) for edit in group.edits]
+        after = lines(apply("".join(before), shifted))
+        rows += [*_rows(" ", kept), *_rows("-", before), *_rows("+", after)]
+        old += len(kept) + len(before)
+        new += len(kept) + len(after)
+        here = min(group.last, count)
+    kept = between(here, min(here + CONTEXT, count))
+    rows += _rows(" ", kept)
+    return old + len(kept), new + len(kept), "".join(rows)
+
+
+def _rows(sign: str, lines: list[str]) -> list[str]:
+    return [sign + line + ("" if line.endswith(("\n", "\r")) else "\n\\ No newline at end of file\n") for line in lines]

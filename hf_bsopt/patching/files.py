@@ -1,0 +1,115 @@
+"""Reading a file so that it can be written back byte for byte, and replacing it in one step or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import os
+import shutil
+import stat
+import tempfile
+import tokenize
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import PatchError
+
+LARGEST_BYTES = 64 << 20
+PYTHON = (".py", ".pyw")
+
+
+@dataclass(frozen=True)
+class Original:
+    """A file as it was read; ``target`` is what a symbolic link points to."""
+
+    path: Path
+    target: Path
+    content: bytes
+    text: str
+    encoding: str
+
+
+def read(path: Path) -> Original:
+    """Raises PatchError for what is no text file, with what it is instead."""
+    try:
+        target = path.resolve(strict=True)
+        status = target.stat()
+    except FileNotFoundError:
+        raise PatchError(f"{path}: there is no such file{_near(path)}") from None
+    except (OSError, RuntimeError, ValueError) as error:
+        raise PatchError(f"{path} can't be read: {error}") from None
+    if stat.S_ISDIR(status.st_mode):
+        raise PatchError(f"{path} is a folder; name the file in it")
+    if not stat.S_ISREG(status.st_mode):
+        raise PatchError(f"{path} is a device or a pipe, not a file")
+    if status.st_size > LARGEST_BYTES:
+        raise PatchError(f"{path} has {status.st_size:,} bytes, over the {LARGEST_BYTES:,} that are read")
+    try:
+        content = target.read_bytes()
+    except OSError as error:
+        raise PatchError(f"{path} can't be read: {error.strerror}") from None
+    if b"\0" in content:
+        raise PatchError(f"{path} is a binary file")
+    encoding = _encoding(path, content)
+    try:
+        text = content.decode(encoding)
+        is_kept = text.encode(encoding) == content
+    except (UnicodeError, LookupError) as error:
+        raise PatchError(f"{path} is not text in {encoding}: {error}") from None
+    if not is_kept:
+        raise PatchError(f"{path} can't be written back byte for byte in {encoding}; save it as UTF-8 first")
+    return Original(path, target, content, text, encoding)
+
+
+def _near(path: Path) -> str:
+    with contextlib.suppress(OSError, ValueError):
+        near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1)
+        return f"; did you mean {path.with_name(near[0])}?" if near else ""
+    return ""
+
+
+def _encoding(path: Path, content: bytes) -> str:
+    """As Python's own coding line says; UTF-8, with or without a mark, for everything else."""
+    if path.suffix.lower() in PYTHON:
+        try:
+            return tokenize.detect_encoding(io.BytesIO(content).readline)[0]
+        except SyntaxError as error:
+            raise PatchError(f"{path}: {error.msg}. The file is untouched.") from None
+    return "utf-8-sig" if content.startswith(b"\xef\xbb\xbf") else "utf-8"
+
+
+def replace(original: Original, text: str) -> None:
+    """The whole new file under the old name, with the old mode and, where allowed, owner.
+
+    Raises PatchError where the folder can't be written to, or the file has changed since it was read.
+    """
+    target = original.target
+    if not os.access(target, os.W_OK):
+        raise PatchError(f"{original.path} is read-only")
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=f".{target.name[:40]}.", dir=target.parent)
+    except OSError as error:
+        raise PatchError(f"{original.path} can't be replaced: {error.strerror} in {target.parent}") from None
+    new = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(text.encode(original.encoding))
+            file.flush()
+            os.fsync(file.fileno())
+        _keep_owner_and_mode(target, new)
+        if target.read_bytes() != original.content:
+            raise PatchError(f"{original.path} was changed by somebody else in the meantime; run it again")
+        os.replace(new, target)
+    except OSError as error:
+        raise PatchError(f"{original.path} can't be replaced: {error.strerror}. The file is untouched.") from None
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def _keep_owner_and_mode(old: Path, new: Path) -> None:
+    status = old.stat()
+    if status.st_uid != new.stat().st_uid or status.st_gid != new.stat().st_gid:
+        with contextlib.suppress(PermissionError):
+            shutil.chown(new, status.st_uid, status.st_gid)
+    new.chmod(stat.S_IMODE(status.st_mode))

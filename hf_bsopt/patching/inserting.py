@@ -1,0 +1,117 @@
+"""A missing value written right beside the batch size, in its neighbour's formatting."""
+
+from __future__ import annotations
+
+import re
+
+from ..errors import PatchError
+from .keys import ACCUMULATION, TRANSFORMERS, Meaning, spelled
+from .sites import Document, Edit, Reference, Site
+
+_ENDS = {
+    "dict": r"[ \t]*,[ \t]*(?:#[^\r\n]*)?(\r\n|\r|\n)",
+    "keywords": r"[ \t]*,[ \t]*(?:#[^\r\n]*)?(\r\n|\r|\n)",
+    "json": r"[ \t]*,[ \t]*(\r\n|\r|\n)",
+    "yaml": r"[ \t]*(?:#[^\r\n]*)?(\r\n|\r|\n)",
+    "class": r"[ \t]*(?:#[^\r\n]*)?(\r\n|\r|\n)",
+    "item": r"[ \t]*(?:#[^\r\n]*)?(\r\n|\r|\n)",
+}
+"""How an entry that ends its line goes on, where a new line may follow."""
+_OPERATORS = {
+    "dict": r"[\"'][ \t]*:[ \t]*",
+    "json": r"\"[ \t]*:[ \t]*",
+    "keywords": r"[ \t]*=[ \t]*",
+    "yaml": r"[\"']?[ \t]*:[ \t]+",
+    "yaml flow": r"[\"']?[ \t]*:[ \t]*",
+    "class": r"(?:[ \t]*:[^=\r\n]+?)?[ \t]*=[ \t]*",
+    "item": r"[^=\r\n]*=[ \t]*",
+    "flags": r"=|[ \t]+",
+}
+_GLOBAL_SIZES = {"train_micro_batch_size_per_gpu": "train_batch_size", "micro_batch_size": "batch_size"}
+"""DeepSpeed and axolotl work the accumulation out of these where it isn't given."""
+AXOLOTL = "micro_batch_size"
+
+
+def neighbour(document: Document, batch: Site) -> Site:
+    """Where transformers reads it, if there is one such call; else the batch size's own place."""
+    calls = [site for site in document.sites if site.kind == "keyword" and spelled(site.name) in TRANSFORMERS]
+    return calls[0] if len(calls) == 1 else batch
+
+
+def insertion(document: Document, meaning: Meaning, value: str, batch: Site, key: str | None) -> tuple[Edit, Site, str]:
+    """(the edit, the neighbour, the name that was written). Raises PatchError where none can stand safely."""
+    beside = neighbour(document, batch)
+    style = beside.container.style
+    known = spelled(beside.name) in TRANSFORMERS or (style.startswith("yaml") and spelled(beside.name) == AXOLOTL)
+    if meaning == "max_length" or (meaning != ACCUMULATION and not known):
+        raise _nowhere(document, meaning, beside, "and it can't be told where your code would read it")
+    check_global_size(document, beside)
+    if style == "none" or (style == "flags" and not known):
+        raise _nowhere(document, meaning, beside, "and nothing here would read it: the training loop has to accumulate")
+    if beside.container.is_open:
+        raise _nowhere(document, meaning, beside, "unless what is unpacked beside the batch size brings it in")
+    name = _name(meaning, beside.name, key)
+    return _edit(beside, name, value), beside, name
+
+
+def check_global_size(document: Document, batch: Site) -> None:
+    """Raises PatchError where the accumulation is worked out of a whole batch that stands beside."""
+    whole = _GLOBAL_SIZES.get(spelled(batch.name))
+    if whole is not None and whole in batch.container.names:
+        raise _nowhere(
+            document,
+            ACCUMULATION,
+            batch,
+            f"and is worked out of {whole} beside it: delete {whole}, it follows from both",
+        )
+
+
+def _nowhere(document: Document, meaning: Meaning, beside: Site, why: str) -> PatchError:
+    return PatchError(
+        f"{document.name}: there is no {meaning} in this file, {why}:\n{document.excerpt([beside])}\n"
+        f"Write it where your code reads it, and name it with --key {meaning}=NAME. The file is untouched."
+    )
+
+
+def _name(meaning: Meaning, beside: str, key: str | None) -> str:
+    if key is not None:
+        return key.split(":")[0].split(".")[-1]
+    return meaning.upper() if beside.isupper() else meaning
+
+
+def _edit(beside: Site, name: str, value: str) -> Edit:
+    """After the neighbour where it ends its line, else before it: before an entry is always a place for another."""
+    text, style = beside.chunk.text, beside.container.style
+    entry = _entry(beside, name, value)
+    if style == "flags":
+        return beside.chunk.edit(beside.end, beside.end, f" {entry}")
+    line = max(text.rfind("\n", 0, beside.start), text.rfind("\r", 0, beside.start)) + 1
+    indent = text[line : beside.start]
+    starts_line = not indent.strip()
+    end = re.compile(_ENDS[style]).match(text, beside.end) if style in _ENDS and starts_line else None
+    comma = "" if style in ("yaml", "class", "item") else ","
+    if end is not None:
+        return beside.chunk.edit(end.end(), end.end(), f"{indent}{entry}{comma}{end.group(1)}")
+    newline = _newline(text, line)
+    if style == "yaml":
+        return beside.chunk.edit(beside.start, beside.start, f"{entry}{newline}{' ' * len(indent)}")
+    if starts_line and line:
+        return beside.chunk.edit(beside.start, beside.start, f"{entry}{comma}{newline}{indent}")
+    return beside.chunk.edit(beside.start, beside.start, f"{entry}{comma or ';'} ")
+
+
+def _newline(text: str, line: int) -> str:
+    """As the line before ends, or the first of the file."""
+    found = re.search(r"\r\n|\r|\n", text[max(line - 2, 0) :] if line else text)
+    return found.group() if found else "\n"
+
+
+def _entry(beside: Site, name: str, value: str) -> str:
+    """The neighbour's own text up to its value, with the other name."""
+    style = beside.container.style
+    written = beside.chunk.text[beside.start : beside.end]
+    spelling = re.escape(beside.name).replace("_", "[_-]") if style == "flags" else re.escape(beside.name)
+    found = re.compile(rf"(.*?){spelling}({_OPERATORS[style]})", re.DOTALL).match(written)
+    if found is None:
+        return f"{name}={value}" if isinstance(beside.value, Reference) else f"{name}: {value}"
+    return f"{found.group(1)}{name}{found.group(2)}{value}"

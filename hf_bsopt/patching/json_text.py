@@ -1,0 +1,150 @@
+"""JSON with the position of every value: the standard library's reader does not say where things stand."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import cast
+
+_SPACE = re.compile(r"[ \t\n\r]*")
+_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
+_WORD = re.compile(r"true|false|null|NaN|-?Infinity")
+_ESCAPED_PAIR = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}")
+_DECODER = json.JSONDecoder()
+DEEPEST = 200
+
+
+class JsonError(ValueError):
+    """Not JSON; the message has the line."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """A string; ``start`` and ``end`` include its quotes."""
+
+    value: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """A number, true, false or null: the value as `json` reads it."""
+
+    value: object
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Array:
+    items: tuple[Node, ...]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Object:
+    """The pairs in order; of equal keys readers take the last."""
+
+    pairs: tuple[tuple[Text, Node], ...]
+    start: int
+    end: int
+
+    def get(self, key: str) -> Node | None:
+        return next((value for name, value in reversed(self.pairs) if name.value == key), None)
+
+
+Node = Text | Scalar | Array | Object
+
+
+def read(text: str) -> Node:
+    """Raises JsonError."""
+    reader = _Reader(text)
+    node = reader.node(reader.skip(0), 0)
+    if reader.skip(node.end) != len(text):
+        raise reader.error(reader.skip(node.end), "something follows the end")
+    return node
+
+
+class _Reader:
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def skip(self, at: int) -> int:
+        return cast(re.Match[str], _SPACE.match(self.text, at)).end()
+
+    def error(self, at: int, what: str) -> JsonError:
+        return JsonError(f"line {self.text.count(chr(10), 0, at) + 1}: {what}")
+
+    def node(self, at: int, depth: int) -> Node:
+        if depth > DEEPEST:
+            raise self.error(at, f"nested more than {DEEPEST} deep")
+        match self.text[at : at + 1]:
+            case '"':
+                return self.string(at)
+            case "{":
+                return self.object(at, depth)
+            case "[":
+                return self.array(at, depth)
+        if found := _WORD.match(self.text, at) or _NUMBER.match(self.text, at):
+            try:
+                return Scalar(json.loads(found.group()), at, found.end())
+            except ValueError as error:  # more digits than int takes
+                raise self.error(at, str(error)) from None
+        raise self.error(at, "a value is expected")
+
+    def string(self, at: int) -> Text:
+        try:
+            value, end = _DECODER.raw_decode(self.text, at)
+        except ValueError as error:
+            raise self.error(at, str(error).split(":")[0]) from None
+        return Text(value, at, end)
+
+    def array(self, at: int, depth: int) -> Array:
+        items: list[Node] = []
+        here = self.skip(at + 1)
+        while self.text[here : here + 1] != "]":
+            if items:
+                here = self._comma(here)
+            items.append(self.node(here, depth + 1))
+            here = self.skip(items[-1].end)
+        return Array(tuple(items), at, here + 1)
+
+    def object(self, at: int, depth: int) -> Object:
+        pairs: list[tuple[Text, Node]] = []
+        here = self.skip(at + 1)
+        while self.text[here : here + 1] != "}":
+            if pairs:
+                here = self._comma(here)
+            if self.text[here : here + 1] != '"':
+                raise self.error(here, "a name in quotes is expected")
+            key = self.string(here)
+            colon = self.skip(key.end)
+            if self.text[colon : colon + 1] != ":":
+                raise self.error(colon, "a colon is expected")
+            value = self.node(self.skip(colon + 1), depth + 1)
+            pairs.append((key, value))
+            here = self.skip(value.end)
+        return Object(tuple(pairs), at, here + 1)
+
+    def _comma(self, at: int) -> int:
+        if self.text[at : at + 1] != ",":
+            raise self.error(at, "a comma or the end is expected")
+        return self.skip(at + 1)
+
+
+def raw_positions(text: str, string: Text) -> list[int]:
+    """Where each character of the string's value stands in the text, and where the closing quote does."""
+    places: list[int] = []
+    at, end = string.start + 1, string.end - 1
+    while at < end:
+        places.append(at)
+        if text[at] != "\\":
+            at += 1
+        elif text[at + 1] != "u":
+            at += 2
+        else:
+            at += 12 if _ESCAPED_PAIR.match(text, at) else 6
+    return [*places, end]

@@ -1,0 +1,116 @@
+"""What IPython adds to Python, masked so that `ast` reads the rest and every character keeps its place."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from .python_values import parse
+from .sites import line_starts
+
+PYTHON_CELLS = frozenset({"time", "timeit", "capture", "prun", "memit", "debug", "notify", "skip", "wandb"})
+"""Cell magics whose body is Python of this notebook."""
+_CELL_MAGIC = re.compile(r"%%\s*(\w+)(.*)")
+_LINE_MAGIC = re.compile(r"[ \t]*([%!?,;/].*|[%\w.*]+\?{1,2}[ \t]*)$", re.DOTALL)
+_ASSIGNED = re.compile(r"[ \t]*[\w., \t\[\]'\"()*]+=[ \t]*([!%].*)$", re.DOTALL)
+_COMMAND = re.compile(r"[ \t]*(?:[\w., \t]+=[ \t]*)?(?:!!?|%run\b|%sx\b|%system\b|%%?bash\b)")
+_STRING = re.compile(r"""(?:'''|\"\"\"|'(?:\\.|[^'\\\r\n])*'|"(?:\\.|[^"\\\r\n])*")""")
+
+
+@dataclass(frozen=True)
+class Masked:
+    """Python that has as many characters on each line as the cell, and the command lines that were masked."""
+
+    source: str
+    commands: tuple[tuple[int, int], ...] = ()
+    """(start, end) in characters."""
+    file: str = ""
+    """Where the cell is written to, for %%writefile train.py."""
+
+
+def mask(cell: str) -> Masked | None:
+    """None for a cell that isn't Python: %%bash, %%html. What is masked badly is left for `ast` to refuse."""
+    body, file = cell, ""
+    blank = len(cell) - len(cell.lstrip("\r\n"))
+    if found := _CELL_MAGIC.match(cell, blank):
+        name, rest = found.group(1), found.group(2).strip()
+        if name in ("writefile", "file"):
+            file = rest.removeprefix("-a").strip().strip("'\"")
+            if not file.endswith(".py"):
+                return None
+        elif name not in PYTHON_CELLS:
+            return None
+        body = cell[:blank] + " " * (found.end() - blank) + cell[found.end() :]
+    if file or _is_python(body):
+        return Masked(body, file=file)
+    return _mask_lines(body)
+
+
+def _is_python(source: str) -> bool:
+    try:
+        parse(source)
+    except SyntaxError:
+        return False
+    return True
+
+
+def _mask_lines(cell: str) -> Masked:
+    starts = [*line_starts(cell), len(cell)]
+    parts: list[str] = []
+    commands: list[tuple[int, int]] = []
+    state, number = "", 0
+    while number < len(starts) - 1:
+        line = cell[starts[number] : starts[number + 1]]
+        if not state and (found := _LINE_MAGIC.match(line.rstrip("\r\n")) or _ASSIGNED.match(line.rstrip("\r\n"))):
+            last = number
+            while cell[starts[last] : starts[last + 1]].rstrip("\r\n").endswith("\\") and last + 2 < len(starts):
+                last += 1
+            begin, end = starts[number], starts[last + 1]
+            if _COMMAND.match(line):
+                commands.append((begin, end))
+            parts.append(_blank(cell[begin:end], found.start(1)))
+            number = last + 1
+            continue
+        parts.append(line)
+        state = _state_after(line, state)
+        number += 1
+    return Masked("".join(parts), tuple(commands))
+
+
+def _blank(text: str, at: int) -> str:
+    """Spaces for all but line ends, and a statement, 0, at the place of the magic."""
+    return text[:at] + "0" + re.sub(r"[^\r\n]", " ", text[at + 1 :])
+
+
+def _state_after(line: str, state: str) -> str:
+    r"""What is still open at the line's end: brackets, three quotes, a backslash; "" at the start of a statement."""
+    depth, at = state.count("("), 0
+    quotes = state if state and state[0] in "'\"" else ""
+    if quotes:
+        quotes, _, brackets = state.partition(" ")
+        depth = brackets.count("(")
+    while at < len(line):
+        if quotes:
+            end = _closing(line, quotes, at)
+            if end < 0:
+                return f"{quotes} {'(' * depth}"
+            quotes, at = "", end
+            continue
+        character = line[at]
+        if character == "#":
+            break
+        if found := _STRING.match(line, at):
+            at = found.end()
+            quotes = found.group() if len(found.group()) == 3 and found.group()[0] * 3 == found.group() else ""
+            continue
+        depth += (character in "([{") - (character in ")]}")
+        at += 1
+    if depth > 0:
+        return "(" * depth
+    return "\\" if line.rstrip("\r\n").endswith("\\") else ""
+
+
+def _closing(line: str, quotes: str, at: int) -> int:
+    """Just behind the closing quotes, -1 where they aren't on this line."""
+    found = re.compile(rf"(?:\\.|(?!{quotes})[^\\])*{quotes}", re.DOTALL).match(line, at)
+    return found.end() if found else -1

@@ -1,0 +1,135 @@
+"""Notebooks: the source of each cell with its place in the file, so that nothing else of the JSON is touched."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+
+from ..errors import PatchError
+from . import shell
+from .json_text import Array, JsonError, Node, Object, Scalar, Text, raw_positions, read
+from .keys import MEANINGS, rank
+from .magics import Masked, mask
+from .python_sites import PythonReader
+from .sites import Chunk, Document, Edit
+
+FORMATS = (3, 4)
+
+
+def document(name: str, text: str) -> Document:
+    """Every binding in the code cells. Raises PatchError for what is no notebook of Python."""
+    try:
+        root = read(text)
+    except JsonError as error:
+        raise PatchError(f"{name} is no notebook: {error}. The file is untouched.") from None
+    if not isinstance(root, Object):
+        raise PatchError(f"{name} is no notebook: it holds no cells. The file is untouched.")
+    version = root.get("nbformat")
+    if not isinstance(version, Scalar) or version.value not in FORMATS:
+        raise PatchError(f"{name}: notebooks of nbformat 3 and 4 can be patched; open and save it in Jupyter first")
+    language = _language(root)
+    if language not in ("python", "ipython"):
+        raise PatchError(f"{name} is a notebook of {language}, and only Python can be patched. The file is untouched.")
+    chunks = tuple(_chunk(text, number, source) for number, source in _sources(root, version.value == 3))
+    return _read_cells(name, text, chunks)
+
+
+def _read_cells(name: str, text: str, chunks: tuple[Chunk, ...]) -> Document:
+    notebook = PythonReader()
+    unreadable = []
+    for chunk in chunks:
+        masked = mask(_without_surrogates(chunk.text))
+        if masked is None:
+            continue
+        try:
+            _read_cell(notebook, chunk, masked)
+        except SyntaxError as error:
+            if problem := _speaks(chunk, error):
+                unreadable.append(f"{name}, {problem}")
+    return Document(
+        name,
+        text,
+        tuple(notebook.sites),
+        tuple(unreadable),
+        tuple(notebook.aliases.items()),
+        tuple(notebook.reads),
+        chunks,
+    )
+
+
+def _read_cell(notebook: PythonReader, chunk: Chunk, masked: Masked) -> None:
+    """A file that a cell writes is a program of its own, in a scope of its own."""
+    if masked.file:
+        with notebook.file(masked.file):
+            notebook.read(chunk, masked.source)
+        return
+    notebook.read(chunk, masked.source)
+    for start, end in masked.commands:
+        for site in shell.flags(chunk, start, end):
+            notebook.add(site)
+
+
+def _speaks(chunk: Chunk, error: SyntaxError) -> str:
+    """In words, where a cell that `ast` can't read gives a number to a name that is looked for."""
+    for found in re.finditer(r"""([A-Za-z_]\w*)["']?\]?[ \t]*[:=][ \t]*[0-9]""", chunk.text):
+        if any(rank(meaning, found.group(1)) is not None for meaning in MEANINGS):
+            line = chunk.line_of(found.start())
+            return f"cell {chunk.cell}: {error.msg} (line {error.lineno}); its line {line}: {chunk.line(line).strip()}"
+    return ""
+
+
+def _language(root: Object) -> str:
+    """As the notebook's metadata say; python where they say nothing."""
+    metadata = root.get("metadata")
+    for group, key in (("language_info", "name"), ("kernelspec", "language")):
+        holder = metadata.get(group) if isinstance(metadata, Object) else None
+        language = holder.get(key) if isinstance(holder, Object) else None
+        if isinstance(language, Text):
+            return language.value.lower()
+    return "python"
+
+
+def _sources(root: Object, is_old: bool) -> Iterator[tuple[int, tuple[Text, ...]]]:
+    """(the cell's number from 1, the strings of its source), for each cell of code."""
+    holders = _items(root.get("worksheets")) if is_old else (root,)
+    cells = [cell for holder in holders if isinstance(holder, Object) for cell in _items(holder.get("cells"))]
+    for number, cell in enumerate(cells, 1):
+        if not isinstance(cell, Object):
+            continue
+        kind, source = cell.get("cell_type"), cell.get("input" if is_old else "source")
+        if not isinstance(kind, Text) or kind.value != "code":
+            continue
+        lines = (source,) if isinstance(source, Text) else _items(source)
+        yield number, tuple(line for line in lines if isinstance(line, Text))
+
+
+def _items(node: Node | None) -> tuple[Node, ...]:
+    return node.items if isinstance(node, Array) else ()
+
+
+def _chunk(text: str, number: int, source: tuple[Text, ...]) -> Chunk:
+    def edit(start: int, end: int, new: str) -> Edit:
+        """In the string of the source that holds it; whole new lines between two strings become a string."""
+        behind = 0
+        for place, string in enumerate(source):
+            first, behind = behind, behind + len(string.value)
+            if start == end == first and place and new.endswith("\n") and source[place - 1].value.endswith("\n"):
+                between = text[source[place - 1].end : string.start]
+                return Edit(string.start, string.start, _escaped(new, text, string, quotes=True) + between)
+            if start < behind or (start == behind and place == len(source) - 1):
+                places = raw_positions(text, string)
+                return Edit(places[start - first], places[end - first], _escaped(new, text, string, quotes=False))
+        raise PatchError(f"cell {number} has no character {start}")
+
+    return Chunk("".join(string.value for string in source), number, edit)
+
+
+def _escaped(new: str, text: str, string: Text, *, quotes: bool) -> str:
+    """As the neighbouring string is written: non-ASCII escaped unless it has some as it is."""
+    written = json.dumps(new, ensure_ascii=text[string.start : string.end].isascii())
+    return written if quotes else written[1:-1]
+
+
+def _without_surrogates(source: str) -> str:
+    return re.sub(r"[\ud800-\udfff]", "?", source)

@@ -1,0 +1,134 @@
+"""The road of a patch: read, find, choose, edit, check, replace.
+
+    patch("train.ipynb", {"batch_size": 48, "gradient_accumulation_steps": 1}, dry_run=True).diff
+
+Imports neither torch nor transformers; YAML needs ruamel.yaml (the extra ``patch``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from ..errors import PatchError
+from . import config_files, diffing, files, notebook
+from .keys import check_meaning, check_values
+from .planning import Change, Plan, plan
+from .python_sites import document as python_document
+from .sites import Document, Number
+
+FORMATS: dict[str, Callable[[str, str], Document]] = {
+    ".py": python_document,
+    ".pyw": python_document,
+    ".ipynb": notebook.document,
+    ".yaml": config_files.yaml_document,
+    ".yml": config_files.yaml_document,
+    ".json": config_files.json_document,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Patched:
+    """What was changed, or with ``dry_run`` would be; ``str()`` is what a command line prints."""
+
+    path: Path
+    diff: str
+    """Unified; "" where everything stood there before."""
+    changes: tuple[Change, ...]
+    notes: tuple[str, ...]
+    """Why these places, and what was left."""
+    is_written: bool
+    already: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [*(f"· {note}" for note in self.notes)]
+        if self.changes:
+            lines.append(f"{self.path}: {'patched' if self.is_written else 'not written, this is a dry run'}")
+        elif self.already:
+            lines.append(f"{self.path}: already so ({', '.join(self.already)})")
+        else:
+            lines.append(f"{self.path}: nothing to change")
+        return self.diff + "\n".join(lines)
+
+
+def patch(
+    path: str | os.PathLike[str],
+    values: Mapping[str, int | float],
+    *,
+    keys: Mapping[str, str] | None = None,
+    dry_run: bool = False,
+) -> Patched:
+    """Changes the values where they stand in a script, notebook, YAML or JSON file; nothing else by a byte.
+
+    ``values``: batch_size and whichever of gradient_accumulation_steps, learning_rate, warmup_steps, max_length are
+    wanted; ``Report.config`` is one. ``keys``: what the file calls one of them, such as {"batch_size": "CFG.train_bs"},
+    with ":LINE" (":CELL:LINE" in a notebook) where the name stands several times. Raises PatchError, which is a
+    UsageError, where it can't be told with certainty what to change: then, and with ``dry_run``, the file is untouched.
+    """
+    wanted = check_values(values)
+    named = {check_meaning(meaning): key for meaning, key in (keys or {}).items()}
+    where = Path(path)
+    read = FORMATS.get(where.suffix.lower())
+    original = files.read(where)
+    if read is None:
+        raise PatchError(
+            f"{where}: what is patched are {', '.join(FORMATS)}, not {where.suffix or 'a file without suffix'}"
+        )
+    document = read(where.name, original.text)
+    planned = plan(document, wanted, named)
+    text = diffing.apply(original.text, planned.edits)
+    after = read(where.name, text)
+    _check(document, after, planned)
+    if planned.edits and not dry_run:
+        files.replace(original, text)
+    diff = _diff(document, after, planned)
+    is_written = bool(planned.edits) and not dry_run
+    return Patched(where, diff, planned.changes, planned.notes, is_written, planned.already)
+
+
+def _check(before: Document, after: Document, planned: Plan) -> None:
+    """The patched text parses, and binds what the old one did but for the changes. Raises PatchError if not."""
+    changed: set[tuple[int | None, int]] = set()
+    inserted = 0
+    new = iter(after.sites)
+    for site in before.sites:
+        other = next(new, None)
+        while other is not None and (other.path, other.kind) != (site.path, site.kind):
+            inserted += 1
+            other = next(new, None)
+        if other is None or (not isinstance(site.value, Number) and other.value != site.value):
+            raise _too_far(before)
+        if isinstance(site.value, Number) and (
+            not isinstance(other.value, Number) or other.value.value != site.value.value
+        ):
+            changed.add((site.chunk.cell, site.value.start))
+    inserted += len(list(new))
+    replaced = sum(1 for change in planned.changes if change.old)
+    if (len(changed), inserted) != (replaced, planned.inserted) or len(before.unreadable) != len(after.unreadable):
+        raise _too_far(before)
+
+
+def _too_far(document: Document) -> PatchError:
+    return PatchError(f"{document.name}: the change would reach further than it should. The file is untouched.")
+
+
+def _diff(before: Document, after: Document, planned: Plan) -> str:
+    """Of the file; of the cells, for a notebook that is all on one line."""
+    is_notebook = any(chunk.cell is not None for chunk in before.chunks)
+    if is_notebook and diffing.longest_line(before.text, planned.edits) > diffing.LONGEST_LINE:
+        return "".join(
+            "".join(
+                difflib.unified_diff(
+                    [*diffing.lines(chunk.text)],
+                    [*diffing.lines(other.text)],
+                    f"a/{before.name} (cell {chunk.cell})",
+                    f"b/{before.name} (cell {chunk.cell})",
+                )
+            )
+            for chunk, other in zip(before.chunks, after.chunks, strict=True)
+            if chunk.text != other.text
+        )
+    return diffing.unified_diff(before.name, before.text, planned.edits)

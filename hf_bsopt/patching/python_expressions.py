@@ -1,0 +1,205 @@
+"""Bindings inside Python expressions: dicts, keywords of calls, options of argparse, flags in lists."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+
+from .keys import vocabulary, words
+from .python_values import Positions, as_number, dotted, last_name, names_in
+from .sites import ANY, OPTIONS, Chunk, Container, Kind, Number, Path, Site, Value
+
+OPTION_CALLS = frozenset({"add_argument", "option", "DEFINE_integer", "DEFINE_float", "DEFINE_string"})
+ONLY_SHOWN = frozenset({"print", "pprint", "display", "len", "type", "vars", "repr", "str", "info", "debug"})
+"""Calls that read a value and train nothing with it."""
+
+
+class ExpressionReader:
+    """``sites``, ``aliases`` and ``reads`` are what was found so far, in a scope that `PythonReader` keeps."""
+
+    def __init__(self) -> None:
+        self.sites: list[Site] = []
+        self.aliases: dict[str, str] = {}
+        self.reads: list[tuple[int, Path]] = []
+        self._order = 0
+        self._containers = 0
+        self._scope: Path = ()
+        self._class: Path = ()
+        self._guard = ""
+        self._is_local = False
+        self._local_names: set[Path] = set()
+        self._chunk: Chunk
+        self._positions: Positions
+
+    def add(self, site: Site) -> None:
+        self._order += 1
+        self.sites.append(dataclasses.replace(site, order=self._order))
+
+    def container(self) -> int:
+        self._containers += 1
+        return self._containers
+
+    def _path_of(self, target: ast.expr) -> Path:
+        """() for what has no constant name."""
+        path = dotted(target)
+        if path is None:
+            return ()
+        if path[0] == "self" and self._class:
+            return (*self._class, *path[1:])
+        local = (*self._scope, path[0])
+        if isinstance(target, ast.Name) or local in self._local_names:
+            return (*self._scope, *path)
+        return path
+
+    def _site(
+        self,
+        path: Path,
+        kind: Kind,
+        value: Value,
+        container: Container,
+        node: ast.expr | ast.stmt | ast.keyword | ast.arg,
+    ) -> None:
+        start, end = self._positions.start(node), self._positions.end(node)
+        self.add(
+            Site(path, kind, value, self._chunk, container, start, end, guard=self._guard, is_local=self._is_local)
+        )
+
+    def _look_into(self, node: ast.expr, owner: Path) -> None:
+        """Bindings inside an expression that is assigned to ``owner``."""
+        match node:
+            case ast.Dict():
+                self._mapping(node, owner, "entry")
+            case ast.Call():
+                self._call(node, owner)
+            case ast.Name() | ast.Attribute() | ast.Subscript():
+                self._read(node)
+            case _:
+                if isinstance(node, ast.List | ast.Tuple):
+                    self._flags(node)
+                for child in ast.iter_child_nodes(node):
+                    if isinstance(child, ast.expr):
+                        is_one_of = isinstance(node, ast.List | ast.Tuple | ast.IfExp)
+                        self._look_into(child, (*owner, ANY) if is_one_of else ())
+                    elif isinstance(child, ast.comprehension):
+                        self._look_into(child.iter, ())
+
+    def _read(self, node: ast.expr) -> None:
+        path = dotted(node)
+        if path is not None and not self._is_local:
+            self.reads.append((self._order, path))
+        elif path is None:
+            for child in ast.iter_child_nodes(node):
+                if isinstance(child, ast.expr):
+                    self._look_into(child, ())
+
+    def _mapping(self, node: ast.Dict, owner: Path, kind: Kind) -> None:
+        names = frozenset(
+            key.value for key in node.keys if isinstance(key, ast.Constant) and isinstance(key.value, str)
+        )
+        owner = owner or (ANY,)
+        container = Container(self.container(), "dict", names, is_open=None in node.keys)
+        for key, value in zip(node.keys, node.values, strict=True):
+            if isinstance(key, ast.Constant) and isinstance(key.value, str):
+                path = (*owner, key.value)
+                self._entry(path, kind, value, container, self._positions.start(key))
+            else:
+                path = (*owner, ANY)
+            self._look_into(value, path)
+
+    def _entry(self, path: Path, kind: Kind, value: ast.expr, container: Container, start: int) -> None:
+        end = self._positions.end(value)
+        found = self._positions.value(value)
+        self.add(
+            Site(path, kind, found, self._chunk, container, start, end, guard=self._guard, is_local=self._is_local)
+        )
+
+    def _call(self, node: ast.Call, owner: Path) -> None:
+        name = last_name(node.func)
+        match node.func, name:
+            case _, _ if name in OPTION_CALLS:
+                self._option(node)
+            case _, "set_defaults":
+                self._keywords(node, (OPTIONS,), "item")
+            case ast.Attribute(value=holder), "update" | "setdefault":
+                held = self._path_of(holder)
+                self._keywords(node, held, "item")
+                for argument in node.args:
+                    if isinstance(argument, ast.Dict):
+                        self._mapping(argument, held, "item")
+            case _, _ if name in vocabulary("mappings"):
+                self._keywords(node, owner or (ANY,), "entry")
+                for argument in node.args:
+                    self._look_into(argument, owner)
+            case _:
+                if name == "partial" and node.args:
+                    name = last_name(node.args[0])
+                self._keywords(node, (name or "?",), "keyword", about=_about(node, owner))
+                if name not in ONLY_SHOWN:
+                    for argument in node.args:
+                        self._look_into(argument, (name or "?", ANY))
+                self._look_into_callee(node.func)
+
+    def _look_into_callee(self, func: ast.expr) -> None:
+        """`TrainingArguments(…).set_dataloader(…)`, `Trainer(…).train()`: calls in what is called."""
+        for inner in ast.iter_child_nodes(func):
+            if isinstance(inner, ast.Call):
+                self._call(inner, ())
+
+    def _keywords(self, node: ast.Call, owner: Path, kind: Kind, about: str = "") -> None:
+        names = frozenset(word.arg for word in node.keywords if word.arg)
+        callee = last_name(node.args[0]) if last_name(node.func) == "partial" and node.args else last_name(node.func)
+        is_open = any(word.arg is None for word in node.keywords)
+        is_settings = kind != "keyword" or not vocabulary("settings").isdisjoint(words(callee)[-1:])
+        container = Container(self.container(), "keywords", names, is_open, callee, is_settings, about)
+        for word in node.keywords:
+            if word.arg is None:
+                self._look_into(word.value, owner)
+                continue
+            path = (*owner, word.arg)
+            self._entry(path, kind, word.value, container, self._positions.start(word))
+            if callee not in ONLY_SHOWN:
+                self._look_into(word.value, (*path, ANY) if kind == "keyword" else path)
+
+    def _option(self, node: ast.Call) -> None:
+        """add_argument("-b", "--batch_size", default=16), click.option(…), DEFINE_integer("batch_size", 16, …)."""
+        spoken = [word.value for word in node.args if isinstance(word, ast.Constant) and isinstance(word.value, str)]
+        longest = [word for word in spoken if word.startswith("--")] or spoken
+        default = next((word.value for word in node.keywords if word.arg == "default"), None)
+        if default is None and last_name(node.func).startswith("DEFINE_") and len(node.args) > 1:
+            longest, default = spoken[:1], node.args[1]
+        if default is None:
+            return
+        container = Container(self.container())
+        for name in longest:
+            path = (OPTIONS, name.lstrip("-").replace("-", "_"))
+            self._entry(path, "option", default, container, self._positions.start(node))
+
+    def _flags(self, node: ast.List | ast.Tuple) -> None:
+        """["--batch_size", "16"], as parse_args and subprocess take it."""
+        for flag, value in zip(node.elts, node.elts[1:], strict=False):
+            match flag, value:
+                case ast.Constant(value=str(name)), ast.Constant(value=str(text)) if name.startswith("--"):
+                    if as_number(text) is not None:
+                        path = (OPTIONS, name.lstrip("-").replace("-", "_"))
+                        self._entry(path, "flag", value, Container(self.container()), self._positions.start(flag))
+        for flag in node.elts:
+            match flag:
+                case ast.Constant(value=str(name)) if name.startswith("--") and "=" in name:
+                    self._joined_flag(flag, name)
+
+    def _joined_flag(self, node: ast.expr, text: str) -> None:
+        name, _, value = text.partition("=")
+        number = as_number(value)
+        start, end = self._positions.start(node), self._positions.end(node)
+        if number is None or self._positions.text[start + 1 : end - 1] != text:
+            return
+        found = Number(number, end - 1 - len(value), end - 1)
+        path = (OPTIONS, name.lstrip("-").replace("-", "_"))
+        self.add(Site(path, "flag", found, self._chunk, Container(self.container()), start, end, guard=self._guard))
+
+
+def _about(node: ast.Call, owner: Path) -> str:
+    """What a call is for, as far as names say: what it is assigned to, what it is called, what it is given."""
+    given = [name for argument in node.args for name in sorted(names_in(argument))]
+    given += [name for word in node.keywords if word.arg in ("dataset", "data", "x") for name in names_in(word.value)]
+    return " ".join([*owner[-1:], last_name(node.func), *given])

@@ -1,0 +1,236 @@
+"""Every binding in Python source, in the order in which it happens: assignments, classes, functions, conditions."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+
+from ..errors import PatchError
+from .keys import vocabulary
+from .python_expressions import ExpressionReader
+from .python_values import Positions, dotted, is_debugging, last_name, names_in, parse
+from .sites import DEBUG, OPTIONS, Chunk, Computed, Container, Document, Value, whole_file
+
+PARSING = frozenset({"parse_args", "parse_known_args"})
+_Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+class PythonReader(ExpressionReader):
+    """Reads one chunk after the other as one program."""
+
+    def read(self, chunk: Chunk, source: str) -> None:
+        """``source`` is the chunk's text with what is no Python masked. Raises SyntaxError."""
+        tree = parse(source)
+        self._chunk, self._positions = chunk, Positions(source)
+        state = self._scope, self._class, self._guard, self._is_local
+        try:
+            self._block(tree.body)
+        except RecursionError as error:
+            self._scope, self._class, self._guard, self._is_local = state
+            raise SyntaxError("nested too deep") from error
+
+    @contextlib.contextmanager
+    def file(self, name: str) -> Iterator[None]:
+        """What is read inside is a program of its own."""
+        outer = self._scope
+        self._scope = (name,)
+        try:
+            yield
+        finally:
+            self._scope = outer
+
+    def _block(self, body: Sequence[ast.stmt]) -> None:
+        for statement in body:
+            self._statement(statement)
+
+    def _statement(self, node: ast.stmt) -> None:
+        match node:
+            case ast.ClassDef():
+                self._class_body(node)
+            case ast.FunctionDef() | ast.AsyncFunctionDef():
+                self._function(node)
+            case ast.Assign(targets=targets, value=value):
+                for target in targets:
+                    self._assign(target, value, node)
+                self._look_into(value, self._path_of(targets[0]))
+            case ast.AnnAssign(target=target, value=ast.expr() as value):
+                self._assign(target, value, node)
+                self._look_into(value, self._path_of(target))
+            case ast.AugAssign(target=target, value=value):
+                self._bind(target, Computed(names_in(target) | names_in(value), is_change=True), node)
+                self._look_into(value, ())
+            case ast.If():
+                self._condition(node)
+            case ast.For() | ast.AsyncFor() | ast.While():
+                self._loop(node)
+            case _:
+                self._others(node)
+
+    def _others(self, node: ast.AST) -> None:
+        """With, Try, Match, Return, Expr: statements inside as they come, expressions looked into."""
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.ExceptHandler | ast.match_case):
+                self._guarded(self._text(node), [child])
+            elif isinstance(child, ast.stmt):
+                self._statement(child)
+            elif isinstance(child, ast.expr):
+                self._look_into(child, ())
+            else:
+                self._others(child)
+
+    def _class_body(self, node: ast.ClassDef) -> None:
+        outer = self._scope, self._class, self._is_local
+        for decorator in node.decorator_list:
+            self._look_into(decorator, ())
+        self._scope = self._class = (*self._scope, node.name)
+        self._is_local = False
+        names = frozenset(name for part in node.body for name in _targets(part))
+        body = Container(self.container(), "class", names)
+        for statement in node.body:
+            match statement:
+                case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                    pass
+                case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value):
+                    pass
+                case _:
+                    self._statement(statement)
+                    continue
+            path = (*self._scope, name)
+            self._site(path, "attribute", self._positions.value(value), body, statement)
+            self._look_into(value, path)
+        self._scope, self._class, self._is_local = outer
+
+    def _function(self, node: _Function) -> None:
+        if any(isinstance(inner, ast.Call) and last_name(inner.func) in PARSING for inner in ast.walk(node)):
+            self.aliases[node.name] = OPTIONS
+        for decorator in node.decorator_list:
+            self._look_into(decorator, ())
+        outer = self._scope, self._is_local
+        is_init = node.name == "__init__" and bool(self._class)
+        self._scope = self._class if is_init else (*self._scope, node.name)
+        container = Container(self.container())
+        for argument, default in _defaults(node.args):
+            value = self._positions.value(default)
+            self._site((*self._scope, argument.arg), "parameter", value, container, argument)
+        self._is_local = True
+        self._block(node.body)
+        self._scope, self._is_local = outer
+
+    def _condition(self, node: ast.If) -> None:
+        self._look_into(node.test, ())
+        test = ast.unparse(node.test)
+        debug = is_debugging(node.test)
+        if "__name__" in test:
+            self._block([*node.body, *node.orelse])
+            return
+        for branch, body in ((True, node.body), (False, node.orelse)):
+            if debug is None:
+                word = "if" if branch else "if not"
+                self._guarded(f"{word} {test} (line {node.lineno})", body)
+            elif debug == branch:
+                self._guarded(DEBUG, body)
+            else:
+                self._block(body)
+
+    def _loop(self, node: ast.For | ast.AsyncFor | ast.While) -> None:
+        guard = f"loop (line {node.lineno})"
+        if isinstance(node, ast.While):
+            self._look_into(node.test, ())
+        else:
+            self._look_into(node.iter, ())
+            for name in _names(node.target):
+                self._bind(name, Computed(names_in(node.iter)), node)
+        self._guarded(guard, [*node.body, *node.orelse])
+
+    def _guarded(self, guard: str, body: Sequence[ast.AST]) -> None:
+        outer = self._guard
+        self._guard = outer if outer == DEBUG or not outer else f"{outer}, {guard}"
+        self._guard = guard if not outer else self._guard
+        for node in body:
+            if isinstance(node, ast.stmt):
+                self._statement(node)
+            else:
+                self._others(node)
+        self._guard = outer
+
+    def _text(self, node: ast.AST) -> str:
+        return f"{type(node).__name__.lower()} (line {getattr(node, 'lineno', 0)})"
+
+    def _assign(self, target: ast.expr, value: ast.expr, node: ast.stmt) -> None:
+        if isinstance(target, ast.Tuple | ast.List):
+            same = isinstance(value, ast.Tuple | ast.List) and len(value.elts) == len(target.elts)
+            if isinstance(value, ast.Call):
+                self._alias(target.elts[0] if target.elts else target, value)
+            for place, element in enumerate(target.elts):
+                if same and isinstance(value, ast.Tuple | ast.List):
+                    self._assign(element, value.elts[place], node)
+                else:
+                    self._bind(element, Computed(names_in(value)), node)
+            return
+        self._alias(target, value)
+        found = self._positions.value(value)
+        if isinstance(found, Computed) and dotted(target) in map(dotted, _expressions(value)):
+            found = Computed(found.names, is_change=True)
+        self._bind(target, found, node)
+
+    def _alias(self, target: ast.expr, value: ast.expr) -> None:
+        if not isinstance(target, ast.Name):
+            return
+        match value:
+            case ast.Call(func=func) if last_name(func) in PARSING:
+                self.aliases[target.id] = OPTIONS
+            case ast.Call(func=ast.Name(id=name)) | ast.Name(id=name) if name not in vocabulary("mappings") | {
+                target.id
+            }:
+                self.aliases[target.id] = name
+
+    def _bind(self, target: ast.expr, value: Value, node: ast.stmt) -> None:
+        path = self._path_of(target)
+        if isinstance(target, ast.Name):
+            self._local_names.add(path)
+            self._site(path, "variable", value, Container(0), node)
+        elif path:
+            self._site(path, "item", value, Container(self.container(), "item"), node)
+
+
+def document(name: str, text: str) -> Document:
+    """Every binding in a script. Raises PatchError for what this version of Python can't read."""
+    chunk = whole_file(text)
+    reader = PythonReader()
+    try:
+        reader.read(chunk, text)
+    except SyntaxError as error:
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        line = f"\n{Document(name, text, ()).row(chunk, error.lineno)}" if error.lineno else ""
+        raise PatchError(
+            f"{name} can't be read by Python {version}: {error.msg}{line}\nThe file is untouched."
+        ) from None
+    return Document(name, text, tuple(reader.sites), (), tuple(reader.aliases.items()), tuple(reader.reads), (chunk,))
+
+
+def _targets(statement: ast.stmt) -> list[str]:
+    match statement:
+        case ast.Assign(targets=targets):
+            return [target.id for target in targets if isinstance(target, ast.Name)]
+        case ast.AnnAssign(target=ast.Name(id=name)):
+            return [name]
+    return []
+
+
+def _expressions(node: ast.expr) -> list[ast.expr]:
+    return [inner for inner in ast.walk(node) if isinstance(inner, ast.expr)]
+
+
+def _names(target: ast.expr) -> list[ast.Name]:
+    return [inner for inner in ast.walk(target) if isinstance(inner, ast.Name)]
+
+
+def _defaults(arguments: ast.arguments) -> Iterator[tuple[ast.arg, ast.expr]]:
+    positional = [*arguments.posonlyargs, *arguments.args]
+    if arguments.defaults:
+        yield from zip(positional[-len(arguments.defaults) :], arguments.defaults, strict=True)
+    for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
+        if default is not None:
+            yield argument, default

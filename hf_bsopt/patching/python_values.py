@@ -1,0 +1,159 @@
+"""What an expression says about a value, and where it stands: positions of `ast` as characters of the text."""
+
+from __future__ import annotations
+
+import ast
+import re
+import warnings
+
+from .keys import speaks_of
+from .sites import Computed, Number, Path, Reference, Value, Word, line_starts
+
+WRAPPERS = frozenset({"field", "Field", "Option", "Argument", "Param", "Parameter"})
+"""`dataclasses.field(default=16)`, pydantic's and typer's: the default is the value."""
+CASTS = frozenset({"int", "float", "str"})
+_PLAIN_STRING = re.compile(r"""(["'])([^"'\\]*)\1""")
+
+
+def parse(source: str) -> ast.Module:
+    """Raises SyntaxError, also for what makes `ast` fail in another way."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "\d" in a user's string is not our concern
+        try:
+            return ast.parse(source)
+        except (ValueError, RecursionError, MemoryError, OverflowError) as error:
+            raise SyntaxError(f"{type(error).__name__}: {error}") from error
+
+
+class Positions:
+    """Turns the line and UTF-8 column of `ast` into a character of the text."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self._starts = line_starts(text)
+        self._encoded: dict[int, bytes | None] = {}
+
+    def at(self, line: int, column: int) -> int:
+        start = self._starts[line - 1]
+        if line not in self._encoded:
+            end = self._starts[line] if line < len(self._starts) else len(self.text)
+            content = self.text[start:end]
+            self._encoded[line] = None if content.isascii() else content.encode()
+        encoded = self._encoded[line]
+        return start + (column if encoded is None else len(encoded[:column].decode()))
+
+    def start(self, node: ast.expr | ast.stmt | ast.keyword | ast.arg) -> int:
+        return self.at(node.lineno, node.col_offset)
+
+    def end(self, node: ast.expr | ast.stmt | ast.keyword | ast.arg) -> int:
+        return self.at(node.end_lineno or node.lineno, node.end_col_offset or 0)
+
+    def value(self, node: ast.expr) -> Value:
+        """What stands there; for a number also where."""
+        match node:
+            case ast.Constant() | ast.UnaryOp(operand=ast.Constant()):
+                return self._constant(node)
+            case ast.IfExp():
+                is_debug = is_debugging(node.test)
+                if is_debug is None:
+                    return Computed(names_in(node))
+                return self.value(node.orelse if is_debug else node.body)
+            case ast.Call(func=func) if last_name(func) in WRAPPERS:
+                default = next((word.value for word in node.keywords if word.arg == "default"), None)
+                if default is None and node.args:
+                    default = node.args[0]
+                return Computed(names_in(node)) if default is None else self.value(default)
+            case ast.Call(func=ast.Name(id=cast), args=[inner], keywords=[]) if cast in CASTS:
+                return self.value(inner)
+        path = dotted(node)
+        if path is not None:
+            return Reference(path)
+        if isinstance(node, ast.Dict | ast.List | ast.Tuple | ast.Set | ast.JoinedStr | ast.Lambda):
+            return Word(type(node).__name__)
+        return Computed(names_in(node))
+
+    def _constant(self, node: ast.expr) -> Value:
+        start, end = self.start(node), self.end(node)
+        literal: object = ast.literal_eval(node) if not _is_odd(node) else None
+        if isinstance(literal, str):
+            plain = _PLAIN_STRING.fullmatch(self.text[start:end])
+            number = as_number(literal)
+            return Number(number, start + 1, end - 1) if plain and number is not None else Word(literal)
+        if isinstance(literal, bool) or not isinstance(literal, int | float):
+            return Word(repr(literal))
+        return Number(literal, start, end)
+
+
+def _is_odd(node: ast.expr) -> bool:
+    """`not 3` and `~3` are no literals."""
+    return isinstance(node, ast.UnaryOp) and not (
+        isinstance(node.op, ast.USub | ast.UAdd)
+        and isinstance(node.operand, ast.Constant)
+        and type(node.operand.value) in (int, float)
+    )
+
+
+def as_number(text: str) -> int | float | None:
+    """The number that a word is, as command lines and configuration files write it."""
+    if re.fullmatch(r"[+-]?[0-9][0-9_]*", text):
+        return int(text)
+    if re.fullmatch(r"[+-]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][+-]?[0-9]+)?", text):
+        return float(text)
+    return None
+
+
+def last_name(func: ast.expr) -> str:
+    """`dataclasses.field` is called field; what has no name is called nothing."""
+    match func:
+        case ast.Name(id=name) | ast.Attribute(attr=name):
+            return name
+        case ast.Subscript(value=value):
+            return last_name(value)
+    return ""
+
+
+def dotted(node: ast.expr) -> Path | None:
+    """CONFIG["train"].batch_size is ("CONFIG", "train", "batch_size"); so are .get("…", 16) and getattr(…)."""
+    match node:
+        case ast.Name(id=name):
+            return (name,)
+        case ast.Attribute(value=value, attr=name):
+            key = name
+        case ast.Subscript(value=value, slice=ast.Constant(value=str(key))):
+            pass
+        case ast.Call(func=ast.Attribute(value=value, attr="get"), args=[ast.Constant(value=str(key)), *_]):
+            pass
+        case ast.Call(func=ast.Name(id="getattr"), args=[value, ast.Constant(value=str(key)), *_]):
+            pass
+        case _:
+            return None
+    owner = dotted(value)
+    return None if owner is None or owner[-1] == "environ" else (*owner, key)
+
+
+def names_in(node: ast.AST) -> frozenset[str]:
+    """Every name, attribute and constant key that an expression mentions."""
+    found = set()
+    for inner in ast.walk(node):
+        match inner:
+            case ast.Name(id=name) | ast.Attribute(attr=name):
+                found.add(name)
+            case ast.Subscript(slice=ast.Constant(value=str(name))):
+                found.add(name)
+    return frozenset(found)
+
+
+def is_debugging(test: ast.expr) -> bool | None:
+    """Is the body of `if test` for debugging (True) or the other branch (False)? None where it is about something else.
+
+    `if CFG.debug`, `if DEBUG == True`, `if not args.fast_dev_run`.
+    """
+    match test:
+        case ast.UnaryOp(op=ast.Not(), operand=operand):
+            inner = is_debugging(operand)
+            return None if inner is None else not inner
+        case ast.Compare(left=left, ops=[ast.Eq() | ast.Is()], comparators=[ast.Constant(value=bool(wanted))]):
+            inner = is_debugging(left)
+            return None if inner is None else inner == wanted
+    path = dotted(test)
+    return True if path is not None and speaks_of("debugging", path[-1]) else None
