@@ -144,7 +144,7 @@ class _Chooser:
     def _bound(self, path: Path, use: Site) -> list[Site]:
         """The sites that a reference may mean: of the same path, else the option of that name."""
         wanted = self.document.canonical(path)
-        sites = [site for site in self.document.sites if site is not use and site.kind != "parameter"]
+        sites = [site for site in self.document.sites if site is not use]
         same = [site for site in sites if self.document.canonical(site.path) == wanted]
         same = same or [site for site in sites if site.is_local and site.path[-len(path) :] == path]
         if not same:

@@ -7,7 +7,7 @@ import dataclasses
 
 from .keys import vocabulary, words
 from .python_values import Positions, as_number, dotted, last_name, names_in
-from .sites import ANY, OPTIONS, Chunk, Container, Kind, Number, Path, Site, Value
+from .sites import ANY, OPTIONS, Chunk, Container, Kind, Number, Path, Reference, Site, Value
 
 OPTION_CALLS = frozenset({"add_argument", "option", "DEFINE_integer", "DEFINE_float", "DEFINE_string"})
 ONLY_SHOWN = frozenset({"print", "pprint", "display", "len", "type", "vars", "repr", "str", "info", "debug"})
@@ -33,7 +33,15 @@ class ExpressionReader:
 
     def add(self, site: Site) -> None:
         self._order += 1
-        self.sites.append(dataclasses.replace(site, order=self._order))
+        value = Reference(self._resolved(site.value.path)) if isinstance(site.value, Reference) else site.value
+        self.sites.append(dataclasses.replace(site, value=value, order=self._order))
+
+    def _resolved(self, path: Path) -> Path:
+        """With the function or file in front whose local name the first one is."""
+        for depth in range(len(self._scope), 0, -1):
+            if (*self._scope[:depth], path[0]) in self._local_names:
+                return (*self._scope[:depth], *path)
+        return path
 
     def container(self) -> int:
         self._containers += 1

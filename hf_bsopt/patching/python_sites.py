@@ -85,6 +85,7 @@ class PythonReader(ExpressionReader):
         for decorator in node.decorator_list:
             self._look_into(decorator, ())
         self._scope = self._class = (*self._scope, node.name)
+        self._local_names.add(self._scope)
         self._is_local = False
         names = frozenset(name for part in node.body for name in _targets(part))
         body = Container(self.container(), "class", names)
@@ -114,6 +115,7 @@ class PythonReader(ExpressionReader):
         for argument, default in _defaults(node.args):
             value = self._positions.value(default)
             self._site((*self._scope, argument.arg), "parameter", value, container, argument)
+        self._local_names |= {(*self._scope, argument.arg) for argument in _arguments(node.args)}
         self._is_local = True
         self._block(node.body)
         self._scope, self._is_local = outer
@@ -225,6 +227,10 @@ def _expressions(node: ast.expr) -> list[ast.expr]:
 
 def _names(target: ast.expr) -> list[ast.Name]:
     return [inner for inner in ast.walk(target) if isinstance(inner, ast.Name)]
+
+
+def _arguments(arguments: ast.arguments) -> list[ast.arg]:
+    return [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
 
 
 def _defaults(arguments: ast.arguments) -> Iterator[tuple[ast.arg, ast.expr]]:
