@@ -109,10 +109,9 @@ class _Chooser:
 
     def _tell_use(self, use: Site, referred: list[Site], numbers: list[Site]) -> None:
         """Where there are other numbers of that name: why it is none of them."""
-        lines = {site.line for site in referred if isinstance(site.value, Number)}
-        if any(site.line not in lines and site.kind != "keyword" for site in numbers):
-            chosen = ", ".join(str(line) for line in sorted(lines))
-            self._note(f"{self.meaning}: line {use.line} trains with the one of line {chosen}")
+        chosen = [site.where for site in referred if isinstance(site.value, Number)]
+        if any(site.where not in chosen and site.kind != "keyword" for site in numbers):
+            self._note(f"{self.meaning}: {use.where} trains with the one of {' and '.join(dict.fromkeys(chosen))}")
 
     def _is_strong(self, site: Site) -> bool:
         return (site.kind != "keyword" or self._is_settings(site)) and self._counts(site)
@@ -159,13 +158,15 @@ class _Chooser:
         live = []
         for site in sites:
             if site.guard == DEBUG:
-                self._note(f"{self.meaning}: line {site.line} is for debugging, and left as it is")
+                self._note(f"{self.meaning}: {site.where} is for debugging, and left as it is")
                 continue
             over = next((other for other in sites if self._overrides(other, site)), None)
             if over is None:
                 live.append(site)
             elif isinstance(over.value, Number):
-                self._note(f"{self.meaning}: line {over.line} overrides line {site.line}")
+                same = f"of two on {over.where} the last counts"
+                other = f"{over.where} overrides {site.where}"
+                self._note(f"{self.meaning}: {same if over.where == site.where else other}")
         return live
 
     def _note(self, note: str) -> None:
@@ -221,12 +222,12 @@ class _Chooser:
         if changes:
             raise self._at_run_time([site, *changes])
         for other in computed:
-            self._note(f"{self.meaning}: line {other.line} computes {other.dotted} at run time, and is left as it is")
+            self._note(f"{self.meaning}: {other.where} computes {other.dotted} at run time, and is left as it is")
         return site
 
     def _several(self, sites: list[Site]) -> PatchError:
         return PatchError(
-            f"{self.document.name}: {self.meaning} is set in {len(sites)} places, and neither refers to another:\n"
+            f"{self.document.name}: {self.meaning} is set in {len(sites)} places, and none of them refers to another:\n"
             f"{self.document.excerpt(sites)}\n"
             f"Say which: {', or '.join(f'--key {self.meaning}={site.label}' for site in sites[:4])}\n"
             "The file is untouched."

@@ -29,7 +29,6 @@ _OPERATORS = {
 }
 _GLOBAL_SIZES = {"train_micro_batch_size_per_gpu": "train_batch_size", "micro_batch_size": "batch_size"}
 """DeepSpeed and axolotl work the accumulation out of these where it isn't given."""
-AXOLOTL = "micro_batch_size"
 
 
 def neighbour(document: Document, batch: Site) -> Site:
@@ -38,19 +37,26 @@ def neighbour(document: Document, batch: Site) -> Site:
     return calls[0] if len(calls) == 1 else batch
 
 
-def insertion(document: Document, meaning: Meaning, value: str, batch: Site, key: str | None) -> tuple[Edit, Site, str]:
+def is_read(site: Site) -> bool:
+    """Is it certain that whoever reads the neighbour reads the accumulation too?"""
+    name = spelled(site.name)
+    is_file = site.container.style in ("yaml", "yaml flow", "json")
+    return name in TRANSFORMERS or (is_file and name in _GLOBAL_SIZES)
+
+
+def insertion(document: Document, meaning: Meaning, value: str, batch: Site) -> tuple[Edit, Site, str]:
     """(the edit, the neighbour, the name that was written). Raises PatchError where none can stand safely."""
     beside = neighbour(document, batch)
     style = beside.container.style
-    known = spelled(beside.name) in TRANSFORMERS or (style.startswith("yaml") and spelled(beside.name) == AXOLOTL)
+    known = is_read(beside)
     if meaning == "max_length" or (meaning != ACCUMULATION and not known):
         raise _nowhere(document, meaning, beside, "and it can't be told where your code would read it")
     check_global_size(document, beside)
-    if style == "none" or (style == "flags" and not known):
+    if style == "none" or (not known and (style == "flags" or beside.kind == "keyword")):
         raise _nowhere(document, meaning, beside, "and nothing here would read it: the training loop has to accumulate")
     if beside.container.is_open:
         raise _nowhere(document, meaning, beside, "unless what is unpacked beside the batch size brings it in")
-    name = _name(meaning, beside.name, key)
+    name = _name(meaning, beside.name)
     return _edit(beside, name, value), beside, name
 
 
@@ -73,9 +79,7 @@ def _nowhere(document: Document, meaning: Meaning, beside: Site, why: str) -> Pa
     )
 
 
-def _name(meaning: Meaning, beside: str, key: str | None) -> str:
-    if key is not None:
-        return key.split(":")[0].split(".")[-1]
+def _name(meaning: Meaning, beside: str) -> str:
     return meaning.upper() if beside.isupper() else meaning
 
 

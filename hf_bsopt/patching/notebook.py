@@ -118,6 +118,8 @@ def _chunk(text: str, number: int, source: tuple[Text, ...]) -> Chunk:
                 between = text[source[place - 1].end : string.start]
                 return Edit(string.start, string.start, _escaped(new, text, string, quotes=True) + between)
             if start < behind or (start == behind and place == len(source) - 1):
+                if end > behind:
+                    raise PatchError(f"cell {number}: a number is split between two strings. The file is untouched.")
                 places = raw_positions(text, string)
                 return Edit(places[start - first], places[end - first], _escaped(new, text, string, quotes=False))
         raise PatchError(f"cell {number} has no character {start}")

@@ -75,18 +75,25 @@ def patch(
     original = files.read(where)
     if read is None:
         raise PatchError(
-            f"{where}: what is patched are {', '.join(FORMATS)}, not {where.suffix or 'a file without suffix'}"
+            f"{where}: what can be patched is {', '.join(FORMATS)}, not {where.suffix or 'a file without suffix'}"
         )
     document = read(where.name, original.text)
     planned = plan(document, wanted, named)
     text = diffing.apply(original.text, planned.edits)
-    after = read(where.name, text)
+    after = _read_again(document, text, read)
     _check(document, after, planned)
     if planned.edits and not dry_run:
         files.replace(original, text)
     diff = _diff(document, after, planned)
     is_written = bool(planned.edits) and not dry_run
     return Patched(where, diff, planned.changes, planned.notes, is_written, planned.already)
+
+
+def _read_again(before: Document, text: str, read: Callable[[str, str], Document]) -> Document:
+    try:
+        return read(before.name, text)
+    except PatchError as error:
+        raise _too_far(before) from error
 
 
 def _check(before: Document, after: Document, planned: Plan) -> None:

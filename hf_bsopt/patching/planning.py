@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ..errors import PatchError
 from .choosing import Choice, choose
-from .inserting import check_global_size, insertion
+from .inserting import check_global_size, insertion, is_read
 from .keys import ACCUMULATION, Meaning, rank, spelled
 from .sites import Document, Edit, Number, Site
 
@@ -94,7 +94,7 @@ class _Planner:
         if not isinstance(old, Number):
             raise PatchError(f"{self.document.name}: {site.dotted} is no number")
         if old.value == value:
-            self.already.append(f"{site.dotted} is {value} (line {site.line})")
+            self.already.append(f"{site.dotted} is {value} ({site.where})")
             return
         written = self.written(value)
         edit = site.chunk.edit(old.start, old.end, written)
@@ -131,10 +131,11 @@ class _Planner:
             self.already.append("no gradient accumulation, which is 1")
         else:
             written = self.written(value)
-            edit, beside, name = insertion(self.document, meaning, written, batch.site, self.keys.get(meaning))
+            edit, beside, name = insertion(self.document, meaning, written, batch.site)
             self._record(edit, ".".join([*beside.dotted.split(".")[:-1], name]), "", written)
             self.inserted += 1
-            self.notes.append(f"{meaning} was not there, and is new beside {beside.dotted} (line {beside.line})")
+            advice = "" if is_read(beside) else ": make sure that your training reads it"
+            self.notes.append(f"{meaning} was not there, and is new beside {beside.dotted} ({beside.where}){advice}")
 
     def _is_accelerate(self) -> bool:
         return any(site.path[0] in _ACCELERATE_WORDS and len(site.path) == 1 for site in self.document.sites)

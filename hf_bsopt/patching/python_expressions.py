@@ -81,6 +81,8 @@ class ExpressionReader:
                 self._call(node, owner)
             case ast.Name() | ast.Attribute() | ast.Subscript():
                 self._read(node)
+            case ast.JoinedStr():
+                return  # nothing is set inside of an f-string, and before Python 3.12 its positions are wrong
             case _:
                 if isinstance(node, ast.List | ast.Tuple):
                     self._flags(node)

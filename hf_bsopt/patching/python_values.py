@@ -95,7 +95,7 @@ def _is_odd(node: ast.expr) -> bool:
 
 def as_number(text: str) -> int | float | None:
     """The number that a word is, as command lines and configuration files write it."""
-    if re.fullmatch(r"[+-]?[0-9][0-9_]*", text):
+    if re.fullmatch(r"[+-]?(0|[1-9][0-9_]*)", text):
         return int(text)
     if re.fullmatch(r"[+-]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][+-]?[0-9]+)?", text):
         return float(text)

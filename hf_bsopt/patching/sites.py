@@ -138,6 +138,10 @@ class Site:
         return f"{self.dotted}:{where}"
 
     @property
+    def where(self) -> str:
+        return f"line {self.line}" if self.chunk.cell is None else f"cell {self.chunk.cell}, line {self.line}"
+
+    @property
     def dotted(self) -> str:
         if self.path[0] == OPTIONS:
             return f"--{self.name}"
@@ -158,9 +162,13 @@ class Document:
     """(order, path): what is read, outside of functions, and when."""
     chunks: tuple[Chunk, ...] = ()
 
+    @functools.cached_property
+    def _aliases(self) -> dict[str, str]:
+        return dict(self.aliases)
+
     def canonical(self, path: Path) -> Path:
         """The path from the object that the first name stands for."""
-        aliases = dict(self.aliases)
+        aliases = self._aliases
         root, seen = path[0], {path[0]}
         while root in aliases and aliases[root] not in seen:
             root = aliases[root]
