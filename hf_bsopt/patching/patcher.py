@@ -79,14 +79,14 @@ def patch(
         )
     document = read(where.name, original.text)
     planned = plan(document, wanted, named)
+    if not planned.edits:
+        return Patched(where, "", (), planned.notes, False, planned.already)
     text = diffing.apply(original.text, planned.edits)
     after = _read_again(document, text, read)
     _check(document, after, planned)
-    if planned.edits and not dry_run:
+    if not dry_run:
         files.replace(original, text)
-    diff = _diff(document, after, planned)
-    is_written = bool(planned.edits) and not dry_run
-    return Patched(where, diff, planned.changes, planned.notes, is_written, planned.already)
+    return Patched(where, _diff(document, after, planned), planned.changes, planned.notes, not dry_run, planned.already)
 
 
 def _read_again(before: Document, text: str, read: Callable[[str, str], Document]) -> Document:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import warnings
 
@@ -15,6 +16,7 @@ CASTS = frozenset({"int", "float", "str"})
 _PLAIN_STRING = re.compile(r"""(["'])([^"'\\]*)\1""")
 
 
+@functools.lru_cache(maxsize=2)
 def parse(source: str) -> ast.Module:
     """Raises SyntaxError, also for what makes `ast` fail in another way."""
     with warnings.catch_warnings():
@@ -31,16 +33,22 @@ class Positions:
     def __init__(self, text: str) -> None:
         self.text = text
         self._starts = line_starts(text)
-        self._encoded: dict[int, bytes | None] = {}
+        self._characters: dict[int, list[int] | None] = {}
+        """For each line with more than ASCII, which character a byte belongs to."""
 
     def at(self, line: int, column: int) -> int:
-        start = self._starts[line - 1]
-        if line not in self._encoded:
-            end = self._starts[line] if line < len(self._starts) else len(self.text)
-            content = self.text[start:end]
-            self._encoded[line] = None if content.isascii() else content.encode()
-        encoded = self._encoded[line]
-        return start + (column if encoded is None else len(encoded[:column].decode()))
+        if line not in self._characters:
+            self._characters[line] = self._of_bytes(line)
+        characters = self._characters[line]
+        return self._starts[line - 1] + (column if characters is None else characters[column])
+
+    def _of_bytes(self, line: int) -> list[int] | None:
+        end = self._starts[line] if line < len(self._starts) else len(self.text)
+        content = self.text[self._starts[line - 1] : end]
+        if content.isascii():
+            return None
+        places = [place for place, character in enumerate(content) for _ in character.encode()]
+        return [*places, len(content)]
 
     def start(self, node: ast.expr | ast.stmt | ast.keyword | ast.arg) -> int:
         return self.at(node.lineno, node.col_offset)
