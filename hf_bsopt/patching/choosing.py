@@ -20,11 +20,12 @@ FURTHEST = 8
 
 @dataclass(frozen=True)
 class Choice:
-    """The site to change, or None: then it is nowhere, or it is left to somebody else ("auto")."""
+    """The site to change, or None."""
 
     site: Site | None
     notes: tuple[str, ...] = ()
-    is_auto: bool = False
+    others: tuple[Site, ...] = ()
+    """Where there is none: what has the name and is no number, such as "auto"."""
 
 
 def choose(document: Document, meaning: Meaning, key: str | None, beside: Site | None) -> Choice:
@@ -61,13 +62,13 @@ class _Chooser:
             return Choice(self._certain(numbers[0], computed), tuple(self.notes))
         if computed:
             raise self._at_run_time(computed)
-        is_auto = any(isinstance(site.value, Word) and site.value.text == "auto" for site in found)
-        if key is not None and not is_auto:
+        others = tuple(site for site in found if site.kind not in ("variable", "parameter"))
+        if key is not None and not any(is_auto(site) for site in others):
             raise PatchError(
                 f"{self.document.name}: what --key {key} names is no number\n{self.document.excerpt(found)}\n"
                 "The file is untouched."
             )
-        return Choice(None, tuple(self.notes), is_auto)
+        return Choice(None, tuple(self.notes), others)
 
     # ---- what counts
 
@@ -239,6 +240,11 @@ class _Chooser:
             f"Write a number there, or say which value is meant with --key {self.meaning}=NAME:LINE. "
             "The file is untouched."
         )
+
+
+def is_auto(site: Site) -> bool:
+    """Whoever reads the file puts the value in."""
+    return isinstance(site.value, Word) and site.value.text == "auto"
 
 
 def _owner(site: Site) -> tuple[Path, int]:

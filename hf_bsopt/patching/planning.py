@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..errors import PatchError
-from .choosing import Choice, choose
+from .choosing import Choice, choose, is_auto
 from .inserting import check_global_size, insertion, is_read
 from .keys import ACCUMULATION, Meaning, rank, spelled
 from .sites import Document, Edit, Number, Site
@@ -64,11 +64,12 @@ class _Planner:
         batch = self._choose("batch_size", None)
         for meaning, value in self.values.items():
             choice = batch if meaning == "batch_size" else self._choose(meaning, batch.site)
-            if choice.is_auto:
-                self.notes.append(f'{meaning} is "auto" and stays so: whoever reads the file fills it in')
-            elif choice.site is not None:
+            if choice.site is not None:
                 self._change(choice.site, value)
+            elif self._stays(choice, batch.site):
+                self.notes.append(f'{meaning} is "auto" and stays so: whoever reads the file fills it in')
             else:
+                self._check_is_nowhere(meaning, choice)
                 self._missing(meaning, value, batch)
         if batch.site is not None and "batch_size" in self.values:
             self._whole_batch(batch.site)
@@ -122,7 +123,7 @@ class _Planner:
         if meaning == "batch_size" and self._is_accelerate():
             self.notes.append("accelerate's configuration holds no batch size: it stays with the training script")
         elif meaning == "batch_size" or batch.site is None:
-            if batch.is_auto and meaning == ACCUMULATION:
+            if meaning == ACCUMULATION and any(is_auto(site) for site in batch.others):
                 self.notes.append(f"{meaning} is not in the file: whoever fills in the batch size has it")
                 return
             raise self._not_found(meaning)
@@ -136,6 +137,20 @@ class _Planner:
             self.inserted += 1
             advice = "" if is_read(beside) else ": make sure that your training reads it"
             self.notes.append(f"{meaning} was not there, and is new beside {beside.dotted} ({beside.where}){advice}")
+
+    def _stays(self, choice: Choice, batch: Site | None) -> bool:
+        """Is it "auto", and in the same place as a batch size that is a number, if there is one?"""
+        autos = [site for site in choice.others if is_auto(site)]
+        return any(batch is None or site.container == batch.container for site in autos)
+
+    def _check_is_nowhere(self, meaning: Meaning, choice: Choice) -> None:
+        """Raises PatchError for a value that is there but no number, and refers to nothing that is known."""
+        set_ = [site for site in choice.others if not is_auto(site)]
+        if set_ and meaning != "batch_size":
+            raise PatchError(
+                f"{self.document.name}: {meaning} is there, and is no number:\n{self.document.excerpt(set_)}\n"
+                f"Say which number is meant with --key {meaning}=NAME. The file is untouched."
+            )
 
     def _is_accelerate(self) -> bool:
         return any(site.path[0] in _ACCELERATE_WORDS and len(site.path) == 1 for site in self.document.sites)

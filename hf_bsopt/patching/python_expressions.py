@@ -5,11 +5,14 @@ from __future__ import annotations
 import ast
 import dataclasses
 
+from . import shell
 from .keys import vocabulary, words
 from .python_values import Positions, as_number, dotted, last_name, names_in
 from .sites import ANY, OPTIONS, Chunk, Container, Kind, Number, Path, Reference, Site, Value
 
 OPTION_CALLS = frozenset({"add_argument", "option", "DEFINE_integer", "DEFINE_float", "DEFINE_string"})
+COMMANDS = frozenset({"system", "run", "call", "check_call", "check_output", "Popen", "getoutput"})
+"""Of os, subprocess and get_ipython(): the first argument is a command line, in one string or in a list."""
 ONLY_SHOWN = frozenset({"print", "pprint", "display", "len", "type", "vars", "repr", "str", "info", "debug"})
 """Calls that read a value and train nothing with it."""
 
@@ -128,6 +131,8 @@ class ExpressionReader:
         match node.func, name:
             case _, _ if name in OPTION_CALLS:
                 self._option(node)
+            case ast.Attribute(), _ if name in COMMANDS:
+                self._command(node)
             case _, "set_defaults":
                 self._keywords(node, (OPTIONS,), "item")
             case ast.Attribute(value=holder), "update" | "setdefault":
@@ -148,6 +153,18 @@ class ExpressionReader:
                     for argument in node.args:
                         self._look_into(argument, (name or "?", ANY))
                 self._look_into_callee(node.func)
+
+    def _command(self, node: ast.Call) -> None:
+        for argument in node.args:
+            match argument:
+                case ast.Constant(value=str(text)):
+                    start, end = self._positions.start(argument) + 1, self._positions.end(argument) - 1
+                    found = shell.flags(self._chunk, start, end) if self._chunk.text[start:end] == text else []
+                    for flag in found:
+                        self.add(dataclasses.replace(flag, guard=self._guard))
+                case _:
+                    self._look_into(argument, ("?", ANY))
+        self._keywords(node, (last_name(node.func),), "keyword")
 
     def _look_into_callee(self, func: ast.expr) -> None:
         """`TrainingArguments(…).set_dataloader(…)`, `Trainer(…).train()`: calls in what is called."""

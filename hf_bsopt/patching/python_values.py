@@ -61,6 +61,9 @@ class Positions:
         match node:
             case ast.Constant() | ast.UnaryOp(operand=ast.Constant()):
                 return self._constant(node)
+            case ast.BinOp(left=ast.Constant(value=int(base)), op=op, right=ast.Constant(value=int(shift))):
+                power = _power(base, op, shift)
+                return Computed(frozenset()) if power is None else Number(power, self.start(node), self.end(node))
             case ast.IfExp():
                 is_debug = is_debugging(node.test)
                 if is_debug is None:
@@ -90,6 +93,15 @@ class Positions:
         if isinstance(literal, bool) or not isinstance(literal, int | float):
             return Word(repr(literal))
         return Number(literal, start, end)
+
+
+def _power(base: int, op: ast.operator, shift: int) -> int | None:
+    """`2**6` and `1 << 6` are one number, written otherwise; `16 * 8` says more than its product."""
+    if not 0 <= shift <= 62 or not 0 <= base <= 1024:
+        return None
+    if isinstance(op, ast.Pow):
+        return int(base**shift)
+    return base << shift if isinstance(op, ast.LShift) else None
 
 
 def _is_odd(node: ast.expr) -> bool:

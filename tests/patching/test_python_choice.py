@@ -78,6 +78,11 @@ CHOSEN = {
     "hexadecimal": ("batch_size = 0xFF", "0xFF"),
     "after characters of many bytes": ("ü = '😀 é'; batch_size = 8", "8"),
     "after a form feed": ("x = 1\n\x0c\nbatch_size = 8", "8"),
+    "a power": ("batch_size = 2**7", "2**7"),
+    "a shift": ("batch_size = 1 << 7", "1 << 7"),
+    "a command": ("os.system('python train.py --batch_size 8 --lr 1')", "8"),
+    "a notebook's command": ("get_ipython().system('accelerate launch t.py --bs=8')", "8"),
+    "a command in a list": ('subprocess.run(["python", "t.py", "--bs", "8"], check=True)', "8"),
     "in parentheses": ("batch_size = ((8))", "8"),
 }
 
@@ -87,7 +92,7 @@ CHOSEN = {
 def test_the_batch_size_is_the_one_that_trains(shape: str, newline: str, tmp_path: Path) -> None:
     source, old = CHOSEN[shape]
     text = (source + "\n").replace("\n", newline)
-    place = list(re.finditer(rf"(?<![\w]){old}(?![\w])", text))
+    place = list(re.finditer(rf"(?<!\w){re.escape(old)}(?!\w)", text))
     assert len(place) == 1, "the case itself is ambiguous"
     expected = text[: place[0].start()] + "48" + text[place[0].end() :]
     assert patched(tmp_path, "train.py", text) == expected
@@ -133,7 +138,9 @@ RUN_TIME = {
     "a change under a condition": "BATCH_SIZE = 16\nif n_gpu > 1:\n    BATCH_SIZE = BATCH_SIZE * n_gpu",
     "a condition": 'CONFIG = {"batch_size": 16 if torch.cuda.is_available() else 4}',
     "a loop": "for batch_size in (8, 16):\n    train(batch_size)",
-    "a sum of literals": 'CONFIG = {"batch_size": 8 + 8}',
+    "a product of literals": 'CONFIG = {"batch_size": 16 * 8}',
+    "a power of another name": "BATCH_SIZE = 2**EXPONENT",
+    "a huge power": "BATCH_SIZE = 10**10**10",
 }
 
 
@@ -237,6 +244,25 @@ def test_missing_accumulation_that_nothing_would_read_is_an_error(source: str, t
     message = refusal(tmp_path, "train.py", source, BOTH)
     assert "there is no gradient_accumulation_steps in this file" in message
     assert "train.py:1:" in message
+
+
+@pytest.mark.parametrize(
+    "accumulation",
+    ["n", "None", "args.accum", '"four"'],
+)
+@pytest.mark.parametrize("wanted", [1, 2])
+def test_accumulation_that_is_there_and_no_number_is_an_error(accumulation: str, wanted: int, tmp_path: Path) -> None:
+    source = f"def f(n):\n    return dict(batch_size=16, gradient_accumulation_steps={accumulation})\n"
+    values = {"batch_size": 48, "gradient_accumulation_steps": wanted}
+    message = refusal(tmp_path, "train.py", source, values)
+    assert "gradient_accumulation_steps is there, and is no number" in message
+    assert "train.py:2:" in message
+
+
+def test_auto_in_another_place_does_not_stand_for_the_accumulation(tmp_path: Path) -> None:
+    source = "ds = {'gradient_accumulation_steps': 'auto'}\nTrainingArguments(per_device_train_batch_size=16)\n"
+    added = "TrainingArguments(gradient_accumulation_steps=2, per_device_train_batch_size=48)"
+    assert added in patched(tmp_path, "train.py", source, BOTH)
 
 
 def test_accumulation_beside_the_batch_size_goes_before_another(tmp_path: Path) -> None:
