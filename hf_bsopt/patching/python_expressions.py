@@ -30,6 +30,10 @@ class ExpressionReader:
         self._class: Path = ()
         self._guard = ""
         self._is_local = False
+        self._inside = ""
+        self._read_by: dict[str, set[Path]] = {}
+        """What a function reads, which happens when it is called."""
+        self._parameters: dict[str, tuple[str, ...]] = {}
         self._local_names: set[Path] = set()
         self._chunk: Chunk
         self._positions: Positions
@@ -98,9 +102,11 @@ class ExpressionReader:
 
     def _read(self, node: ast.expr) -> None:
         path = dotted(node)
-        if path is not None and not self._is_local:
-            self.reads.append((self._order, path))
-        elif path is None:
+        if path is not None and self._is_local:
+            self._read_by.setdefault(self._inside, set()).add(self._resolved(path))
+        elif path is not None:
+            self.reads.append((self._order, self._resolved(path)))
+        else:
             for child in ast.iter_child_nodes(node):
                 if isinstance(child, ast.expr):
                     self._look_into(child, ())
@@ -149,10 +155,24 @@ class ExpressionReader:
                 if name == "partial" and node.args:
                     name = last_name(node.args[0])
                 self._keywords(node, (name or "?",), "keyword", about=_about(node, owner))
+                self._positional(node, name)
                 if name not in ONLY_SHOWN:
                     for argument in node.args:
                         self._look_into(argument, (name or "?", ANY))
                 self._look_into_callee(node.func)
+
+    def _positional(self, node: ast.Call, name: str) -> None:
+        """Arguments of a function of this file by the names of its parameters, and what it reads when it is called."""
+        read = self._read_by.get(name, set())
+        if self._is_local:
+            self._read_by.setdefault(self._inside, set()).update(read)
+        else:
+            self.reads += [(self._order, path) for path in sorted(read)]
+        container = Container(self.container(), callee=name, is_settings=False, about=_about(node, ()))
+        for parameter, argument in zip(self._parameters.get(name, ()), node.args, strict=False):
+            if isinstance(argument, ast.Starred):
+                return
+            self._entry((name, parameter), "keyword", argument, container, self._positions.start(argument))
 
     def _command(self, node: ast.Call) -> None:
         for argument in node.args:

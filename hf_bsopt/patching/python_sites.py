@@ -24,11 +24,11 @@ class PythonReader(ExpressionReader):
         """``source`` is the chunk's text with what is no Python masked. Raises SyntaxError."""
         tree = parse(source)
         self._chunk, self._positions = chunk, Positions(source)
-        state = self._scope, self._class, self._guard, self._is_local
+        state = self._scope, self._class, self._guard, self._is_local, self._inside
         try:
             self._block(tree.body)
         except RecursionError as error:
-            self._scope, self._class, self._guard, self._is_local = state
+            self._scope, self._class, self._guard, self._is_local, self._inside = state
             raise SyntaxError("nested too deep") from error
 
     @contextlib.contextmanager
@@ -108,17 +108,20 @@ class PythonReader(ExpressionReader):
             self.aliases[node.name] = OPTIONS
         for decorator in node.decorator_list:
             self._look_into(decorator, ())
-        outer = self._scope, self._is_local
+        outer = self._scope, self._is_local, self._inside
         is_init = node.name == "__init__" and bool(self._class)
+        if is_init or not self._class:
+            names = tuple(argument.arg for argument in (*node.args.posonlyargs, *node.args.args))
+            self._parameters[self._class[-1] if is_init else node.name] = names[1:] if is_init else names
         self._scope = self._class if is_init else (*self._scope, node.name)
         container = Container(self.container())
         for argument, default in _defaults(node.args):
             value = self._positions.value(default)
             self._site((*self._scope, argument.arg), "parameter", value, container, argument)
         self._local_names |= {(*self._scope, argument.arg) for argument in _arguments(node.args)}
-        self._is_local = True
+        self._is_local, self._inside = True, node.name
         self._block(node.body)
-        self._scope, self._is_local = outer
+        self._scope, self._is_local, self._inside = outer
 
     def _condition(self, node: ast.If) -> None:
         self._look_into(node.test, ())
@@ -194,7 +197,11 @@ class PythonReader(ExpressionReader):
             self._local_names.add(path)
             self._site(path, "variable", value, Container(0), node)
         elif path:
+            is_local = self._is_local
+            is_made = self._inside == "__init__" and path[:-1] == self._class and not isinstance(value, Computed)
+            self._is_local = is_local and not is_made  # whoever makes an instance runs it
             self._site(path, "item", value, Container(self.container(), "item"), node)
+            self._is_local = is_local
 
 
 def document(name: str, text: str) -> Document:

@@ -68,6 +68,11 @@ CHOSEN = {
     "what a loader refers to": ("B = 8\nDataLoader(train_set, batch_size=B)", "8"),
     "the function's default": ("def main(batch_size=8):\n    train(batch_size)\nfire.Fire(main)", "8"),
     "the function's argument": ("def main(batch_size=16):\n    train(batch_size)\nmain(batch_size=8)", "8"),
+    "the function's argument without its name": ("def main(x, batch_size=16):\n    train(batch_size)\nmain(0, 8)", "8"),
+    "the argument of a class without its name": (
+        "class T:\n    def __init__(self, batch_size=16):\n        self.batch_size = batch_size\nT(8)",
+        "8",
+    ),
     "not in the debugging branch": ("BATCH_SIZE = 8\nif CFG.debug:\n    BATCH_SIZE = 2", "8"),
     "the branch without debugging": ("if DEBUG:\n    bs = 2\nelse:\n    bs = 8", "8"),
     "the value without debugging": ('CONFIG = {"batch_size": 2 if DEBUG else 8}', "8"),
@@ -109,6 +114,10 @@ SEVERAL = {
     "two branches": "if torch.cuda.is_available():\n    batch_size = 16\nelse:\n    batch_size = 4\n",
     "a condition": 'C = {"batch_size": 16}\nif torch.cuda.device_count() > 1:\n    C["batch_size"] = 32\n',
     "a read between": "BATCH_SIZE = 16\nfit(BATCH_SIZE)\nBATCH_SIZE = 64\n",
+    "a read between in a function": "BATCH_SIZE = 16\ndef f():\n    return fit(BATCH_SIZE)\ndef g():\n    f()\ng()\n"
+    "BATCH_SIZE = 64\n",
+    "an attribute and what an instance is made with": "class C:\n    batch_size = 16\n"
+    "    def __init__(self, batch_size=8):\n        self.batch_size = batch_size\n",
     "another class": "class A:\n    batch_size = 16\nclass B(A):\n    batch_size = 8\n",
     "another exception": "try:\n    batch_size = 16\nexcept OSError:\n    batch_size = 8\n",
     "a function that changes it": 'C = {"batch_size": 16}\ndef main():\n    C["batch_size"] = 8\n',
