@@ -71,7 +71,7 @@ class _Planner:
             else:
                 self._check_is_nowhere(meaning, choice)
                 self._missing(meaning, value, batch)
-        if batch.site is not None and "batch_size" in self.values:
+        if batch.site is not None and not self.values.keys().isdisjoint(("batch_size", ACCUMULATION)):
             self._whole_batch(batch.site)
         done = sorted(self.done, key=lambda pair: (pair[0].start, pair[0].end))
         changes = tuple(change for _, change in done)
@@ -108,14 +108,8 @@ class _Planner:
     def written(self, value: int | float) -> str:
         """As Python, JSON and every YAML reader takes it: to PyYAML 2e-05 is a word, 2.0e-05 a number."""
         text = repr(value)
-        if (
-            isinstance(value, float)
-            and "e" in text
-            and "." not in text
-            and self.document.name.endswith((".yaml", ".yml"))
-        ):
-            return text.replace("e", ".0e")
-        return text
+        is_yaml = self.document.name.lower().endswith((".yaml", ".yml"))
+        return text.replace("e", ".0e") if is_yaml and "e" in text and "." not in text else text
 
     # ---- what isn't there
 
@@ -202,7 +196,8 @@ class _Planner:
                 f"the number of GPUs can't be told:\n{self.document.excerpt([whole, micro])}\n"
                 "Delete train_batch_size: it follows from both. The file is untouched."
             )
-        self._change_whole(whole, int(self.values["batch_size"] * self.values.get(ACCUMULATION, steps.value) * gpus))
+        batch = self.values.get("batch_size", size.value) * self.values.get(ACCUMULATION, steps.value)
+        self._change_whole(whole, int(batch * gpus))
 
     def _change_whole(self, site: Site, value: int) -> None:
         old = site.value

@@ -116,6 +116,11 @@ def test_the_whole_batch_of_deepspeed_stays_where_the_effective_batch_is_kept(tm
     assert after == replaced(DEEPSPEED, ('per_gpu": 4', 'per_gpu": 16'), ('steps": 8', 'steps": 2'))
 
 
+def test_the_whole_batch_of_deepspeed_follows_the_accumulation_alone(tmp_path: Path) -> None:
+    after = patched(tmp_path, "ds.json", DEEPSPEED, {"gradient_accumulation_steps": 2})
+    assert after == replaced(DEEPSPEED, ('batch_size": 64', 'batch_size": 16'), ('steps": 8', 'steps": 2'))
+
+
 @pytest.mark.parametrize("name", ["ds.json", "ds.yaml"])
 def test_auto_stays_auto(name: str, tmp_path: Path) -> None:
     names = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
