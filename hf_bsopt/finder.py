@@ -177,7 +177,7 @@ def _proved(
         return _plan(size, workload, wishes).micro_batch if size else 0
 
     try:
-        proof = prover.prove(predicted.batch_size, allowed, predictor.unlimited)
+        proof = prover.prove(predicted.batch_size, allowed, predictor)
         if not proof.batch_size:
             raise nothing_held(proof, prover.share, predictor.device.name)
         decision = _after(predicted, proof, prover.share, predictor.device)
@@ -298,7 +298,7 @@ def _proved_phase(
 ) -> PhaseAnswer:
     predictor = _predictor_of(phase, workload, device)
     allowed: Callable[[int], int] = lambda size: round_down(size, wishes.multiple_of)  # noqa: E731
-    proof = prover.prove(predicted.batch_size, allowed, predictor.unlimited, phase)
+    proof = prover.prove(predicted.batch_size, allowed, predictor, phase)
     if not proof.batch_size:
         raise nothing_held(proof, prover.share, device.name)
     asked = wishes.check_evaluation if phase == "evaluation" else None

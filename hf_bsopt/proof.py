@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from .errors import UsageError
 from .records import Trial
@@ -50,6 +51,22 @@ class Proof:
     failure: Trial | None = None
 
 
+class Prediction(Protocol):
+    """What is believed of a micro-batch before anything has run; in bytes of the device."""
+
+    def expected(self, batch_size: int) -> int:
+        """Used on this device, where a full one makes the allocator give its cache back."""
+        ...
+
+    def unlimited(self, batch_size: int) -> int:
+        """Used on one that is never full."""
+        ...
+
+    def fits_within(self, batch_size: int, total_bytes: float) -> bool:
+        """Would it still run if there were so much of the device?"""
+        ...
+
+
 @dataclass(frozen=True)
 class Limits:
     """What a size must keep to. A size holds when it ran within ``limit_bytes`` of the device's ``total_bytes``.
@@ -62,6 +79,11 @@ class Limits:
     total_bytes: float
     allowed: Allowed
     is_cautious: bool = False
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of the device may be used, so that a size holds if it runs at all."""
+        return self.limit_bytes >= self.total_bytes
 
     def hold(self, trial: Trial) -> bool:
         return trial.fits and (trial.used_bytes or 0) <= self.limit_bytes
@@ -80,13 +102,13 @@ def prove(
     first: int,
     *,
     limits: Limits,
-    predicted_bytes: Callable[[int], int] | None = None,
+    prediction: Prediction | None = None,
     calibration: Sequence[float] = (),
     max_attempts: int = MAX_ATTEMPTS,
 ) -> Proof:
     """Runs ``first``, then whatever the answers require, at most ``max_attempts`` sizes.
 
-    ``predicted_bytes(n)``, where there is a prediction, is corrected by every size that ran; where there is none, a
+    ``prediction``, where there is one, is corrected by every size that ran; where there is none, a
     line through those that ran takes its place. While what ran was what was believed (:data:`TRUST`), the search ends
     where the next size is believed not to hold, after :data:`TRUSTED_ATTEMPTS` sizes at the latest. Once it was
     not, it ends where the next size was run and did not hold. ``calibration``: shares of ``first`` that are run before
@@ -95,16 +117,16 @@ def prove(
     if max_attempts < 1:
         raise UsageError(f"max_attempts is at least 1, not {max_attempts}")
     tried: dict[int, Trial] = {}
-    is_trusted, is_surprised = predicted_bytes is not None, False
-    planned = _planned(first, limits, predicted_bytes, calibration)
+    is_trusted, is_surprised = prediction is not None, False
+    planned = _planned(first, limits, prediction, calibration)
     while len(tried) < max_attempts:
-        belief = _corrected(tried, predicted_bytes, limits)
+        belief = _corrected(tried, prediction, limits)
         if planned:
             size = planned.pop(0)
         elif len(tried) == max_attempts - 1 and not limits.largest_held(tried):
             size = limits.allowed(1)  # an answer, if there is one at all
         else:
-            size = _next_size(tried, limits, belief, is_trusted, is_surprised)
+            size = _next_size(tried, limits, belief, prediction, is_trusted, is_surprised)
         if not size or size in tried:
             return Proof(limits.largest_held(tried), tuple(tried.values()), True)
         trial = tried[size] = probe(size)
@@ -116,12 +138,11 @@ def prove(
     return Proof(good, tuple(tried.values()), bool(good) and not _open_above(tried, limits))
 
 
-def _planned(
-    first: int, limits: Limits, predicted_bytes: Callable[[int], int] | None, calibration: Sequence[float]
-) -> list[int]:
+def _planned(first: int, limits: Limits, prediction: Prediction | None, calibration: Sequence[float]) -> list[int]:
     size = max(1, first)
-    if limits.is_cautious and predicted_bytes is not None:
-        size = largest_that(lambda n: predicted_bytes(n) * (1 + TRUST) <= limits.total_bytes, guess=size, limit=size)
+    if limits.is_cautious and prediction is not None:
+        room = limits.total_bytes / (1 + TRUST)
+        size = largest_that(lambda n: prediction.fits_within(n, room), guess=size, limit=size)
     small = [limits.allowed(max(1, round(size * share))) for share in calibration]
     sizes = small if calibration else [limits.allowed(max(1, size))]
     return sorted({size for size in sizes if size})
@@ -134,7 +155,14 @@ def _came_true(trial: Trial, believed: float, limits: Limits) -> bool:
     return abs((trial.used_bytes or 0) - believed) <= TRUST * limits.total_bytes
 
 
-def _next_size(tried: Mapping[int, Trial], limits: Limits, belief: Belief, is_trusted: bool, is_surprised: bool) -> int:
+def _next_size(
+    tried: Mapping[int, Trial],
+    limits: Limits,
+    belief: Belief,
+    prediction: Prediction | None,
+    is_trusted: bool,
+    is_surprised: bool,
+) -> int:
     """The size to run next, 0 when nothing is left to learn. ``is_surprised``: the last one held against belief."""
     good = limits.largest_held(tried)
     bad = min((size for size in tried if size > good), default=LARGEST_TRIED + 1)
@@ -143,8 +171,8 @@ def _next_size(tried: Mapping[int, Trial], limits: Limits, belief: Belief, is_tr
     if not good < following < bad or (last == good and is_trusted and len(tried) >= TRUSTED_ATTEMPTS):
         return 0
     if is_trusted or len(tried) < BELIEVED_ATTEMPTS:
-        size = limits.allowed(_believed(tried, limits, belief, good, bad))
-        is_worth_it = size > good * (1 + WORTH) if limits.is_cautious and is_trusted else size > good
+        size = limits.allowed(_believed(tried, limits, belief, prediction, good, bad))
+        is_worth_it = size >= good * (1 + WORTH) if limits.is_cautious and is_trusted else size > good
         if is_worth_it:
             return size
         if good and not is_surprised:
@@ -153,40 +181,45 @@ def _next_size(tried: Mapping[int, Trial], limits: Limits, belief: Belief, is_tr
     return middle if good < middle < bad else following
 
 
-def _believed(tried: Mapping[int, Trial], limits: Limits, belief: Belief, good: int, bad: int) -> int:
+def _believed(
+    tried: Mapping[int, Trial], limits: Limits, belief: Belief, prediction: Prediction | None, good: int, bad: int
+) -> int:
     """The largest size between good and bad that is believed to hold; 0 where belief was already wrong there."""
-    if bad <= LARGEST_TRIED and belief(bad) <= limits.limit_bytes:
-        return 0
     ran = [size for size, trial in tried.items() if trial.fits]
     doubt = 0.0 if not limits.is_cautious else DOUBT_OF_ONE if len(ran) < 2 else DOUBT_OF_A_LINE
 
     def holds(size: int) -> bool:
         used = belief(size)
-        away = min((abs(used - belief(other)) for other in ran), default=used)
-        return used + doubt * away <= limits.limit_bytes
+        doubtful = doubt * min((abs(used - belief(other)) for other in ran), default=used)
+        if prediction is not None and limits.is_whole:
+            return prediction.fits_within(size, limits.total_bytes - (used - prediction.unlimited(size)) - doubtful)
+        return used + doubtful <= limits.limit_bytes
 
+    if bad <= LARGEST_TRIED and holds(bad):
+        return 0
     return largest_that(holds, guess=good or bad - 1, limit=bad - 1)
 
 
-def _corrected(tried: Mapping[int, Trial], predicted_bytes: Callable[[int], int] | None, limits: Limits) -> Belief:
+def _corrected(tried: Mapping[int, Trial], prediction: Prediction | None, limits: Limits) -> Belief:
     """The prediction, moved by what it was off at the sizes that ran: by a line, from two of them on. One that is
     off by much is believed to be off everywhere in proportion; without one, memory is in proportion to the size.
     """
     ran = sorted(size for size, trial in tried.items() if trial.fits)
     used = {size: float(tried[size].used_bytes or 0) for size in ran}
+    predicted = prediction.unlimited if prediction is not None else (lambda size: 0)
     if not ran:
-        return predicted_bytes or (lambda size: 0.0)
+        return predicted
     low, high = ran[0], ran[-1]
-    predicted = predicted_bytes or (lambda size: 0)
-    off = {size: used[size] - predicted(size) for size in ran}
+    expected = prediction.expected if prediction is not None else predicted
+    off = {size: used[size] - expected(size) for size in ran}
     if low < high:
         each = (off[high] - off[low]) / (high - low)
         return lambda size: predicted(size) + off[high] + each * (size - high)
-    if predicted_bytes is None:
+    if prediction is None:
         return lambda size: used[high] / high * size
     if abs(off[high]) <= TRUST * limits.total_bytes:
         return lambda size: predicted(size) + off[high]
-    return lambda size: predicted(size) * used[high] / max(1, predicted(high))
+    return lambda size: predicted(size) * used[high] / max(1, expected(high))
 
 
 def _open_above(tried: Mapping[int, Trial], limits: Limits) -> bool:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .cache import AnswerCache, Recalled
 from .errors import NothingFitsError, ProbeError
 from .probing import Prober, with_timed_steps
-from .proof import MAX_ATTEMPTS, Allowed, Limits, Proof, curve_sizes, grow, plateau, prove
+from .proof import MAX_ATTEMPTS, Allowed, Limits, Prediction, Proof, curve_sizes, grow, plateau, prove
 from .records import Trial
 from .workload import Phase, Trainable
 
@@ -36,7 +36,7 @@ class Remembering:
 class Prover:
     """Runs sizes of one workload and keeps what came of them.
 
-    share: of the device's memory, that a size may use. predicted_bytes: of a micro-batch, where it can be predicted.
+    share: of the device's memory, that a size may use.
     """
 
     prober: Prober
@@ -54,9 +54,7 @@ class Prover:
             logger.info("%s", told_trial(known))
         return known
 
-    def prove(
-        self, first: int, allowed: Allowed, predicted_bytes: Callable[[int], int] | None, phase: Phase = "training"
-    ) -> Proof:
+    def prove(self, first: int, allowed: Allowed, prediction: Prediction | None, phase: Phase = "training") -> Proof:
         """The largest size that was run and held, 0 where none did.
 
         Raises ProbeError where a step ends otherwise than by memory.
@@ -67,7 +65,7 @@ class Prover:
             proof = self._confirmed(recalled, limits, phase)
             if proof is not None:
                 return proof
-        proof = self._search(first, limits, predicted_bytes, phase)
+        proof = self._search(first, limits, prediction, phase)
         if proof.failure is not None:
             raise ProbeError(self._failure(proof.failure, phase))
         self._keep(proof, phase)
@@ -92,15 +90,15 @@ class Prover:
         is_real = self.prober.device.source == "measured"
         return Limits(self.share * self._total, self._total, allowed, is_cautious=is_real)
 
-    def _search(self, first: int, limits: Limits, predicted_bytes: Callable[[int], int] | None, phase: Phase) -> Proof:
-        if predicted_bytes is None:
+    def _search(self, first: int, limits: Limits, prediction: Prediction | None, phase: Phase) -> Proof:
+        if prediction is None:
             most = limits.allowed(MOST_UNPREDICTED)
             return grow(lambda size: self._held(size, limits, phase), max(1, first), limit=most, max_attempts=None)
         return prove(
             lambda size: self.run(size, phase),
             first,
             limits=limits,
-            predicted_bytes=predicted_bytes,
+            prediction=prediction,
             calibration=self.prober.device.schedule.calibration,
             max_attempts=self.max_attempts,
         )

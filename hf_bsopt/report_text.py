@@ -85,7 +85,9 @@ def _proved_table_text(report: Report) -> str:
         share = percent(report.share(best)) if best.fits else "over"
         speed = f" {_speed(ran.get(size)):>9}" if has_speed else ""
         verdict = VERDICTS[best.outcome]
-        verdict += _mark(report, best) if size in ran else f", as predicted{_mark(report, best)}"
+        if size not in ran:  # with another column there is no room for more words
+            verdict = f"{verdict}, as predicted" if not has_speed else "predicted" if best.fits else "predicted: over"
+        verdict += _mark(report, best)
         lines.append(f"{size:>10} {columns[0]:>11} {columns[1]:>11} {share:>8}{speed}  {verdict}")
     reasons = [
         _wrap(f"{trial.batch_size}: {trial.detail}.", 2)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import given, settings
@@ -33,6 +34,23 @@ def line(fixed: float, each: float) -> Callable[[int], int]:
     return lambda size: int(fixed + each * size)
 
 
+@dataclass(frozen=True)
+class Line:
+    """A prediction: fixed + each·n."""
+
+    fixed: float
+    each: float
+
+    def unlimited(self, batch_size: int) -> int:
+        return int(self.fixed + self.each * batch_size)
+
+    def expected(self, batch_size: int) -> int:
+        return self.unlimited(batch_size)
+
+    def fits_within(self, batch_size: int, total_bytes: float) -> bool:
+        return self.unlimited(batch_size) <= total_bytes
+
+
 def limits(share: float = 0.9, *, multiple_of: int = 8, most: int = 1 << 20, is_cautious: bool = False) -> Limits:
     return Limits(share * TOTAL, TOTAL, lambda size: round_down(min(size, most), multiple_of), is_cautious)
 
@@ -42,15 +60,15 @@ def limits(share: float = 0.9, *, multiple_of: int = 8, most: int = 1 << 20, is_
 
 def test_a_right_prediction_is_proved_by_one_probe() -> None:
     probe, ran = card(line(2000, 100))
-    proof = prove(probe, 64, limits=limits(), predicted_bytes=line(2000, 100))
+    proof = prove(probe, 64, limits=limits(), prediction=Line(2000, 100))
     assert (proof.batch_size, ran, proof.is_settled) == (64, [64], True)
 
 
 @pytest.mark.parametrize("off", [0.5, 0.9, 1.1, 2.0])
 def test_a_wrong_prediction_is_corrected_by_what_ran(off: float) -> None:
     probe, ran = card(line(2000, 100))
-    predicted = line(2000 * off, 100 * off)
-    first = largest_that(lambda n: predicted(n) <= 9000)
+    predicted = Line(2000 * off, 100 * off)
+    first = largest_that(lambda n: predicted.unlimited(n) <= 9000)
     proof = prove(probe, first, limits=limits(), predicted_bytes=predicted)
     assert (proof.batch_size, proof.is_settled) == (64, True)
     assert len(ran) <= 4
@@ -58,14 +76,14 @@ def test_a_wrong_prediction_is_corrected_by_what_ran(off: float) -> None:
 
 def test_a_wrong_prediction_is_not_believed_again_so_that_the_next_size_is_run_too() -> None:
     probe, ran = card(lambda size: 4000 if size < 100 else 2**20)
-    proof = prove(probe, 64, limits=limits(), predicted_bytes=line(2000, 100), max_attempts=20)
+    proof = prove(probe, 64, limits=limits(), prediction=Line(2000, 100), max_attempts=20)
     assert (proof.batch_size, proof.is_settled) == (96, True)
     assert 104 in ran
 
 
 def test_other_processes_on_the_card_move_the_answer_at_one_more_probe() -> None:
     probe, ran = card(line(2300, 100))
-    proof = prove(probe, 64, limits=limits(0.85), predicted_bytes=line(2000, 100))
+    proof = prove(probe, 64, limits=limits(0.85), prediction=Line(2000, 100))
     assert (proof.batch_size, ran) == (56, [64, 56])
 
 
@@ -79,7 +97,7 @@ def test_without_a_prediction_a_line_through_what_ran_takes_its_place() -> None:
 def test_small_sizes_go_first_where_the_device_is_known_less_well() -> None:
     probe, ran = card(line(2600, 95))
     proof = prove(
-        probe, 77, limits=limits(1, multiple_of=1, is_cautious=True), predicted_bytes=line(2300, 100),
+        probe, 77, limits=limits(1, multiple_of=1, is_cautious=True), prediction=Line(2300, 100),
         calibration=(1 / 16, 1 / 4),
     )  # fmt: skip
     assert ran[:2] == [4, 18]
@@ -98,7 +116,7 @@ def test_the_attempts_end_with_the_best_size_that_was_run() -> None:
 
 def test_the_last_attempt_is_for_the_smallest_size_where_nothing_held_yet() -> None:
     probe, ran = card(line(8_500, 400))
-    proof = prove(probe, 512, limits=limits(), predicted_bytes=line(0, 1), max_attempts=3)
+    proof = prove(probe, 512, limits=limits(), prediction=Line(0, 1), max_attempts=3)
     assert (proof.batch_size, ran[-1]) == (1, 1)
 
 
@@ -115,13 +133,13 @@ def test_a_size_that_ran_in_borrowed_memory_does_not_hold(outcome: Outcome) -> N
         used = 2000 + 100 * size
         return Trial(size, outcome if size > 40 else "fits", Peak(used, used), used, "measured")
 
-    proof = prove(probe, 64, limits=limits(), predicted_bytes=line(2000, 100), max_attempts=9)
+    proof = prove(probe, 64, limits=limits(), prediction=Line(2000, 100), max_attempts=9)
     assert proof.batch_size == 40
 
 
 def test_a_size_that_fits_the_card_but_not_the_target_is_not_the_answer() -> None:
     probe, ran = card(line(2000, 100))
-    proof = prove(probe, 80, limits=limits(), predicted_bytes=line(0, 100))
+    proof = prove(probe, 80, limits=limits(), prediction=Line(0, 100))
     assert proof.batch_size == 64
     assert ran[0] == 80
 
@@ -130,7 +148,7 @@ def test_the_answer_divides_what_it_has_to_divide() -> None:
     divisors = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 96]
     probe, ran = card(line(2000, 100))
     only = Limits(9000, TOTAL, lambda size: max(d for d in divisors if d <= size), False)
-    proof = prove(probe, 48, limits=only, predicted_bytes=line(2000, 100))
+    proof = prove(probe, 48, limits=only, prediction=Line(2000, 100))
     assert (proof.batch_size, ran, proof.is_settled) == (48, [48], True)
 
 
@@ -194,12 +212,10 @@ def test_whatever_the_memory_the_answer_was_run_and_held_and_is_the_largest_wher
 ) -> None:
     memory = noisy(memory, noise, seed)
     probe, ran = card(memory)
-    predicted = line(*guess) if guess else None
-    first = largest_that(lambda n: line(*guess)(n) <= share * TOTAL, limit=most) if guess else 1
+    predicted = Line(*guess) if guess else None
+    first = largest_that(lambda n: predicted.unlimited(n) <= share * TOTAL, limit=most) if predicted else 1
     within = limits(share, multiple_of=multiple_of, most=most, is_cautious=is_cautious)
-    proof = prove(
-        probe, first, limits=within, predicted_bytes=predicted, calibration=calibration, max_attempts=attempts
-    )
+    proof = prove(probe, first, limits=within, prediction=predicted, calibration=calibration, max_attempts=attempts)
     assert len(ran) == len(set(ran)) <= attempts
     assert [trial.batch_size for trial in proof.trials] == ran
     held = [size for size in ran if int(memory(size)) <= share * TOTAL]
@@ -213,12 +229,12 @@ def test_whatever_the_memory_the_answer_was_run_and_held_and_is_the_largest_wher
         assert proof.batch_size == _largest_allowed(memory, within, most)
 
 
-def _all_came_true(proof: Proof, predicted: Callable[[int], int] | None) -> bool:
+def _all_came_true(proof: Proof, predicted: Line | None) -> bool:
     """May the search have believed itself? Not without a prediction, and not where that was far off at once."""
     if predicted is None:
         return False
     first = proof.trials[0]
-    return not first.fits or abs((first.used_bytes or 0) - predicted(first.batch_size)) <= 0.05 * TOTAL
+    return not first.fits or abs((first.used_bytes or 0) - predicted.unlimited(first.batch_size)) <= 0.05 * TOTAL
 
 
 def _largest_allowed(memory: Memory, within: Limits, most: int) -> int:
@@ -241,12 +257,12 @@ def test_a_prediction_within_5_percent_takes_at_most_three_probes_and_no_error(
 ) -> None:
     memory = line(fixed * scale + offset, each * scale)
     probe, ran = card(memory)
-    predicted = line(fixed, each)
+    predicted = Line(fixed, each)
     within = limits(share, multiple_of=multiple_of, is_cautious=True)
-    first = within.allowed(largest_that(lambda n: predicted(n) <= share * TOTAL))
+    first = within.allowed(largest_that(lambda n: predicted.unlimited(n) <= share * TOTAL))
     if first == 0 or memory(1) > share * TOTAL * 0.95:
         return
-    proof = prove(probe, first, limits=within, predicted_bytes=predicted, calibration=calibration)
+    proof = prove(probe, first, limits=within, prediction=predicted, calibration=calibration)
     assert len(ran) <= 3
     assert all(trial.fits for trial in proof.trials)
     largest = within.allowed(largest_that(lambda n: memory(n) <= share * TOTAL))

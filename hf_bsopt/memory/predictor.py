@@ -110,6 +110,20 @@ class Predictor:
         without = dataclasses.replace(self.device, total_bytes=None)
         return self.timeline.peak(batch_size, without).reserved_bytes + self.device.context_bytes
 
+    def expected(self, batch_size: int) -> int:
+        """Bytes that this micro-batch uses on the device, whose cache is given back where it is full; where it does
+        not fit, what it would use without a limit.
+        """
+        trial = self(batch_size)
+        return trial.used_bytes or 0 if trial.fits else self.unlimited(batch_size)
+
+    def fits_within(self, batch_size: int, total_bytes: float) -> bool:
+        """Whether it would still run on such a device with so many bytes, the context included."""
+        if total_bytes <= self.device.context_bytes:
+            return False
+        smaller = dataclasses.replace(self.device, total_bytes=int(total_bytes))
+        return self.timeline.replay(batch_size, smaller, expandable_segments=self._expandable_segments).fits
+
     def __call__(self, batch_size: int) -> Trial:
         """The Trial of this micro-batch: used_bytes are the allocator's reserved bytes and the context."""
         known = self._trials.get(batch_size)

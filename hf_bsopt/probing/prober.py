@@ -8,6 +8,7 @@ with Prober(VirtualCudaDevice(catalog.gpu("T4"))) as prober:
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import pickle
 import queue
@@ -64,10 +65,11 @@ class Prober:
             self._worker = _Worker(self.device.environment(expandable_segments=self._expandable_segments))
 
     def preflight(self) -> Preflight:
-        """What the device is like now. Raises DeviceError where nothing can run on it."""
+        """What the device is like now; it is taken as that from here on. Raises DeviceError where nothing can run."""
         found: Preflight = self._ask(PreflightRequest(self.device, self._timeout_seconds))
         if found.problem:
             raise DeviceError(found.problem)
+        self.device = dataclasses.replace(self.device, spec=found.spec)  # type: ignore[type-var]
         return found
 
     def __call__(self, workload: Trainable, batch_size: int, phase: Phase = "training") -> Trial:
