@@ -85,6 +85,12 @@ def known_gpus() -> list[str]:
     return list(_gpu_data()["gpus"])
 
 
+def memory_size(text: str) -> int | None:
+    """Bytes of a number and a unit, as `gpu` reads them; None for what is no size."""
+    size = SIZE.fullmatch(text.strip())
+    return int(Decimal(size[1]) * UNITS[size[2].lower()]) if size else None
+
+
 def gpu(name: str) -> GpuSpec:
     """The GPU of that name, or one of that memory size.
 
@@ -94,9 +100,9 @@ def gpu(name: str) -> GpuSpec:
 
     Raises `UnknownGpuError` for anything else, with the nearest names.
     """
-    size = SIZE.fullmatch(name.strip())
-    if size:
-        return _gpu_of_size(name.strip(), Decimal(size[1]) * UNITS[size[2].lower()])
+    size = memory_size(name)
+    if size is not None:
+        return _gpu_of_size(name.strip(), size)
     ambiguous = {_gpu_key(alias): meaning for alias, meaning in _gpu_data()["ambiguous"].items()}
     meaning = ambiguous.get(_gpu_key(name))
     if meaning:
@@ -122,17 +128,17 @@ def _card(name: str, assumed: str = "") -> GpuSpec:
     )
 
 
-def _gpu_of_size(name: str, size: Decimal) -> GpuSpec:
+def _gpu_of_size(name: str, size: int) -> GpuSpec:
     if not SMALLEST_GPU_BYTES <= size <= LARGEST_GPU_BYTES:
         raise UnknownGpuError(f"A GPU with {name} of memory? Sizes from 1GiB to 2TiB are understood, as in 24GiB.")
     return GpuSpec(
         name=name,
-        total_bytes=int(size),
+        total_bytes=size,
         compute_capability=ASSUMED_COMPUTE_CAPABILITY,
         multiprocessors=ASSUMED_MULTIPROCESSORS,
         context_bytes=_gpu_data()["context_bytes"],
         assumed=(
-            f"{name} is read as {int(size):,} bytes (GB is 10^9, GiB 2^30), and since a size alone doesn't say which "
+            f"{name} is read as {size:,} bytes (GB is 10^9, GiB 2^30), and since a size alone doesn't say which "
             f"kernels run, an A100's compute capability (sm{ASSUMED_COMPUTE_CAPABILITY}) and "
             f"{ASSUMED_MULTIPROCESSORS} multiprocessors are assumed."
         ),

@@ -139,13 +139,10 @@ def _has_mps() -> bool:
 
 def memory_bytes(memory: str) -> int:
     """Raises UsageError for what is no size."""
-    try:
-        size = catalog.gpu(memory)
-    except UnknownGpuError:
-        size = None
-    if not isinstance(memory, str) or size is None or not size.name[:1].isdigit():
+    size = catalog.memory_size(memory) if isinstance(memory, str) else None
+    if not size:
         raise UsageError(f"memory is a size such as 15GiB, not {memory!r}")
-    return size.total_bytes or 0
+    return size
 
 
 def differences(workload: Workload | ModuleWorkload, spec: GpuSpec) -> tuple[str, ...]:

@@ -69,7 +69,7 @@ def test_a_wrong_prediction_is_corrected_by_what_ran(off: float) -> None:
     probe, ran = card(line(2000, 100))
     predicted = Line(2000 * off, 100 * off)
     first = largest_that(lambda n: predicted.unlimited(n) <= 9000)
-    proof = prove(probe, first, limits=limits(), predicted_bytes=predicted)
+    proof = prove(probe, first, limits=limits(), prediction=predicted)
     assert (proof.batch_size, proof.is_settled) == (64, True)
     assert len(ran) <= 4
 

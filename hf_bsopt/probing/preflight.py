@@ -57,9 +57,7 @@ def cuda_preflight(spec: GpuSpec, memory_limit: int | None) -> Preflight:
         assumed="",
     )
     if memory_limit is not None and memory_limit > total:
-        raise DeviceError(
-            f"{properties.name} has {total / GIB:.1f} GiB, less than --memory {memory_limit / GIB:.1f} GiB"
-        )
+        raise DeviceError(f"{properties.name} has {total / GIB:.1f} GiB, not the {memory_limit / GIB:.1f} of --memory")
     users = card.processes() if card else []
     line = (
         f"{properties.name} (sm_{capability}): torch {torch.__version__} has kernels for it; "
