@@ -96,6 +96,9 @@ class Arguments:
     torch_compile: bool = _flag("refused in words: see docs/cli.md", False)
     trust_remote_code: bool = _flag("run code that a hub repository brings for its configuration", False)
     json: str | None = _flag("write everything to this file")
+    patch: str | None = _flag("change the batch size in this script, notebook, YAML or JSON: see docs/patching.md")
+    key: list[str] = _flag("where in it, if it is not found by its name: NAME, or accumulation=NAME, NAME:LINE", [])
+    dry_run: bool = _flag("print what --patch would change, and change nothing", False)
     verbose: bool = _flag("log what is done, each size that is run for one", False, "v")
 
 
@@ -185,6 +188,10 @@ def _checked(arguments: Arguments) -> Arguments:
             "Liger kernels are Triton programs, which can't be traced: predict without them, an upper bound (they save "
             "most where the vocabulary is large, since the logits are never whole)"
         )
+    if arguments.patch is None and (arguments.key or arguments.dry_run):
+        raise UsageError("--key and --dry_run go with --patch FILE")
+    if arguments.patch is not None and len(arguments.max_length) > 1:
+        raise UsageError("--patch writes one answer: give one --max_length")
     if arguments.json is not None:
         from .files import writable
 
@@ -247,6 +254,11 @@ def _run(arguments: Arguments) -> int:
         reports.append(report)
     if arguments.json is not None:
         _save(reports, Path(arguments.json))
+    if arguments.patch is not None:
+        from .patching import parse_keys, patch
+
+        keys = parse_keys(arguments.key)
+        print(f"\n{patch(arguments.patch, reports[0].config, keys=keys, dry_run=arguments.dry_run)}")
     asked = [report.checked for report in reports]
     asked += [report.evaluation.checked for report in reports if report.evaluation is not None]
     refused = any(trial is not None and not trial.fits for trial in asked)

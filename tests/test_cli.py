@@ -248,3 +248,23 @@ def test_interrupting_says_so(capsys: Capture, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(cli, "_run", interrupted)
     assert main(MINI) == cli.INTERRUPTED
     assert "interrupted" in capsys.readouterr().err
+
+
+SCRIPT = 'CONFIG = {\n    "batch_size": 16,  # too small?\n    "lr": 2e-5,\n}\n'
+ASKED = ["--model", "bert-tiny", "--max_length", "32", "--gpu", "2GiB", "--device", "predict", "--no_evaluation"]
+
+
+def test_the_answer_is_written_where_it_stands_in_a_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT)
+    assert cli.main([*ASKED, "--batch_size", "64", "--patch", str(script), "--dry_run"]) == cli.FOUND
+    assert '+    "batch_size": 64,  # too small?' in capsys.readouterr().out
+    assert script.read_text() == SCRIPT
+    assert cli.main([*ASKED, "--batch_size", "64", "--patch", str(script)]) == cli.FOUND
+    assert script.read_text() == SCRIPT.replace("16", "64")
+
+
+@pytest.mark.parametrize("wrong", [["--dry_run"], ["--key", "bs"], ["--patch", "a.py", "--max_length", "32", "64"]])
+def test_what_goes_with_a_patch_is_said(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--model", "bert-tiny", *wrong]) == cli.USAGE
+    assert "--patch" in capsys.readouterr().err
