@@ -14,6 +14,7 @@ import pytest
 from filelock import FileLock
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # more of them, in several processes, wait for each other
 
 
 @pytest.fixture(scope="session")

@@ -30,6 +30,7 @@ from .preflight import Preflight
 from .worker import READY, PreflightRequest, ProbeRequest, Request
 
 TIMEOUT_SECONDS = 600.0
+PREFLIGHT_SECONDS = 120.0
 GRACE_SECONDS = 60.0
 """The probe's process ends itself when its time is over; what does not even do that is ended after this."""
 
@@ -66,7 +67,7 @@ class Prober:
 
     def preflight(self) -> Preflight:
         """What the device is like now; it is taken as that from here on. Raises DeviceError where nothing can run."""
-        found: Preflight = self._ask(PreflightRequest(self.device, self._timeout_seconds))
+        found: Preflight = self._ask(PreflightRequest(self.device, PREFLIGHT_SECONDS))
         if found.problem:
             raise DeviceError(found.problem)
         self.device = dataclasses.replace(self.device, spec=found.spec)  # type: ignore[type-var]
@@ -87,9 +88,9 @@ class Prober:
         worker = self._worker
         assert worker is not None
         try:
-            return worker.ask(pickle.dumps(request), self._timeout_seconds + GRACE_SECONDS)
+            return worker.ask(pickle.dumps(request), request.timeout_seconds + GRACE_SECONDS)
         except queue.Empty:
-            answer = request.without_answer("timeout", f"no answer in {self._timeout_seconds:g} s")
+            answer = request.without_answer("timeout", f"no answer in {request.timeout_seconds:g} s")
         except EOFError:
             answer = request.without_answer("error", worker.last_words())
         worker.end()
