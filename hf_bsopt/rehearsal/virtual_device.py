@@ -22,8 +22,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
-
+from ..cache import default_folder
 from ..errors import RehearsalError
 from ..records import GpuSpec
 
@@ -176,8 +175,9 @@ def build() -> tuple[Path, ...]:
 
 def _folder_of(installed: TorchBuild) -> Path:
     recipe = b"".join(path.read_bytes() for path in (*SOURCES, Path(__file__))) + str(installed).encode()
-    cache = Path(os.environ.get("HF_BSOPT_CACHE") or platformdirs.user_cache_dir("hf_bsopt"))
-    return cache / "virtual_device" / f"{installed.version}-{hashlib.sha256(recipe).hexdigest()[:16]}"
+    return (
+        default_folder().with_name("virtual_device") / f"{installed.version}-{hashlib.sha256(recipe).hexdigest()[:16]}"
+    )
 
 
 def _is_built(folder: Path) -> bool:
