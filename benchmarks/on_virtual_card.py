@@ -1,0 +1,43 @@
+"""A command on a virtual card that all its processes share, as if the card were there.
+
+    python benchmarks/on_virtual_card.py T4 -- bash benchmarks/on_gpu.sh
+    python benchmarks/on_virtual_card.py 24GiB -- python -m pytest -q -m gpu
+
+Memory is real there; values and seconds are not (docs/rehearsal.md). The exit code is that of the command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from hf_bsopt import catalog, rehearsal
+from hf_bsopt.errors import BatchSizeError
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("gpu", help="a card's name, or a size")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="-- and a command")
+    args = parser.parse_args()
+    command = args.command[1:] if args.command[:1] == ["--"] else args.command
+    if not command:
+        parser.error("what is to be run? For example -- bash benchmarks/on_gpu.sh")
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            environment = rehearsal.environment(catalog.gpu(args.gpu), shared=Path(folder) / "card")
+        except BatchSizeError as error:
+            parser.error(str(error))
+        try:
+            return subprocess.run(command, env=environment, check=False).returncode
+        except FileNotFoundError as error:
+            parser.error(str(error))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
