@@ -1,11 +1,13 @@
 """No test asks the network for anything: the hub is offline for all of them. What is costly is made once, also where
-pytest-xdist runs the tests in several processes.
+pytest-xdist runs the tests in several processes. With ``-m gpu`` a machine needs no more than the tests for a card do.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,17 @@ from filelock import FileLock
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"  # more of them, in several processes, wait for each other
+
+NOT_NEEDED_ON_A_CARD = ("hypothesis", "bitsandbytes", "pynvml", "platformdirs", "dill")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Files that import what is not installed, where only the tests for a card are asked for: none of them is there."""
+    if config.getoption("markexpr") != "gpu" or collection_path.suffix != ".py":
+        return None
+    imported = re.findall(r"^(?:import|from) (\w+)", collection_path.read_text(), re.MULTILINE)
+    missing = [name for name in NOT_NEEDED_ON_A_CARD if importlib.util.find_spec(name) is None]
+    return True if set(imported) & set(missing) else None
 
 
 @pytest.fixture(scope="session")
