@@ -66,7 +66,7 @@ def device_of(row: Row) -> GpuSpec:
     known = catalog.gpu(row["gpu"])
     total = int(row["total_bytes"]) if row["total_bytes"] else known.total_bytes
     if row["source"].endswith(IN_ITS_PLACE):  # other kernels' scratch follows the card that really ran
-        card = catalog.gpu(row["source"].removesuffix(IN_ITS_PLACE))
+        card = catalog.gpu(row["source"].removesuffix(IN_ITS_PLACE).removeprefix("virtual "))
         known = dataclasses.replace(known, multiprocessors=card.multiprocessors)
     return dataclasses.replace(known, total_bytes=total, context_bytes=int(row.get("context_bytes") or 0))
 
@@ -135,7 +135,7 @@ class Predictions:
 
 _NOT_TRACED = {
     *("status", "allocated_bytes", "reserved_bytes", "device_bytes", "alloc_retries"),
-    *("batch_size", "expandable_segments", "context_bytes"),
+    *("batch_size", "expandable_segments", "context_bytes", "step_seconds"),
 }
 
 

@@ -278,13 +278,13 @@ EDGES = [
 ]
 
 
-def _by_gpu(cases: list[Case]) -> list[Case]:
+def by_gpu(cases: list[Case]) -> list[Case]:
     """The cases of a GPU together, or else a worker would be started for each change."""
     order = list(dict.fromkeys(case.gpu for case in cases))
     return sorted(cases, key=lambda case: order.index(case.gpu))
 
 
-CASES = _by_gpu(
+CASES = by_gpu(
     [
         *ENCODERS,
         *DECODERS,

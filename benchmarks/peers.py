@@ -54,15 +54,18 @@ def compare(case: Case, place: Place, where: str, largest: int | None) -> Compar
 
 
 def where(case: Case, place: Place) -> str:
-    """The device in words."""
+    """The device in words. Raises SystemExit where it has less memory than asked for."""
     if place.kind == "virtual":
         return case.gpu
     if place.kind == "cpu":
         import torch
 
         return f"CPU limited to {place.memory}, {torch.get_num_threads()} threads"
-    script = "import torch; print(torch.cuda.get_device_name())"
-    name = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip()
+    script = "import torch; card = torch.cuda.get_device_properties(0); print(card.total_memory, card.name)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    total, name = done.stdout.strip().split(" ", 1)
+    if place.memory is not None and memory_bytes(place.memory) > int(total):
+        raise SystemExit(f"{name} has {int(total) / 2**30:.1f} GiB: leave out --memory {place.memory}, or give less")
     kind = "virtual " if place.times_mean_nothing else ""
     return f"{kind}{name}" if place.memory is None else f"{place.memory} of a {kind}{name}"
 

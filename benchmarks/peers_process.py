@@ -23,6 +23,7 @@ from peers_contenders import OURS, PEERS, Entry, import_everything, our_search, 
 from peers_watch import Watch
 
 from hf_bsopt.probing.oom import out_of_memory
+from hf_bsopt.rehearsal.processes import end_with_parent
 
 SIZES_ABOVE = 4  # tried too, since a larger size can fit where a smaller one does not
 OUTPUT = "output.txt"
@@ -76,12 +77,13 @@ def ask(environment: Mapping[str, str], seconds: float, request: dict[str, Any])
         if line and not is_late.is_set():
             return json.loads(line), ""
         errors.seek(0)
-        words = f"the process died: {errors.read()[-LAST_WORDS:]}"
+        words = f"the process died: {_end_of(errors.read())}"
     return None, f"not done after {seconds:g} s" if is_late.is_set() else words
 
 
 def worker(request: dict[str, Any]) -> None:
     """What `ask` started: its answer is one line of JSON. What libraries print is no answer."""
+    end_with_parent()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     warnings.filterwarnings("ignore")
@@ -108,6 +110,12 @@ def _peer(case: Case, place: Place, request: dict[str, Any]) -> dict[str, Any]:
         return asdict(watch.search(entry.name, peer.search(case, watch, entry.start)))
     except Exception as error:  # any contender may fail in a way of its own, and that is its result
         return asdict(watch.search(entry.name, None, _told(error)))
+
+
+def _end_of(output: str) -> str:
+    """Its last line."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    return lines[-1][-LAST_WORDS:] if lines else "without a word"
 
 
 def _told(error: Exception) -> str:
@@ -224,7 +232,7 @@ def in_a_fork(function: Callable[[Case, Watch, int], Search], case: Case, place:
             answer: Search | None = receiver.recv() if receiver.poll(place.timeout_seconds) else None
             failure = "" if answer else f"not done after {place.timeout_seconds:g} s"
         except EOFError:
-            answer, failure = None, "the process died: " + (Path(folder) / OUTPUT).read_text()[-LAST_WORDS:]
+            answer, failure = None, f"the process died: {_end_of((Path(folder) / OUTPUT).read_text())}"
         if answer is None:
             child.kill()
         child.join()
@@ -239,6 +247,7 @@ def _child(
     place: Place,
     size: int,
 ) -> None:
+    end_with_parent()
     os.chdir(folder)
     with (folder / OUTPUT).open("w") as output:
         os.dup2(output.fileno(), 1)

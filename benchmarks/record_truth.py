@@ -4,10 +4,12 @@
     python benchmarks/record_truth.py --device cuda                    # the card that is here, in place of each GPU
     python benchmarks/record_truth.py --only "T4 dmis" --out some.csv  # cases that have these words in their line
     python benchmarks/record_truth.py --cases benchmarks/truth/rehearsed.csv --out again.csv
+    python benchmarks/record_truth.py --device cuda --cases benchmarks/on_gpu_cases.csv --seconds 150 --out card.csv
 
 Every case runs in a process of its own (truth_worker.py, trainer_run.py). Rows are what fits and what runs out of
-memory; a case that fails otherwise is printed and is no row. The columns, and what a case runs: truth/README.md.
-Exits with 1 where nothing was recorded.
+memory; a case that fails otherwise is printed and is no row. They are written as they come, so that what is recorded
+stays whatever ends this. With --seconds no case begins in the last quarter of a minute. The columns, and what a case
+runs: truth/README.md. Exits with 1 where nothing was recorded.
 """
 
 from __future__ import annotations
@@ -19,13 +21,15 @@ import dataclasses
 import importlib.util
 import io
 import json
+import math
 import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,7 +38,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cases import CASES, Case, Row, cases_of
+from cases import CASES, Case, Row, by_gpu, cases_of
 
 from hf_bsopt import catalog
 from hf_bsopt.files import write_atomically
@@ -45,8 +49,10 @@ COLUMNS = [
     *("kind", "model", "task", "precision", "attention", "batch_size", "max_length", "optimizer"),
     *("gradient_accumulation", "activation_checkpointing", "lora_r", "load_in_4bit", "gpu", "sm", "total_bytes"),
     *("status", "allocated_bytes", "reserved_bytes", "device_bytes", "alloc_retries", "torch", "transformers"),
-    *("source", "expandable_segments", "context_bytes"),
+    *("source", "expandable_segments", "context_bytes", "step_seconds"),
 ]
+SHORTEST_SECONDS = 15.0
+"""Of a case: imports, where it is the first of a worker, and three steps."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ class Answer:
 
 def environment_of(gpu: GpuSpec, device: str) -> dict[str, str]:
     """Of a process that sees this GPU, or the card that is here."""
-    environment = dict(os.environ)
+    environment = {**os.environ, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}  # a question must not start the driver
     if device == "virtual":
         from hf_bsopt.rehearsal import environment as virtual
 
@@ -83,8 +89,11 @@ class Worker:
             env=environment_of(gpu, device),
         )
 
-    def run(self, case: Case, timeout: int) -> Answer:
-        request = {"case": asdict(case), "gpu": asdict(self.gpu), "device": self._device, "timeout": timeout}
+    def sees(self, gpu: GpuSpec) -> bool:
+        return self._device == "cuda" or gpu == self.gpu
+
+    def run(self, case: Case, gpu: GpuSpec, timeout: float) -> Answer:
+        request = {"case": asdict(case), "gpu": asdict(gpu), "device": self._device, "timeout": timeout}
         assert self._process.stdin is not None and self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):  # the answer will be empty
             print(json.dumps(request), file=self._process.stdin, flush=True)
@@ -101,25 +110,32 @@ class Worker:
         self._process.communicate()
 
 
-def run_all(cases: Sequence[Case], args: argparse.Namespace) -> list[Answer]:
-    """In the order of the cases. A worker is kept as long as the GPU stays the same."""
+def run_all(cases: Sequence[Case], args: argparse.Namespace, keep: Callable[[list[Answer]], None]) -> list[Answer]:
+    """In the order of the cases; ``keep`` gets those that are there whenever one comes. A worker is kept as long as
+    the GPU stays the same, and the card that is here for all of them.
+    """
     waiting = deque(enumerate(cases))
     answers: dict[int, Answer] = {}
+    keeping = threading.Lock()
+    end = time.monotonic() + args.seconds
     with tqdm(total=len(cases), disable=None, unit="case") as bar:
 
         def lane(_: int) -> None:
             worker: Worker | None = None
-            while waiting:
+            while (left := end - time.monotonic()) >= SHORTEST_SECONDS or math.isinf(left):
                 try:
                     index, case = waiting.popleft()
-                except IndexError:  # the other lane was faster
+                except IndexError:
                     break
                 gpu = gpu_of(case, args.memory)
-                if worker is None or worker.gpu != gpu or not worker.lives:
+                if worker is None or not worker.sees(gpu) or not worker.lives:
                     if worker is not None:
                         worker.close()
                     worker = Worker(gpu, args.device)
-                answers[index] = worker.run(case, args.timeout)
+                answer = worker.run(case, gpu, min(args.timeout, left))
+                with keeping:
+                    answers[index] = answer
+                    keep([answers[index] for index in sorted(answers)])
                 bar.update()
             if worker is not None:
                 worker.close()
@@ -163,6 +179,21 @@ def path_for(rows: list[Row], device: str) -> Path:
     return HERE / "truth" / f"{name}-{rows[0]['torch']}.csv"
 
 
+def keeper(path: Path | None, device: str) -> Callable[[list[Answer]], None]:
+    """Writes the rows of these answers to the path, or to that of their device."""
+
+    def keep(answers: list[Answer]) -> None:
+        rows = rows_of(answers)
+        if rows:
+            write_atomically(path or path_for(rows, device), text_of(rows))
+
+    return keep
+
+
+def rows_of(answers: list[Answer]) -> list[Row]:
+    return [answer.row for answer in answers if answer.row is not None]
+
+
 def memory_of(text: str) -> int:
     total = catalog.gpu(text).total_bytes
     assert total is not None
@@ -177,27 +208,31 @@ def main() -> int:
     parser.add_argument("--only", default="", metavar="WORDS", help="cases that have these words in their line")
     parser.add_argument("--list", action="store_true", help="print the lines of the cases")
     parser.add_argument("--out", type=Path, metavar="CSV", help="needed where not all cases are run")
-    parser.add_argument("--jobs", type=int, default=2, help="processes at once")
+    parser.add_argument("--jobs", type=int, help="processes at once (a card: 1, which has it for itself; virtual: 2)")
     parser.add_argument("--timeout", type=int, default=300, metavar="SECONDS", help="of one case")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="for all cases; those left over are named")
     args = parser.parse_args()
+    args.jobs = args.jobs or (1 if args.device == "cuda" else 2)
     table = cases_of(args.cases) if args.cases else CASES
     cases, left_out = runnable([case for case in table if args.only in line_of(case)])
+    cases = cases if args.device == "cuda" else by_gpu(cases)
     if args.list:
         print(*map(line_of, cases), sep="\n")
         return 0
-    if args.out is None and (args.cases or args.only or args.memory):
+    if args.out is None and (args.cases or args.only or args.memory or args.seconds != math.inf):
         parser.error("--out: where to? The file of the whole table is not overwritten with other rows")
     started = time.monotonic()
-    answers = run_all(cases, args)
-    rows = [answer.row for answer in answers if answer.row is not None]
+    answers = run_all(cases, args, keeper(args.out, args.device))
+    rows = rows_of(answers)
     errors = [f"{line_of(answer.case)}: {answer.error}" for answer in answers if answer.row is None]
+    done = [answer.case for answer in answers]
+    left_out += [f"{line_of(case)}: no time left" for case in cases if case not in done]
     for title, lines in (("left out", left_out), ("failed", errors)):
         print(f"{len(lines)} {title}", *lines, sep="\n  ")
     if not rows:
         print("nothing was recorded")
         return 1
     path = args.out or path_for(rows, args.device)
-    write_atomically(path, text_of(rows))
     out_of_memory = sum(row["status"] == "oom" for row in rows)
     print(f"{len(rows)} rows ({out_of_memory} out of memory) in {time.monotonic() - started:.0f} s: {path}")
     return 0

@@ -9,7 +9,9 @@ import gc
 import itertools
 import os
 import random
+import statistics
 import tempfile
+import time
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -20,16 +22,19 @@ import transformers
 from accuracy import IN_ITS_PLACE, workload_of
 from cases import Case, Row
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hf_bsopt import catalog
 from hf_bsopt.errors import UnknownGpuError
 from hf_bsopt.records import GpuSpec
+from hf_bsopt.rehearsal.virtual_device import VARIABLE
 from hf_bsopt.workload import Workload
 
 Device = Literal["virtual", "cuda"]
 
 STEPS = 3
+MOST_SKIPPED_STEPS = 20
+"""fp16's gradient scaler begins with a scale under which gradients overflow, and the optimizer's steps are skipped."""
 VARYING_STEPS = 200
 SHORTEST, APART = 16, 8
 """The lengths of ``varying`` rows: multiples of 8 from 16 on."""
@@ -68,8 +73,9 @@ def record(case: Case, gpu: GpuSpec, device: Device) -> Row:
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     torch.cuda.reset_accumulated_memory_stats()
+    steps = Steps(VARYING_STEPS if case.kind == "varying" else STEPS)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = _trainer(case, workload, model, folder)
+        trainer = _trainer(case, workload, model, folder, steps)
         try:
             trainer.train()
             if case.kind in EVALUATIONS:
@@ -77,10 +83,49 @@ def record(case: Case, gpu: GpuSpec, device: Device) -> Row:
             status = "fits"
         except torch.OutOfMemoryError:
             status = "oom"
-    card = "virtual device" if device == "virtual" else torch.cuda.get_device_name()
+    is_virtual = VARIABLE in os.environ
+    card = "virtual device" if device == "virtual" else f"{'virtual ' * is_virtual}{torch.cuda.get_device_name()}"
     source = f"{card}{IN_ITS_PLACE}" if stands_in else card
     context = gpu.context_bytes if device == "virtual" or stands_in else _context_bytes()
-    return {**case.row(), **_measured(gpu), "status": status, "source": source, "context_bytes": str(context)}
+    return {
+        **case.row(),
+        **_measured(gpu),
+        "status": status,
+        "source": source,
+        "context_bytes": str(context),
+        "step_seconds": "" if is_virtual or steps.seconds is None else f"{steps.seconds:.4f}",
+    }
+
+
+class Steps(TrainerCallback):
+    """Ends training when the optimizer has stepped so often, and takes the time of its steps but for the first."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._seconds: list[float] = []
+        self._stepped = 0
+        self._began = 0.0
+
+    @property
+    def seconds(self) -> float | None:
+        """The median; None before the second step."""
+        return statistics.median(self._seconds[1:]) if len(self._seconds) > 1 else None
+
+    def on_train_begin(self, *_: Any, optimizer: Any, **__: Any) -> None:
+        plain = getattr(optimizer, "optimizer", optimizer)  # accelerate's wraps it
+        plain.register_step_post_hook(self._note)
+
+    def _note(self, *_: Any) -> None:
+        self._stepped += 1
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        torch.cuda.synchronize()
+        self._began = time.perf_counter()
+
+    def on_step_end(self, arguments: Any, state: Any, control: Any, **_: Any) -> None:
+        torch.cuda.synchronize()
+        self._seconds.append(time.perf_counter() - self._began)
+        control.should_training_stop |= self._stepped >= self.count
 
 
 def _is(gpu: GpuSpec) -> bool:
@@ -105,6 +150,7 @@ def _stand_in_for(gpu: GpuSpec) -> None:
 
 
 def _context_bytes() -> int:
+    """What is gone from the card and not the allocator's: the context, and other processes if there are any."""
     free, total = torch.cuda.mem_get_info()
     return total - free - torch.cuda.memory_reserved()
 
@@ -116,15 +162,16 @@ def _measured(gpu: GpuSpec) -> Row:
         "total_bytes": str(gpu.total_bytes),
         "allocated_bytes": str(stats["allocated_bytes.all.peak"]),
         "reserved_bytes": str(stats["reserved_bytes.all.peak"]),
+        "device_bytes": str(stats["reserved_bytes.all.peak"] + _context_bytes()),
         "alloc_retries": str(stats["num_alloc_retries"]),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
 
 
-def _trainer(case: Case, workload: Workload, model: nn.Module, folder: str) -> Trainer:
+def _trainer(case: Case, workload: Workload, model: nn.Module, folder: str, steps: Steps) -> Trainer:
     evaluation = EVALUATIONS.get(case.kind)
-    steps = VARYING_STEPS if case.kind == "varying" else STEPS
+    most = steps.count + MOST_SKIPPED_STEPS
     arguments = TrainingArguments(
         folder,
         per_device_train_batch_size=1 if evaluation else case.batch_size,
@@ -134,7 +181,7 @@ def _trainer(case: Case, workload: Workload, model: nn.Module, folder: str) -> T
         fp16=case.precision == "fp16",
         bf16=case.precision == "bf16",
         optim=case.optimizer,
-        max_steps=steps,
+        max_steps=most,
         save_strategy="no",
         logging_strategy="no",
         report_to=[],
@@ -146,9 +193,10 @@ def _trainer(case: Case, workload: Workload, model: nn.Module, folder: str) -> T
         model=model,
         args=arguments,
         data_collator=_collator(workload, _lengths(case)),
-        train_dataset=range(case.batch_size * case.gradient_accumulation * steps),  # type: ignore[arg-type]
+        train_dataset=range(case.batch_size * case.gradient_accumulation * most),  # type: ignore[arg-type]
         eval_dataset=range(case.batch_size * evaluation.batches) if evaluation else None,  # type: ignore[arg-type]
         compute_metrics=(lambda prediction: {}) if evaluation and evaluation.metrics else None,
+        callbacks=[steps],
     )
     # on one process it does nothing but ask the card for a tensor's size, and a virtual one answers zero
     trainer.accelerator.pad_across_processes = lambda tensor, **_: tensor

@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# Everything that only a card can tell, in one command of under 10 minutes:
+#
+#     bash benchmarks/on_gpu.sh [OUT_DIR]
+#     python benchmarks/on_virtual_card.py T4 -- bash benchmarks/on_gpu.sh    # without a card: seconds mean nothing
+#
+# Needs torch, transformers, accelerate, peft, pandas and pytest; no network, nothing installed of this repository.
+# PYTHON names another interpreter. Each stage has its own time limit; what was recorded before it stays in OUT_DIR
+# (default: build/on_gpu), where each stage's output is in a file of its name. Exits with 1 where a stage failed.
+set -u
+cd "$(dirname "$0")/.." || exit 2
+out=${1:-build/on_gpu}
+python=${PYTHON:-python}
+mkdir -p "$out" || exit 2
+out=$(cd "$out" && pwd)
+export HF_HUB_OFFLINE=1 HF_BSOPT_CACHE="$out/cache" PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false
+began=$SECONDS
+failed=0
+told=()
+
+# stage NAME SECONDS COMMAND...
+stage() {
+    local name=$1 limit=$2 start=$SECONDS code
+    shift 2
+    echo "== $name: $*"
+    timeout --kill-after=5 "$limit" "$@" >"$out/$name.txt" 2>&1
+    code=$?
+    tail -n "${lines:-15}" "$out/$name.txt"
+    case $code in
+        0) told+=("$name: done in $((SECONDS - start)) s") ;;
+        124 | 137) told+=("$name: cut after $limit s, what was recorded is kept") && failed=1 ;;
+        *) told+=("$name: failed with exit code $code after $((SECONDS - start)) s") && failed=1 ;;
+    esac
+}
+
+cases=benchmarks/on_gpu_cases.csv
+versions='import torch, transformers as t, accelerate as a, peft as p
+print("torch", torch.__version__, "transformers", t.__version__, "accelerate", a.__version__, "peft", p.__version__)
+print(torch.cuda.get_device_name(), torch.cuda.get_device_capability(), torch.cuda.mem_get_info())
+print("memory", min(15, torch.cuda.mem_get_info()[1] >> 30))'
+stage versions 45 "$python" -c "$versions"
+stage tests 155 "$python" -m pytest -v -m gpu -p no:cacheprovider tests
+stage card 130 "$python" benchmarks/record_truth.py --device cuda --cases "$cases" --seconds 125 --out "$out/card.csv"
+memory=$(sed -n 's/^memory //p' "$out/versions.txt")GiB # 15, or what there is
+lines=25 stage peers 130 "$python" benchmarks/peers.py --device cuda --case "BERT-base, fp16" --memory "$memory" --sizes
+jobs=$(($(nproc) < 4 ? $(nproc) : 4))
+stage rehearsed 70 "$python" benchmarks/record_truth.py --cases "$out/card.csv" --seconds 68 --jobs $jobs \
+    --out "$out/rehearsed.csv"
+lines=40 stage compared 10 "$python" benchmarks/compare_truth.py "$out/card.csv" "$out/rehearsed.csv"
+lines=40 stage predicted 40 "$python" benchmarks/accuracy.py --truth "$out/card.csv" --metric reserved
+
+echo "== summary, $((SECONDS - began)) s in all, output in $out"
+{
+    printf '%s\n' "${told[@]}"
+    tail -n 1 "$out/tests.txt"
+    grep -hE "median|context:|ends: the same" "$out/compared.txt" "$out/predicted.txt"
+    grep -hE "^(this project|fastest peer)" "$out/peers.txt"
+} | tee "$out/summary.txt"
+if [ -n "${HF_BSOPT_VIRTUAL_DEVICE:-}" ]; then
+    echo "The card was virtual: seconds mean nothing, and nothing was computed." | tee -a "$out/summary.txt"
+fi
+rm -rf "$out/cache"
+exit "$failed"
