@@ -38,16 +38,16 @@ versions='import torch, transformers as t, accelerate as a, peft as p
 print("torch", torch.__version__, "transformers", t.__version__, "accelerate", a.__version__, "peft", p.__version__)
 print(torch.cuda.get_device_name(), torch.cuda.get_device_capability(), torch.cuda.mem_get_info())
 print("memory", min(15, torch.cuda.mem_get_info()[1] >> 30))'
-stage versions 45 "$python" -c "$versions"
-stage tests 155 "$python" -m pytest -v -m gpu -p no:cacheprovider tests
-stage card 130 "$python" benchmarks/record_truth.py --device cuda --cases "$cases" --seconds 125 --out "$out/card.csv"
+stage versions 40 "$python" -c "$versions"
+stage tests 150 "$python" -m pytest -v -m gpu -p no:cacheprovider tests
+stage card 125 "$python" benchmarks/record_truth.py --device cuda --cases "$cases" --seconds 120 --out "$out/card.csv"
 memory=$(sed -n 's/^memory //p' "$out/versions.txt")GiB # 15, or what there is
-lines=25 stage peers 130 "$python" benchmarks/peers.py --device cuda --case "BERT-base, fp16" --memory "$memory" --sizes
+lines=25 stage peers 125 "$python" benchmarks/peers.py --device cuda --case "BERT-base, fp16" --memory "$memory" --sizes
 jobs=$(($(nproc) < 4 ? $(nproc) : 4))
-stage rehearsed 70 "$python" benchmarks/record_truth.py --cases "$out/card.csv" --seconds 68 --jobs $jobs \
+stage rehearsed 65 "$python" benchmarks/record_truth.py --cases "$out/card.csv" --seconds 62 --jobs $jobs \
     --out "$out/rehearsed.csv"
 lines=40 stage compared 10 "$python" benchmarks/compare_truth.py "$out/card.csv" "$out/rehearsed.csv"
-lines=40 stage predicted 40 "$python" benchmarks/accuracy.py --truth "$out/card.csv" --metric reserved
+lines=40 stage predicted 60 "$python" benchmarks/accuracy.py --truth "$out/card.csv" --metric reserved
 
 echo "== summary, $((SECONDS - began)) s in all, output in $out"
 {

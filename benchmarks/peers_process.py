@@ -183,6 +183,7 @@ def truth(case: Case, place: Place, start: int, sizes: list[int], largest: int |
 
 
 def _truth(case: Case, place: Place, request: dict[str, Any]) -> dict[str, Any]:
+    sys.modules["bitsandbytes"] = None  # type: ignore[assignment]  # it uses CUDA as it is imported: no fork could then
     import_everything("transformers")
     if not place.computes:
         import torch
