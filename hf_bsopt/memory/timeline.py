@@ -19,6 +19,7 @@ import numpy.typing as npt
 from ..errors import TraceError
 from ..records import GpuSpec, Peak
 from .allocator import BLOCK_BYTES, CachingAllocator, DeviceFull
+from .host_allocator import HeapAllocator
 
 CATEGORIES = ("weights", "gradients", "optimizer", "activations", "workspace")
 
@@ -207,16 +208,22 @@ class Timeline:
                 yield (event, size) if event > 0 else (-event, 0)
 
     def replay(self, batch_size: int, device: GpuSpec | None = None, *, expandable_segments: bool = False) -> Fit:
-        """The whole run through the caching allocator of ``device``, whose memory less its context is the limit. Where
-        there is no such allocator, what is live is what is taken.
+        """The whole run through the allocator of ``device``, whose memory less its context is the limit: the caching
+        allocator of a card, malloc of a CPU. On a Mac's GPU, whose allocator is not replayed, what is live is what is
+        taken.
         """
         device = device or self.device
-        if device.kind != "cuda":
-            live = self.live_bytes(batch_size, device)
-            fits = device.total_bytes is None or live + device.context_bytes <= device.total_bytes
-            return Fit(fits, Peak(live, live), 0)
         limit = None if device.total_bytes is None else device.total_bytes - device.context_bytes
-        allocator = CachingAllocator(limit, device_bytes=device.total_bytes, expandable_segments=expandable_segments)
+        if device.kind == "mps":
+            live = self.live_bytes(batch_size, device)
+            return Fit(limit is None or live <= limit, Peak(live, live), 0)
+        allocator: CachingAllocator | HeapAllocator
+        if device.kind == "cpu":
+            allocator = HeapAllocator(limit)
+        else:
+            allocator = CachingAllocator(
+                limit, device_bytes=device.total_bytes, expandable_segments=expandable_segments
+            )
         try:
             for block, size in self.requests(batch_size, device):
                 if size:
@@ -229,7 +236,7 @@ class Timeline:
 
     def peak(self, batch_size: int, device: GpuSpec | None = None) -> Peak:
         """Peak bytes allocated and reserved over the run, as ``torch.cuda.max_memory_allocated`` and
-        ``max_memory_reserved`` would report them.
+        ``max_memory_reserved`` would report them; on a CPU reserved is what is resident.
 
         ``device`` gives the capacity, the compute capability and the workspaces; without one, those of the trace:
         compute capability 8.0 and no limit unless it named another. Where the run does not fit, the peak up to the
