@@ -27,7 +27,7 @@ DOUBT_OF_ONE, DOUBT_OF_A_LINE = 0.04, 0.02
 """Of the memory between a size that ran and one that is believed: kept free where another probe, or an out-of-memory
 error, costs something. From two sizes on the error of the prediction is a line."""
 GROWTH = 1.5
-WORTH = 0.02
+WORTH = 0.015
 """A size that is larger by less than this is not worth another probe, where probes cost something."""
 WITHIN = 0.02
 """Of the best throughput: less is not worth the memory, nor is it told apart from chance."""
@@ -129,11 +129,14 @@ def prove(
             size = _next_size(tried, limits, belief, prediction, is_trusted, is_surprised)
         if not size or size in tried:
             return Proof(limits.largest_held(tried), tuple(tried.values()), True)
+        foretold = belief(size)
+        if prediction is not None:  # what is believed of a device without a limit, and how a full one differs from it
+            foretold += prediction.expected(size) - prediction.unlimited(size)
         trial = tried[size] = probe(size)
         if not trial.tells_size:
             return Proof(limits.largest_held(tried), tuple(tried.values()), False, trial)
-        is_trusted = is_trusted and _came_true(trial, belief(size), limits)
-        is_surprised = limits.hold(trial) and belief(size) > limits.limit_bytes
+        is_trusted = is_trusted and _came_true(trial, foretold, limits)
+        is_surprised = limits.hold(trial) and foretold > limits.limit_bytes
     good = limits.largest_held(tried)
     return Proof(good, tuple(tried.values()), bool(good) and not _open_above(tried, limits))
 
@@ -148,11 +151,11 @@ def _planned(first: int, limits: Limits, prediction: Prediction | None, calibrat
     return sorted({size for size in sizes if size})
 
 
-def _came_true(trial: Trial, believed: float, limits: Limits) -> bool:
+def _came_true(trial: Trial, foretold: float, limits: Limits) -> bool:
     """An out-of-memory error says only that more than the whole device was needed."""
     if not trial.fits:
-        return believed > limits.total_bytes * (1 - TRUST)
-    return abs((trial.used_bytes or 0) - believed) <= TRUST * limits.total_bytes
+        return foretold > limits.total_bytes * (1 - TRUST)
+    return abs((trial.used_bytes or 0) - foretold) <= TRUST * limits.total_bytes
 
 
 def _next_size(

@@ -81,6 +81,24 @@ def test_a_wrong_prediction_is_not_believed_again_so_that_the_next_size_is_run_t
     assert 104 in ran
 
 
+@dataclass(frozen=True)
+class Full(Line):
+    """A device on which every size up to 62 runs, in a cache that is given back, and none beyond."""
+
+    def expected(self, batch_size: int) -> int:
+        return min(self.unlimited(batch_size), TOTAL - 10) if batch_size <= 62 else self.unlimited(batch_size)
+
+    def fits_within(self, batch_size: int, total_bytes: float) -> bool:
+        return batch_size <= 62 and total_bytes >= TOTAL * 0.9
+
+
+def test_a_size_that_is_right_at_the_edge_of_a_whole_card_is_no_surprise() -> None:
+    predicted = Full(2000, 140)
+    probe, ran = card(lambda size: predicted.expected(size) if size <= 62 else 2 * TOTAL)
+    proof = prove(probe, 62, limits=limits(1, multiple_of=1), prediction=predicted)
+    assert (proof.batch_size, ran, proof.is_settled) == (62, [62], True)
+
+
 def test_other_processes_on_the_card_move_the_answer_at_one_more_probe() -> None:
     probe, ran = card(line(2300, 100))
     proof = prove(probe, 64, limits=limits(0.85), prediction=Line(2000, 100))
