@@ -17,7 +17,6 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -104,7 +103,7 @@ def _user_cache() -> str:
     try:
         import platformdirs
     except ImportError:
-        return str(Path(tempfile.gettempdir()) / "hf_bsopt")
+        return str(Path.home() / ".cache" / "hf_bsopt")  # nobody else can write there
     return platformdirs.user_cache_dir("hf_bsopt")
 
 

@@ -8,7 +8,6 @@ import logging
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -224,10 +223,10 @@ def test_otherwise_answers_lie_in_the_users_cache(monkeypatch: pytest.MonkeyPatc
     assert default_folder() == Path(platformdirs.user_cache_dir("hf_bsopt")) / "answers"
 
 
-def test_without_platformdirs_they_lie_where_temporary_files_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_platformdirs_they_lie_in_the_cache_of_the_users_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_BSOPT_CACHE", raising=False)
     monkeypatch.setitem(sys.modules, "platformdirs", None)
-    assert default_folder() == Path(tempfile.gettempdir()) / "hf_bsopt" / "answers"
+    assert default_folder() == Path.home() / ".cache" / "hf_bsopt" / "answers"
 
 
 def test_the_module_costs_its_user_nothing() -> None:
