@@ -44,19 +44,6 @@ __all__ = [
     "find_batch_size",
 ]
 
-_ROOMS = {
-    "find_batch_size": "api",
-    "BatchSizeError": "errors",
-    "NothingFitsError": "errors",
-    "TraceError": "errors",
-    "UsageError": "errors",
-    "Decision": "records",
-    "GpuSpec": "records",
-    "Peak": "records",
-    "Trial": "records",
-    "Report": "report",
-}
-
 
 def __getattr__(name: str) -> Any:
     """Public names are loaded when they are asked for, so that importing the package costs next to nothing."""

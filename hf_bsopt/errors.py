@@ -10,7 +10,9 @@
     │   └── RehearsalError               there can be no virtual device here, or a process on it failed
     ├── DeviceError                      the device can't be used: there is none, or torch has no kernels for it
     ├── TraceError                       the training step couldn't be followed operation by operation
+    ├── AgreementError                   the processes of a distributed run found no size together
     └── NothingFitsError                 not even one sequence fits the device
+        └── ReachedZeroError (also a RuntimeError)  a training that was tried at ever smaller sizes ran at none
 
     SearchInterrupted (a KeyboardInterrupt)  Ctrl-C while sizes were run: it has what is known so far
 
@@ -67,6 +69,18 @@ class TraceError(BatchSizeError):
 
 class NothingFitsError(BatchSizeError):
     """Not even a micro-batch of one sequence fits; the message has the bytes that it would need."""
+
+
+class ReachedZeroError(NothingFitsError, RuntimeError):
+    """No size was left to try; a RuntimeError, as accelerate's decorator raises one."""
+
+
+class AgreementError(BatchSizeError):
+    """The ranks could not agree; the message says why. ranks: those that failed or never came, as far as is known."""
+
+    def __init__(self, message: str, ranks: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.ranks = ranks
 
 
 class SearchInterrupted(KeyboardInterrupt):
