@@ -127,7 +127,7 @@ class _Meeting:
 
     def fail(self, reason: str, ranks: Sequence[int]) -> AgreementError:
         """What was told first, this or another rank's failure. Not once every rank has spoken."""
-        decided = self._decide({"failure": reason, "ranks": list(ranks)})
+        decided = self._decide({"failure": reason, "ranks": list(ranks), "by": self.rank})
         self._leave()
         return _failure(decided)
 
@@ -153,7 +153,7 @@ class _Meeting:
             f"{who} of {self.size} did not come to an agreement within {timeout_seconds:g} s: ended, still at work, or "
             f"waiting in a collective for a rank that came here"
         )
-        self._decide({"failure": reason, "ranks": missing})
+        self._decide({"failure": reason, "ranks": missing, "by": self.rank})
 
     def _leave(self) -> None:
         if self.store.add(self._key("readers"), 1) == self.size:
@@ -197,7 +197,7 @@ def _next_meeting() -> _Meeting | None:
 
 
 def _failure(decided: dict[str, Any]) -> AgreementError:
-    return AgreementError(decided["failure"], tuple(decided["ranks"]))
+    return AgreementError(decided["failure"], tuple(decided["ranks"]), decided["by"])
 
 
 def _unreachable(error: RuntimeError) -> AgreementError:

@@ -76,11 +76,14 @@ class ReachedZeroError(NothingFitsError, RuntimeError):
 
 
 class AgreementError(BatchSizeError):
-    """The ranks could not agree; the message says why. ranks: those that failed or never came, as far as is known."""
+    """The ranks could not agree; the message says why. ranks: those that failed or never came, as far as is known.
+    told_by: the rank that said so first, None for what a rank found by itself.
+    """
 
-    def __init__(self, message: str, ranks: tuple[int, ...] = ()) -> None:
+    def __init__(self, message: str, ranks: tuple[int, ...] = (), told_by: int | None = None) -> None:
         super().__init__(message)
         self.ranks = ranks
+        self.told_by = told_by
 
 
 class SearchInterrupted(KeyboardInterrupt):

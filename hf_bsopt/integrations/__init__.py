@@ -1,0 +1,1 @@
+"""Inside the user's own training script: where another library holds the loop."""

@@ -1,0 +1,198 @@
+"""For training loops of accelerate's: its decorator with a better search, and find_batch_size for its Accelerator.
+
+@find_executable_batch_size(starting_batch_size=128)
+def training(batch_size): ...
+
+training()
+training.report  # SearchReport(batch_size=62, attempts=(128 out of memory, 62 fits))
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, overload
+from unittest import mock
+
+from ..agreement import agree, report_failure
+from ..batch_plan import LearningRateScaling
+from ..errors import UsageError
+from ..probing.prober import TIMEOUT_SECONDS
+from ..proof import MAX_ATTEMPTS
+from ..records import GpuSpec
+from ..report import Report
+from ..search import MULTIPLE_OF, TARGET
+from .executable import Executable, Result
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+    from torch import nn
+
+
+@overload
+def find_executable_batch_size(
+    function: Callable[..., Result],
+    starting_batch_size: int = 128,
+    reduce_batch_size_fn: Callable[[], int] | None = None,
+) -> Executable[Result]: ...
+@overload
+def find_executable_batch_size(
+    function: None = None,
+    starting_batch_size: int = 128,
+    reduce_batch_size_fn: Callable[[], int] | None = None,
+) -> Callable[[Callable[..., Result]], Executable[Result]]: ...
+def find_executable_batch_size(
+    function: Callable[..., Result] | None = None,
+    starting_batch_size: int = 128,
+    reduce_batch_size_fn: Callable[[], int] | None = None,
+) -> Any:
+    """A decorator: the function is a training, whose first argument is the batch size. It is called with
+    ``starting_batch_size``, and with smaller sizes where memory does not suffice, until it comes through.
+
+    As accelerate's of the same name, but for the sizes: in place of nine tenths each time, the size that the memory at
+    the failure lets believe to fit, in steps of at least 1/32 that grow where they do not help, of three quarters at
+    most; half where nothing is known of the memory. ``reduce_batch_size_fn``, where it is given, says the
+    next size instead. The largest size is not sought: what comes through is the training, and is not run again.
+
+    In a distributed run every rank goes on with the smallest size that any of them would. Where that can't be done
+    safely, since one rank came through or waits in a collective, all that can be reached raise AgreementError.
+
+    Calling it raises ReachedZeroError (a RuntimeError) where no size is left, TypeError where the batch size was
+    passed, and whatever the function raises that is no want of memory. A further call begins where the last one ended.
+    """
+    if function is None:
+        return functools.partial(
+            find_executable_batch_size,
+            starting_batch_size=starting_batch_size,
+            reduce_batch_size_fn=reduce_batch_size_fn,
+        )
+    return Executable(function, starting_batch_size, reduce_batch_size_fn)
+
+
+def find_batch_size(
+    model: nn.Module,
+    *,
+    accelerator: Accelerator,
+    example_batch: Mapping[str, Any],
+    gpu: str | GpuSpec | None = None,
+    device: str | None = None,
+    memory: str | None = None,
+    optimizer: str | None = None,
+    target: tuple[float, float] = TARGET,
+    multiple_of: int = MULTIPLE_OF,
+    batch_size: int | None = None,
+    dataset_size: int | None = None,
+    effective_batch_size: int | None = None,
+    total_tokens: int | None = None,
+    learning_rate: float | None = None,
+    base_batch_size: int | None = None,
+    lr_scaling: LearningRateScaling = "sqrt",
+    evaluation: bool = True,
+    throughput: bool = False,
+    expandable_segments: bool = False,
+    max_attempts: int = MAX_ATTEMPTS,
+    probe_timeout: float = TIMEOUT_SECONDS,
+) -> Report:
+    """:func:`hf_bsopt.find_batch_size` for a model that is about to be given to ``accelerator.prepare``.
+
+    Precision, processes and accumulation are the accelerator's, and so is the device, unless ``gpu`` or ``device``
+    names another; the other options mean what they mean there. Called by every rank. Each searches on its own device;
+    all end with the size that the smallest can take, which was searched for once more on those that could take a
+    larger one, so that it was run there too. A rank waits ``probe_timeout`` for those that search for longer.
+
+    Raises what ``hf_bsopt.find_batch_size`` raises; with several processes AgreementError on all ranks, from that
+    error on the one that it occurred on; UsageError for a model that is prepared already.
+    """
+    from ..api import find_batch_size as search
+
+    if "_original_forward" in vars(model) or isinstance(model, _wrappers()):
+        raise UsageError("the model is prepared already: find its batch size before accelerator.prepare(model)")
+
+    def searched(limit: int | None) -> Report:
+        with _first_of_its_kind(accelerator.device):
+            return search(
+                model,
+                example_batch=example_batch,
+                gpu=gpu,
+                device=device or (accelerator.device.type if gpu is None else "auto"),
+                memory=memory,
+                precision=_precision(accelerator.mixed_precision, model),
+                optimizer=optimizer,
+                target=target,
+                multiple_of=multiple_of,
+                batch_size=limit,
+                dataset_size=dataset_size,
+                effective_batch_size=effective_batch_size,
+                total_tokens=total_tokens,
+                gradient_accumulation_steps=accelerator.gradient_accumulation_steps,
+                num_processes=accelerator.num_processes,
+                learning_rate=learning_rate,
+                base_batch_size=base_batch_size,
+                lr_scaling=lr_scaling,
+                evaluation=evaluation,
+                throughput=throughput,
+                expandable_segments=expandable_segments,
+                max_attempts=max_attempts,
+                probe_timeout=probe_timeout,
+            )
+
+    return _agreed(searched, batch_size, probe_timeout)
+
+
+def _agreed(searched: Callable[[int | None], Report], limit: int | None, timeout_seconds: float) -> Report:
+    """The report of this rank, at the size that all can take; rounds until all have the same."""
+    notes: tuple[str, ...] = ()
+    report: Report | None = None
+    while True:
+        try:
+            report = report or searched(limit)
+        except Exception as error:
+            told = report_failure(error)
+            if told is None:
+                raise
+            raise told from error
+        size = report.plan.micro_batch
+        agreement = agree(size, timeout_seconds=timeout_seconds)
+        if len(set(agreement.sizes)) == 1:
+            return dataclasses.replace(report, notes=(*report.notes, *notes))
+        if size > agreement.batch_size:
+            limit, report = agreement.batch_size, None
+            note = (
+                f"{limit}: what all {len(agreement.sizes)} processes can take; rank {agreement.rank} can take no more"
+            )
+            notes = (*notes, f"{note}, this one could take {size}")
+
+
+def _wrappers() -> tuple[type, ...]:
+    from torch.nn import DataParallel
+    from torch.nn.parallel import DistributedDataParallel
+
+    return DataParallel, DistributedDataParallel
+
+
+def _precision(mixed_precision: str, model: nn.Module) -> str:
+    """As this package calls it. Without mixed precision the weights' own."""
+    import torch
+
+    if mixed_precision in ("fp16", "bf16"):
+        return mixed_precision
+    if mixed_precision != "no":
+        raise UsageError(f"mixed_precision {mixed_precision!r} can't be predicted; fp16 and bf16 can")
+    types = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    names = {torch.float16: "fp16-weights", torch.bfloat16: "bf16-weights"}
+    return names.get(types.pop(), "fp32") if len(types) == 1 else "fp32"
+
+
+def _first_of_its_kind(device: torch.device) -> Any:
+    """While it lasts, a process that is started sees this rank's card as its first one. This process has long seen
+    them all, and goes on to.
+    """
+    if device.type != "cuda" or not device.index:
+        return contextlib.nullcontext()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    cards = visible.split(",") if visible else [str(number) for number in range(device.index + 1)]
+    return mock.patch.dict(os.environ, {"CUDA_VISIBLE_DEVICES": cards[device.index]})
