@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import distributed, nn
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from ranks import run
+from torch import distributed, nn
 
 from hf_bsopt import api
 from hf_bsopt.errors import UsageError
