@@ -140,7 +140,7 @@ def _has_mps() -> bool:
 def memory_bytes(memory: str) -> int:
     """Raises UsageError for what is no size."""
     size = catalog.memory_size(memory) if isinstance(memory, str) else None
-    if not size:
+    if size is None or size <= 0:
         raise UsageError(f"memory is a size such as 15GiB, not {memory!r}")
     return size
 
