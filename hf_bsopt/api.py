@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .batch_plan import LearningRateScaling
 from .cache import AnswerCache, band, default_folder
 from .device_choice import Choice, choose_device, differences
-from .errors import DeviceError, RehearsalError, UsageError
+from .errors import DeviceError, ProbeError, UsageError
 from .finder import Wishes, find
 from .probing import Preflight, Prober
 from .probing.prober import TIMEOUT_SECONDS
@@ -203,8 +203,9 @@ def _answered(
             remembering = None if keeping is None else _remembering(keeping, workload, found, wishes)
             wishes = dataclasses.replace(wishes, notes=(*wishes.notes, found.line))
             return find(workload, found.spec, wishes, prober, remembering)
-        except (RehearsalError, DeviceError) as error:
-            if choice.is_demanded:
+        except (ProbeError, DeviceError) as error:
+            failed_for_real = isinstance(error, ProbeError) and choice.device.source == "measured"
+            if choice.is_demanded or failed_for_real:
                 raise
             note = f"predicted only, nothing could be run: {error}"
     return find(workload, choice.spec, dataclasses.replace(wishes, notes=(*choice.notes, note)))

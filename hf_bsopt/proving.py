@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .cache import AnswerCache, Recalled
-from .errors import NothingFitsError, ProbeError
+from .errors import NothingFitsError, ProbeError, RehearsalError
 from .probing import Prober, with_timed_steps
 from .proof import MAX_ATTEMPTS, Allowed, Limits, Prediction, Proof, curve_sizes, grow, plateau, prove
 from .records import Trial
@@ -57,7 +57,7 @@ class Prover:
     def prove(self, first: int, allowed: Allowed, prediction: Prediction | None, phase: Phase = "training") -> Proof:
         """The largest size that was run and held, 0 where none did.
 
-        Raises ProbeError where a step ends otherwise than by memory.
+        Raises ProbeError where a step ends otherwise than by memory, RehearsalError where it was a virtual one.
         """
         limits = self._limits(allowed)
         recalled = self._recall(phase)
@@ -67,7 +67,8 @@ class Prover:
                 return proof
         proof = self._search(first, limits, prediction, phase)
         if proof.failure is not None:
-            raise ProbeError(self._failure(proof.failure, phase))
+            is_virtual = self.prober.device.source == "rehearsed"
+            raise (RehearsalError if is_virtual else ProbeError)(self._failure(proof.failure, phase))
         self._keep(proof, phase)
         return proof
 
