@@ -2,8 +2,14 @@
 
 PyTorch asks ``posix_memalign(64, n)`` for each tensor and frees it again (c10/core/impl/alloc_cpu.cpp); what is freed
 does not always leave the process. Rules from malloc/malloc.c of glibc 2.36, whose functions are named below. One arena,
-the program's own: the forward pass, the backward pass and the optimizer allocate in the same thread. What Python and
-libraries allocate beside it is not seen.
+the program's own: the forward pass, the backward pass and the optimizer allocate in the same thread.
+
+Not seen: what Python and libraries allocate beside tensors. Their small objects come to lie among the freed blocks and
+keep them apart, so that somewhat more is resident than is replayed (docs/accuracy.md).
+
+The replay takes the steps of the trace, all of them at the full size. A probe on a CPU begins with a small one, after
+which the threshold has risen to the largest gradient under 32 MiB before the first full step; here it rises in the
+first step. From the second step on both are at the same threshold: the peaks of bert-mini differed by under 4 %.
 """
 
 from __future__ import annotations
