@@ -23,10 +23,12 @@ BELIEVED_ATTEMPTS = 4
 """Where belief came to nothing in so many, the interval is simply halved."""
 TRUST = 0.05
 """Of the device's memory: a prediction that is off by no more is corrected by what ran, and not doubted."""
-DOUBT_OF_ONE, DOUBT_OF_A_LINE = 0.04, 0.02
+DOUBT_OF_ONE, DOUBT_OF_A_LINE = 0.06, 0.02
 """Of the memory between a size that ran and one that is believed: kept free where another probe, or an out-of-memory
 error, costs something. From two sizes on the error of the prediction is a line."""
 GROWTH = 1.5
+NOISE = 0.002
+"""Of the device: what the same size may use more from one run to the next."""
 WORTH = 0.015
 """A size that is larger by less than this is not worth another probe, where probes cost something."""
 WITHIN = 0.02
@@ -187,13 +189,19 @@ def _next_size(
 def _believed(
     tried: Mapping[int, Trial], limits: Limits, belief: Belief, prediction: Prediction | None, good: int, bad: int
 ) -> int:
-    """The largest size between good and bad that is believed to hold; 0 where belief was already wrong there."""
+    """The largest size between good and bad that is believed to hold; 0 where belief was already wrong there. Where the
+    size that is bad ran, and used more than was believed, belief is moved by that much.
+    """
     ran = [size for size, trial in tried.items() if trial.fits]
+    above = tried.get(bad)
+    too_little = 0.0
+    if above is not None and above.fits and above.used_bytes:
+        too_little = max(0.0, above.used_bytes - belief(bad)) + (NOISE * limits.total_bytes if limits.is_cautious else 0)
     doubt = 0.0 if not limits.is_cautious else DOUBT_OF_ONE if len(ran) < 2 else DOUBT_OF_A_LINE
 
     def holds(size: int) -> bool:
-        used = belief(size)
-        doubtful = doubt * min((abs(used - belief(other)) for other in ran), default=used)
+        used = belief(size) + too_little
+        doubtful = doubt * min((abs(belief(size) - belief(other)) for other in ran), default=used)
         if prediction is not None and limits.is_whole:
             return prediction.fits_within(size, limits.total_bytes - (used - prediction.unlimited(size)) - doubtful)
         return used + doubtful <= limits.limit_bytes
