@@ -196,7 +196,9 @@ def _believed(
     above = tried.get(bad)
     too_little = 0.0
     if above is not None and above.fits and above.used_bytes:
-        too_little = max(0.0, above.used_bytes - belief(bad)) + (NOISE * limits.total_bytes if limits.is_cautious else 0)
+        too_little = max(0.0, above.used_bytes - belief(bad)) + (
+            NOISE * limits.total_bytes if limits.is_cautious else 0
+        )
     doubt = 0.0 if not limits.is_cautious else DOUBT_OF_ONE if len(ran) < 2 else DOUBT_OF_A_LINE
 
     def holds(size: int) -> bool:

@@ -118,6 +118,8 @@ def _agreement_lines(report: Report, predicted: dict[int, Trial]) -> list[str]:
     real = report.chosen.peak
     if real is None:
         return []
+    if report.device.kind != "cuda":
+        return _one_figure_lines(report, predicted)
     lines = [
         f"{report.source.capitalize()} at {report.batch_size}: {_gib(real.allocated_bytes)} allocated, "
         f"{_gib(real.reserved_bytes)} reserved."
@@ -127,6 +129,15 @@ def _agreement_lines(report: Report, predicted: dict[int, Trial]) -> list[str]:
         allocated = foretold.allocated_bytes / real.allocated_bytes - 1
         reserved = foretold.reserved_bytes / real.reserved_bytes - 1
         lines.append(f"The prediction is {allocated:+.2%} off in allocated, {reserved:+.2%} in reserved memory.")
+    return lines
+
+
+def _one_figure_lines(report: Report, predicted: dict[int, Trial]) -> list[str]:
+    """Where no caching allocator stands between, there is one figure to compare."""
+    lines = [f"{report.source.capitalize()} at {report.batch_size}: {_gib(report.chosen.used_bytes)} used in all."]
+    foretold = predicted[report.batch_size].used_bytes if report.batch_size in predicted else None
+    if foretold and report.chosen.used_bytes:
+        lines.append(f"The prediction is {foretold / report.chosen.used_bytes - 1:+.2%} off.")
     return lines
 
 

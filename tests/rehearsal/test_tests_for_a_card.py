@@ -33,7 +33,7 @@ def run(gpu: str, *command: str) -> subprocess.CompletedProcess[str]:
 def test_the_tests_for_a_card_pass_on_a_virtual_one() -> None:
     done = run("T4", "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "-p", "no:xdist", "tests")
     assert done.returncode == 0, done.stdout
-    counted = re.search(r"(\d+) passed, (\d+) skipped, \d+ deselected", done.stdout)
+    counted = re.search(r"(\d+) passed, (\d+) skipped", done.stdout)
     assert counted is not None, done.stdout
     assert int(counted[1]) > 10
     assert int(counted[2]) == NEED_ARITHMETIC
