@@ -20,7 +20,7 @@ MAX_ATTEMPTS = 5
 TRUSTED_ATTEMPTS = 3
 """Sizes that are run at most where what was believed came true each time."""
 BELIEVED_ATTEMPTS = 4
-"""Where belief came to nothing in so many, the interval is simply halved."""
+"""Where belief came to nothing in so many, the interval is simply halved; after MAX_ATTEMPTS where that is dear."""
 TRUST = 0.05
 """Of the device's memory: a prediction that is off by no more is corrected by what ran, and not doubted."""
 DOUBT_OF_ONE, DOUBT_OF_A_LINE = 0.06, 0.02
@@ -175,15 +175,17 @@ def _next_size(
     last = next(reversed(tried), 0)
     if not good < following < bad or (last == good and is_trusted and len(tried) >= TRUSTED_ATTEMPTS):
         return 0
-    if is_trusted or len(tried) < BELIEVED_ATTEMPTS:
+    is_dear = limits.is_cautious and prediction is not None
+    worth = max(good + 1, good * (1 + WORTH)) if is_dear else good + 1
+    if is_trusted or len(tried) < (MAX_ATTEMPTS if is_dear else BELIEVED_ATTEMPTS):
         size = limits.allowed(_believed(tried, limits, belief, prediction, good, bad))
-        is_worth_it = size >= good * (1 + WORTH) if limits.is_cautious and is_trusted else size > good
-        if is_worth_it:
+        if size >= worth:
             return size
         if good and not is_surprised:
-            return 0 if is_trusted else following
+            return following if following >= worth and not is_trusted else 0
     middle = limits.allowed((good + bad) // 2 if bad <= LARGEST_TRIED else round(good * GROWTH))
-    return middle if good < middle < bad else following
+    size = middle if good < middle < bad else following
+    return size if size >= worth else 0
 
 
 def _believed(
