@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .batch_plan import LearningRateScaling
 from .cache import AnswerCache, band, default_folder
 from .device_choice import Choice, choose_device, differences
-from .errors import DeviceError, ProbeError, UsageError
+from .errors import DeviceError, ProbeError, RehearsalError, UsageError
 from .finder import Wishes, find
 from .probing import Preflight, Prober
 from .probing.prober import TIMEOUT_SECONDS
@@ -122,58 +123,59 @@ def find_batch_size(
         precision = "fp32"
     if throughput and choice.device is None:
         raise UsageError(f"throughput is measured on a device that computes: --device cuda or cpu; {choice.note}")
-    workload: Workload | ModuleWorkload
-    if isinstance(model, str):
-        if example_batch is not None:
-            raise UsageError("example_batch goes with a module; a model by name makes its own batch")
-        workload = describe(
-            model,
-            task=task,
-            max_length=max_length,
-            precision=precision,
-            weights_dtype=weights_dtype,
-            optimizer=optimizer,
-            attention=attention,
-            activation_checkpointing=activation_checkpointing,
-            lora_r=lora_r,
-            lora_targets=lora_targets,
-            load_in_4bit=load_in_4bit,
-            num_labels=num_labels,
-            new_tokens=generate,
-            pretrained=pretrained,
-            trust_remote_code=trust_remote_code,
+    with _started(choice, probe_timeout, expandable_segments) as prober:  # its imports take as long as the model's here
+        workload: Workload | ModuleWorkload
+        if isinstance(model, str):
+            if example_batch is not None:
+                raise UsageError("example_batch goes with a module; a model by name makes its own batch")
+            workload = describe(
+                model,
+                task=task,
+                max_length=max_length,
+                precision=precision,
+                weights_dtype=weights_dtype,
+                optimizer=optimizer,
+                attention=attention,
+                activation_checkpointing=activation_checkpointing,
+                lora_r=lora_r,
+                lora_targets=lora_targets,
+                load_in_4bit=load_in_4bit,
+                num_labels=num_labels,
+                new_tokens=generate,
+                pretrained=pretrained,
+                trust_remote_code=trust_remote_code,
+            )
+        else:
+            workload = _module_workload(model, example_batch, precision, optimizer)
+            asked = {"task": task, "max_length": max_length, "attention": attention, "lora_r": lora_r or None}
+            asked |= {"generate": generate or None, "pretrained": pretrained or None}
+            for name, value in asked.items():
+                if value is not None:
+                    raise UsageError(f"{name} goes with a model by name; a module is taken as it is")
+        _check_precision(workload, choice.spec)
+        wishes = Wishes(
+            target=tuple(target),  # type: ignore[arg-type]
+            multiple_of=multiple_of,
+            batch_size=batch_size,
+            dataset_size=dataset_size,
+            check=check,
+            effective_batch=effective_batch_size,
+            total_tokens=total_tokens,
+            accumulation=gradient_accumulation_steps,
+            processes=num_processes,
+            learning_rate=learning_rate,
+            base_batch_size=base_batch_size,
+            lr_scaling=lr_scaling,
+            evaluation=evaluation or prove_evaluation,
+            prove_evaluation=prove_evaluation,
+            check_evaluation=check_evaluation,
+            expandable_segments=expandable_segments,
+            max_attempts=max_attempts,
+            throughput=throughput,
+            notes=(*choice.notes, choice.note),
         )
-    else:
-        workload = _module_workload(model, example_batch, precision, optimizer)
-        asked = {"task": task, "max_length": max_length, "attention": attention, "lora_r": lora_r or None}
-        asked |= {"generate": generate or None, "pretrained": pretrained or None}
-        for name, value in asked.items():
-            if value is not None:
-                raise UsageError(f"{name} goes with a model by name; a module is taken as it is")
-    _check_precision(workload, choice.spec)
-    wishes = Wishes(
-        target=tuple(target),  # type: ignore[arg-type]
-        multiple_of=multiple_of,
-        batch_size=batch_size,
-        dataset_size=dataset_size,
-        check=check,
-        effective_batch=effective_batch_size,
-        total_tokens=total_tokens,
-        accumulation=gradient_accumulation_steps,
-        processes=num_processes,
-        learning_rate=learning_rate,
-        base_batch_size=base_batch_size,
-        lr_scaling=lr_scaling,
-        evaluation=evaluation or prove_evaluation,
-        prove_evaluation=prove_evaluation,
-        check_evaluation=check_evaluation,
-        expandable_segments=expandable_segments,
-        max_attempts=max_attempts,
-        throughput=throughput,
-        notes=(*choice.notes, choice.note),
-    )
-    keeping = Keeping(AnswerCache(default_folder()), trust_cache) if cache else None
-    return _answered(workload, choice, wishes, probe_timeout, keeping)
+        keeping = Keeping(AnswerCache(default_folder()), trust_cache) if cache else None
+        return _answered(workload, choice, wishes, prober, keeping)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,30 +186,40 @@ class Keeping:
     is_trusted: bool
 
 
+@contextlib.contextmanager
+def _started(choice: Choice, probe_timeout: float, expandable_segments: bool) -> Iterator[Prober | None]:
+    """None where nothing is run."""
+    if choice.device is None:
+        yield None
+        return
+    with Prober(choice.device, timeout_seconds=probe_timeout, expandable_segments=expandable_segments) as prober:
+        with contextlib.suppress(RehearsalError):  # said where it is asked something
+            prober.start()
+        yield prober
+
+
 def _answered(
     workload: Workload | ModuleWorkload,
     choice: Choice,
     wishes: Wishes,
-    probe_timeout: float,
+    prober: Prober | None,
     keeping: Keeping | None,
 ) -> Report:
-    if choice.device is None:
+    if prober is None:
         return find(workload, choice.spec, wishes)
-    prober = Prober(choice.device, timeout_seconds=probe_timeout, expandable_segments=wishes.expandable_segments)
-    with prober:
-        try:
-            if choice.device.source == "rehearsed":
-                notes = (*wishes.notes, *differences(workload, choice.spec))
-                return find(workload, choice.spec, dataclasses.replace(wishes, notes=notes), prober)
-            found = prober.preflight()
-            remembering = None if keeping is None else _remembering(keeping, workload, found, wishes)
-            wishes = dataclasses.replace(wishes, notes=(*wishes.notes, found.line))
-            return find(workload, found.spec, wishes, prober, remembering)
-        except (ProbeError, DeviceError) as error:
-            failed_for_real = isinstance(error, ProbeError) and choice.device.source == "measured"
-            if choice.is_demanded or failed_for_real:
-                raise
-            note = f"predicted only, nothing could be run: {error}"
+    try:
+        if prober.device.source == "rehearsed":
+            notes = (*wishes.notes, *differences(workload, choice.spec))
+            return find(workload, choice.spec, dataclasses.replace(wishes, notes=notes), prober)
+        found = prober.preflight()
+        remembering = None if keeping is None else _remembering(keeping, workload, found, wishes)
+        wishes = dataclasses.replace(wishes, notes=(*wishes.notes, found.line))
+        return find(workload, found.spec, wishes, prober, remembering)
+    except (ProbeError, DeviceError) as error:
+        failed_for_real = isinstance(error, ProbeError) and prober.device.source == "measured"
+        if choice.is_demanded or failed_for_real:
+            raise
+        note = f"predicted only, nothing could be run: {error}"
     return find(workload, choice.spec, dataclasses.replace(wishes, notes=(*choice.notes, note)))
 
 

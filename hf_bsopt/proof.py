@@ -71,7 +71,8 @@ class Prediction(Protocol):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a size must keep to. A size holds when it ran within ``limit_bytes`` of the device's ``total_bytes``.
+    """What a size must keep to. A size holds when it ran within ``limit_bytes`` of the device's ``total_bytes``; where
+    they are the same, when it ran.
 
     allowed(n): the largest size that may be recommended at or under n, 0 if there is none; never falls as n grows.
     is_cautious: probes and out-of-memory errors cost something here: sizes stay away from where one is possible.
@@ -88,7 +89,7 @@ class Limits:
         return self.limit_bytes >= self.total_bytes
 
     def hold(self, trial: Trial) -> bool:
-        return trial.fits and (trial.used_bytes or 0) <= self.limit_bytes
+        return trial.fits and (self.is_whole or (trial.used_bytes or 0) <= self.limit_bytes)
 
     def largest_held(self, tried: Mapping[int, Trial]) -> int:
         return max((size for size, trial in tried.items() if self.hold(trial)), default=0)

@@ -79,7 +79,7 @@ class Prover:
         for size in curve_sizes(largest, allowed):
             self.trials.pop(("training", size), None)  # it was timed for fewer steps
             trial = self.run(size)
-            if trial.fits and (trial.used_bytes or 0) <= self.share * self._total:
+            if self._limits(allowed).hold(trial):
                 curve.append(trial)
         return plateau(curve)
 
