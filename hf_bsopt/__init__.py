@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .api import find_batch_size
     from .errors import BatchSizeError, NothingFitsError, TraceError, UsageError
+    from .integrations.callback import BatchSizeCallback
     from .records import Decision, GpuSpec, Peak, Trial
     from .report import Report
 
 __version__ = "0.1.0"
 
 _ROOMS = {
+    "BatchSizeCallback": "integrations.callback",
     "find_batch_size": "api",
     "BatchSizeError": "errors",
     "NothingFitsError": "errors",
@@ -31,6 +33,7 @@ _ROOMS = {
     "Report": "report",
 }
 __all__ = [
+    "BatchSizeCallback",
     "BatchSizeError",
     "Decision",
     "GpuSpec",

@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import json
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+import sys
+from collections.abc import Mapping
+from inspect import signature
+from typing import TYPE_CHECKING, Any, TypeGuard
 
+from .answering import Keeping, answered, check_precision, started
 from .batch_plan import LearningRateScaling
-from .cache import AnswerCache, band, default_folder
-from .device_choice import Choice, choose_device, differences
-from .errors import DeviceError, ProbeError, RehearsalError, UsageError
-from .finder import Wishes, find
-from .probing import Preflight, Prober
+from .cache import AnswerCache, default_folder
+from .device_choice import choose_device
+from .errors import UsageError
+from .finder import Wishes
+from .module_workload import module_workload
 from .probing.prober import TIMEOUT_SECONDS
 from .proof import MAX_ATTEMPTS
-from .proving import Remembering
 from .records import GpuSpec
-from .report import Report, versions
+from .report import Report
 from .search import MULTIPLE_OF, TARGET
-from .step_settings import StepSettings
-from .workload import ModuleWorkload, Workload, describe
+from .workload import Trainable, describe
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers import Trainer
 
 
 def find_batch_size(
-    model: str | nn.Module,
+    model: str | nn.Module | Trainer,
     *,
     gpu: str | GpuSpec | None = None,
     device: str = "auto",
@@ -53,6 +52,7 @@ def find_batch_size(
     dataset_size: int | None = None,
     check: int | None = None,
     effective_batch_size: int | None = None,
+    fill: bool = False,
     total_tokens: int | None = None,
     gradient_accumulation_steps: int = 1,
     num_processes: int = 1,
@@ -72,8 +72,10 @@ def find_batch_size(
 ) -> Report:
     """The batch size to train ``model`` with: known without a GPU, proved on the device where there is one.
 
-    ``model``: a hub id, a short name of the catalog, a folder with a config.json, or an ``nn.Module`` whose forward
-    takes the tensors of ``example_batch`` (first dimension the batch) and returns a loss first or as ``"loss"``.
+    ``model``: a Trainer, whose own arguments then decide, and which is set to what is found
+    (:func:`hf_bsopt.integrations.trainer.find_batch_size`); or a hub id, a short name of the catalog, a folder with a
+    config.json, or an ``nn.Module`` whose forward takes the tensors of ``example_batch`` (first dimension the batch)
+    and returns a loss first or as ``"loss"``.
     ``gpu``: a card's name, a size such as "24GiB", or a GpuSpec; by default the CUDA device that is here, else a T4.
     ``device``: "predict", from the traced step alone; "rehearse", proved by real steps on a virtual card, which needs
     the CUDA build of torch and a C compiler; "cuda", "mps" or "cpu", proved by real steps there; "auto" measures on
@@ -86,13 +88,21 @@ def find_batch_size(
     kept and confirmed by one step; ``trust_cache``: taken without it.
     ``target``: shares of the device's memory, the upper of which is not passed. ``batch_size``: an upper limit;
     ``dataset_size``: sequences that there are, another.
-    ``effective_batch_size`` (sequences) or ``total_tokens``: kept exactly, by accumulation.
+    ``effective_batch_size`` (sequences) or ``total_tokens``: kept exactly, by accumulation. ``fill``: of a Trainer, as
+    large as the device takes.
     ``precision``: "fp16" and "bf16" are mixed precision; "fp32", "fp16-weights", "bf16-weights" hold everything so.
 
     Raises UsageError (a ValueError) for what can't be, NothingFitsError with the memory needed, TraceError where a
     module's step can't be followed, DeviceError or RehearsalError where the device that was asked for can't be had,
     ProbeError where a real step fails otherwise than by memory.
     """
+    options = dict(locals())
+    if _is_trainer(model):
+        from .integrations.trainer import find_with
+
+        return find_with(model, {name: options[name] for name, usual in _usual() if options[name] != usual})
+    if fill:
+        raise UsageError("fill goes with a Trainer; everything else fills the device unless a batch is asked for")
     _check_numbers(
         max_length=max_length,
         lora_r=lora_r,
@@ -123,8 +133,8 @@ def find_batch_size(
         precision = "fp32"
     if throughput and choice.device is None:
         raise UsageError(f"throughput is measured on a device that computes: --device cuda or cpu; {choice.note}")
-    with _started(choice, probe_timeout, expandable_segments) as prober:  # its imports take as long as the model's here
-        workload: Workload | ModuleWorkload
+    with started(choice, probe_timeout, expandable_segments) as prober:  # its imports take as long as the model's here
+        workload: Trainable
         if isinstance(model, str):
             if example_batch is not None:
                 raise UsageError("example_batch goes with a module; a model by name makes its own batch")
@@ -146,13 +156,13 @@ def find_batch_size(
                 trust_remote_code=trust_remote_code,
             )
         else:
-            workload = _module_workload(model, example_batch, precision, optimizer)
+            workload = module_workload(model, example_batch, precision, optimizer)
             asked = {"task": task, "max_length": max_length, "attention": attention, "lora_r": lora_r or None}
             asked |= {"generate": generate or None, "pretrained": pretrained or None}
             for name, value in asked.items():
                 if value is not None:
                     raise UsageError(f"{name} goes with a model by name; a module is taken as it is")
-        _check_precision(workload, choice.spec)
+        check_precision(workload, choice.spec)
         wishes = Wishes(
             target=tuple(target),  # type: ignore[arg-type]
             multiple_of=multiple_of,
@@ -175,91 +185,18 @@ def find_batch_size(
             notes=(*choice.notes, choice.note),
         )
         keeping = Keeping(AnswerCache(default_folder()), trust_cache) if cache else None
-        return _answered(workload, choice, wishes, prober, keeping)
+        return answered(workload, choice, wishes, prober, keeping)
 
 
-@dataclasses.dataclass(frozen=True)
-class Keeping:
-    """Where measured answers are kept, and whether they are taken without running them once more."""
-
-    cache: AnswerCache
-    is_trusted: bool
+def _is_trainer(model: object) -> TypeGuard[Trainer]:
+    """Without importing Trainer where nobody has."""
+    room = sys.modules.get("transformers.trainer")
+    return room is not None and isinstance(model, room.Trainer)
 
 
-@contextlib.contextmanager
-def _started(choice: Choice, probe_timeout: float, expandable_segments: bool) -> Iterator[Prober | None]:
-    """None where nothing is run."""
-    if choice.device is None:
-        yield None
-        return
-    with Prober(choice.device, timeout_seconds=probe_timeout, expandable_segments=expandable_segments) as prober:
-        with contextlib.suppress(RehearsalError):  # said where it is asked something
-            prober.start()
-        yield prober
-
-
-def _answered(
-    workload: Workload | ModuleWorkload,
-    choice: Choice,
-    wishes: Wishes,
-    prober: Prober | None,
-    keeping: Keeping | None,
-) -> Report:
-    if prober is None:
-        return find(workload, choice.spec, wishes)
-    try:
-        if prober.device.source == "rehearsed":
-            notes = (*wishes.notes, *differences(workload, choice.spec))
-            return find(workload, choice.spec, dataclasses.replace(wishes, notes=notes), prober)
-        found = prober.preflight()
-        remembering = None if keeping is None else _remembering(keeping, workload, found, wishes)
-        wishes = dataclasses.replace(wishes, notes=(*wishes.notes, found.line))
-        return find(workload, found.spec, wishes, prober, remembering)
-    except (ProbeError, DeviceError) as error:
-        failed_for_real = isinstance(error, ProbeError) and prober.device.source == "measured"
-        if choice.is_demanded or failed_for_real:
-            raise
-        note = f"predicted only, nothing could be run: {error}"
-    return find(workload, choice.spec, dataclasses.replace(wishes, notes=(*choice.notes, note)))
-
-
-def _remembering(
-    keeping: Keeping, workload: Workload | ModuleWorkload, found: Preflight, wishes: Wishes
-) -> Remembering | None:
-    """All that decides a measured answer. A module is known by nothing that could be compared with another day's."""
-    if not isinstance(workload, Workload):
-        return None
-    spec = found.spec
-    total = spec.total_bytes or 1
-    asked = {k: v for k, v in dataclasses.asdict(wishes).items() if k not in ("notes", "max_attempts")}
-    key = {
-        "workload": workload.values(),
-        "config": workload.config.to_dict(),
-        "wishes": asked,
-        "device": {**dataclasses.asdict(spec), "context_bytes": None},
-        "driver": found.driver,
-        "free_band": band(total - spec.context_bytes, total),
-        "versions": versions(),
-    }
-    plain = json.loads(json.dumps(key, default=str))
-    return Remembering(keeping.cache, plain, keeping.is_trusted)
-
-
-def _check_example(example: Mapping[str, Any]) -> None:
-    import torch
-
-    sizes: dict[str, int] = {}
-    for name, value in example.items():
-        if isinstance(value, torch.Tensor):
-            if value.dim():
-                sizes[name] = value.size(0)
-        elif value is not None and not isinstance(value, (bool, int, float)):
-            raise UsageError(
-                f"example_batch[{name!r}] is a {type(value).__name__}: give tensors whose first dimension is the "
-                f"batch, and leave out what forward does not take"
-            )
-    if len(set(sizes.values())) > 1:
-        raise UsageError(f"the tensors of example_batch have batches of different sizes: {sizes}")
+def _usual() -> list[tuple[str, Any]]:
+    """Every option with its default."""
+    return [(name, p.default) for name, p in signature(find_batch_size).parameters.items() if name != "model"]
 
 
 def _check_numbers(**values: Any) -> None:
@@ -269,34 +206,3 @@ def _check_numbers(**values: Any) -> None:
         wanted = (int,) if whole else (int, float)
         if value is not None and (isinstance(value, bool) or not isinstance(value, wanted)):
             raise UsageError(f"{name} is a {'whole ' if whole else ''}number, not {value!r}")
-
-
-def _check_precision(workload: Workload | ModuleWorkload, device: GpuSpec) -> None:
-    """Raises UsageError where the device does not compute so."""
-    if device.kind == "cpu" and workload.settings.precision.startswith("fp16"):
-        raise UsageError("a CPU does not train in fp16, and Trainer refuses it there: take --precision fp32 or bf16")
-    if not isinstance(workload, Workload) or workload.attention != "flash_attention_2":
-        return
-    if device.compute_capability < 80:
-        raise UsageError(f"flash_attention_2 runs from compute capability 8.0 on; {device.name} has sdpa and eager")
-    if workload.precision == "fp32":
-        raise UsageError("flash_attention_2 computes in half precision only: add --fp16 or --bf16, or take sdpa")
-
-
-def _module_workload(
-    module: nn.Module, example: Mapping[str, Any] | None, precision: str | None, optimizer: str | None
-) -> ModuleWorkload:
-    from torch import nn
-
-    if not isinstance(module, nn.Module):
-        raise UsageError(f"model is a name or an nn.Module, not {type(module).__name__}")
-    if not isinstance(example, Mapping) or not example:
-        given = "" if example is None else f", not a {type(example).__name__}"
-        raise UsageError(
-            "a module needs an example_batch: a dict of the keyword arguments of its forward, such as "
-            f"next(iter(dataloader)){given}"
-        )
-    _check_example(example)
-    precision = precision or "fp16"
-    settings = StepSettings(precision, optimizer or "adamw_torch_fused")  # type: ignore[arg-type]
-    return ModuleWorkload(module, example, settings)

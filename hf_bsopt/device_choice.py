@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 from unittest import mock
 
 from . import catalog, rehearsal
 from .errors import DeviceError, RehearsalError, UnknownGpuError, UsageError
 from .probing import CpuDevice, CudaDevice, Device, MpsDevice, VirtualCudaDevice, nvml
 from .records import GpuSpec
-from .workload import ModuleWorkload, Workload
+from .workload import Trainable, Workload
+
+if TYPE_CHECKING:
+    import torch
 
 DEFAULT_GPU = "T4"
 DEVICES = ("auto", "predict", "rehearse", "cuda", "mps", "cpu")
@@ -145,7 +149,7 @@ def memory_bytes(memory: str) -> int:
     return size
 
 
-def differences(workload: Workload | ModuleWorkload, spec: GpuSpec) -> tuple[str, ...]:
+def differences(workload: Trainable, spec: GpuSpec) -> tuple[str, ...]:
     """What runs otherwise on the virtual card than on the real one."""
     attention = workload.attention if isinstance(workload, Workload) else "sdpa"
     if attention == "sdpa" and spec.compute_capability in CUDNN_ATTENTION:
@@ -153,3 +157,13 @@ def differences(workload: Workload | ModuleWorkload, spec: GpuSpec) -> tuple[str
     if attention == "flash_attention_2":
         return ("flash_attention_2 is rehearsed as the flash kernel of PyTorch's own SDPA",)
     return ()
+
+
+def device_name(device: torch.device) -> str:
+    """What is trained on, so that two can be told apart: name and memory."""
+    import torch
+
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return f"{properties.name}, {properties.total_memory / 2**30:.1f} GiB"
+    return device.type.upper()

@@ -75,6 +75,10 @@ class ReachedZeroError(NothingFitsError, RuntimeError):
     """No size was left to try; a RuntimeError, as accelerate's decorator raises one."""
 
 
+class RecoveryError(BatchSizeError):
+    """A step ran out of memory where it can't be done again; what was trained is saved."""
+
+
 class AgreementError(BatchSizeError):
     """The ranks could not agree; the message says why. ranks: those that failed or never came, as far as is known.
     told_by: the rank that said so first, None for what a rank found by itself.

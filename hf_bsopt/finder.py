@@ -15,7 +15,7 @@ from .proving import Prover, Remembering, nothing_held
 from .records import Bound, Decision, GpuSpec, Trial
 from .report import PhaseAnswer, Report
 from .search import LARGEST_TRIED, MULTIPLE_OF, TARGET, check_target, decide, largest_under, round_down
-from .workload import ModuleWorkload, Phase, Workload
+from .workload import Phase, Trainable
 
 GIB = 2**30
 
@@ -28,8 +28,9 @@ class Wishes:
     dataset_size: sequences that there are to train on, shared by the processes. effective_batch (sequences) or
     total_tokens: what one optimizer step takes over all processes, kept exactly. accumulation: micro-batches in a step,
     where no effective batch is named. check: a micro-batch to answer for. evaluation: whether the largest evaluation
-    batch is wanted; prove_evaluation: and is run, where anything is. max_attempts: sizes that may be run to prove the
-    answer. throughput: the smallest size that trains about as fast as any.
+    batch is wanted, up to evaluation_limit; prove_evaluation: and is run, where anything is. is_ddp: several processes
+    replicate the model by DistributedDataParallel, whose buckets are counted. max_attempts: sizes that may be run to
+    prove the answer. throughput: the smallest size that trains about as fast as any.
     """
 
     target: tuple[float, float] = TARGET
@@ -41,12 +42,14 @@ class Wishes:
     total_tokens: int | None = None
     accumulation: int = 1
     processes: int = 1
+    is_ddp: bool = True
     learning_rate: float | None = None
     base_batch_size: int | None = None
     lr_scaling: LearningRateScaling = "sqrt"
     evaluation: bool = True
     prove_evaluation: bool = False
     check_evaluation: int | None = None
+    evaluation_limit: int | None = None
     expandable_segments: bool = False
     max_attempts: int = MAX_ATTEMPTS
     throughput: bool = False
@@ -72,7 +75,7 @@ _NAMES = {
 
 
 def find(
-    workload: Workload | ModuleWorkload,
+    workload: Trainable,
     device: GpuSpec,
     wishes: Wishes = Wishes(),
     prober: Prober | None = None,
@@ -84,6 +87,8 @@ def find(
     ends in anything but an answer, SearchInterrupted at Ctrl-C while sizes are run.
     """
     _check(device, wishes)
+    if wishes.processes > 1 and wishes.is_ddp:
+        workload = workload.replicated()
     _plan(1, workload, wishes)  # whatever is wrong with the wishes is said before the tracing
     if prober is not None:
         prober.start()
@@ -98,7 +103,6 @@ def find(
         if wishes.check is not None:
             checked = prover.run(wishes.check)
         proved = tuple(trial for (phase, _), trial in prover.trials.items() if phase == "training")
-        prover.workload = workload.accumulating(1)
         if evaluation is not None and wishes.prove_evaluation:
             evaluation = _proved_phase("evaluation", evaluation, prover, workload, device, wishes)
         if generation is not None:
@@ -123,7 +127,7 @@ def find(
     )
 
 
-def _predicted(workload: Workload | ModuleWorkload, device: GpuSpec, wishes: Wishes) -> tuple[Predictor, Decision]:
+def _predicted(workload: Trainable, device: GpuSpec, wishes: Wishes) -> tuple[Predictor, Decision]:
     """The prediction, and the size that it chooses: one that the effective batch can be made of."""
 
     def predict(accumulation: int) -> tuple[Predictor, Decision]:
@@ -166,7 +170,7 @@ def _proved(
     prover: Prover,
     predictor: Predictor,
     predicted: Decision,
-    workload: Workload | ModuleWorkload,
+    workload: Trainable,
     wishes: Wishes,
 ) -> Decision:
     """The decision that real steps leave standing."""
@@ -235,7 +239,7 @@ def _decide(predictor: Predictor, wishes: Wishes) -> Decision:
         ) from error
 
 
-def _plan(largest: int, workload: Workload | ModuleWorkload, wishes: Wishes) -> BatchPlan:
+def _plan(largest: int, workload: Trainable, wishes: Wishes) -> BatchPlan:
     effective = wishes.effective_batch
     if effective is None and wishes.total_tokens is None and wishes.accumulation > 1:
         effective = largest * wishes.accumulation * wishes.processes
@@ -269,11 +273,12 @@ def _composition(predictor: Predictor, batch_size: int) -> dict[str, int]:
     return {**parts, "allocator cache": reserved - sum(parts.values()), outside: predictor.device.context_bytes}
 
 
-def _predictor_of(phase: Phase, workload: Workload | ModuleWorkload, device: GpuSpec) -> Predictor:
-    return Predictor(workload.accumulating(1), device, phase=phase)
+def _predictor_of(phase: Phase, workload: Trainable, device: GpuSpec) -> Predictor:
+    workload = workload.accumulating(1)
+    return Predictor(workload.evaluating() if phase == "evaluation" else workload, device, phase=phase)
 
 
-def _phase(phase: Phase, workload: Workload | ModuleWorkload, device: GpuSpec, wishes: Wishes) -> PhaseAnswer | None:
+def _phase(phase: Phase, workload: Trainable, device: GpuSpec, wishes: Wishes) -> PhaseAnswer | None:
     """The largest batch of an evaluation or a generation, predicted; None where not even one sequence fits."""
     predictor = _predictor_of(phase, workload, device)
     _, size = largest_under(
@@ -281,6 +286,7 @@ def _phase(phase: Phase, workload: Workload | ModuleWorkload, device: GpuSpec, w
         wishes.target[1],
         total_bytes=device.total_bytes or 0,
         multiple_of=wishes.multiple_of,
+        limit=_most(phase, wishes),
         guess=predictor.guess,
     )
     asked = wishes.check_evaluation if phase == "evaluation" else None
@@ -288,16 +294,21 @@ def _phase(phase: Phase, workload: Workload | ModuleWorkload, device: GpuSpec, w
     return PhaseAnswer(size, predictor(size), checked) if size else None
 
 
+def _most(phase: Phase, wishes: Wishes) -> int:
+    return wishes.evaluation_limit or LARGEST_TRIED if phase == "evaluation" else LARGEST_TRIED
+
+
 def _proved_phase(
     phase: Phase,
     predicted: PhaseAnswer,
     prover: Prover,
-    workload: Workload | ModuleWorkload,
+    workload: Trainable,
     device: GpuSpec,
     wishes: Wishes,
 ) -> PhaseAnswer:
     predictor = _predictor_of(phase, workload, device)
-    allowed: Callable[[int], int] = lambda size: round_down(size, wishes.multiple_of)  # noqa: E731
+    allowed: Callable[[int], int] = lambda size: round_down(min(size, _most(phase, wishes)), wishes.multiple_of)  # noqa: E731
+    prover.workload = predictor.workload
     proof = prover.prove(predicted.batch_size, allowed, predictor, phase)
     if not proof.batch_size:
         raise nothing_held(proof, prover.share, device.name)

@@ -11,7 +11,11 @@ from typing import Any
 def pickled(value: object) -> bytes:
     """Raises whatever the object's classes raise where they can't be pickled."""
     out = io.BytesIO()
-    _module().dump(value, out)
+    module = _module()
+    if module.__name__ == "dill":
+        module.dump(value, out, recurse=True)  # with the names of a script that its functions and classes use
+    else:
+        module.dump(value, out)
     return out.getvalue()
 
 

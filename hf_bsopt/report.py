@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .batch_plan import BatchPlan, usual_total_tokens
 from .files import write_atomically
 from .records import Decision, GpuSpec, Source, Trial
-from .workload import ModuleWorkload, Workload
+from .workload import Trainable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,7 +50,7 @@ class Report:
     assumed or chosen on the way. has_batch_norm: its statistics see micro-batches only.
     """
 
-    workload: Workload | ModuleWorkload
+    workload: Trainable
     device: GpuSpec
     target: tuple[float, float]
     trials: tuple[Trial, ...]

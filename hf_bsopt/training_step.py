@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from .errors import MissingExtraError, UsageError
-from .step_settings import ALIASES, OPTIMIZERS, Precision, StepSettings
+from .step_settings import ALIASES, OPTIMIZERS, TRAINERS, OwnParts, Precision, StepSettings
 from .workload import Trainable
 
 Batch = Mapping[str, Any]
@@ -24,6 +24,8 @@ PROMPT = ("input_ids", "attention_mask", "decoder_input_ids")
 NO_DECAY = ("bias", "norm")
 MICRO_BATCHES_HELD = 32
 """Trainer fetches all micro-batches of a step at once. Token ids are the least of the memory: more are not made."""
+FIRST_BUCKET_BYTES, BUCKET_BYTES = 2**20, 25 * 2**20
+"""Of DistributedDataParallel, by default."""
 STEPS = 3
 """The optimizer's state appears in the first step; the second is the first whole one; the third shows what the
 allocator makes of the cache that the second left."""
@@ -32,11 +34,15 @@ allocator makes of the cache that the second left."""
 class TrainingStep:
     """One optimizer step over one or more micro-batches; holds the optimizer and the gradient scaler between steps."""
 
-    def __init__(self, model: nn.Module, settings: StepSettings, device_type: str = "cuda") -> None:
+    def __init__(
+        self, model: nn.Module, settings: StepSettings, device_type: str = "cuda", own: OwnParts = TRAINERS
+    ) -> None:
         """``device_type`` is that of autocast and the gradient scaler. Traced tensors count as CUDA's."""
         self.model = model
         self.settings = settings
-        self.optimizer = make_optimizer(model, settings.optimizer)
+        self._own = own
+        self.buckets = gradient_buckets(model) if settings.is_replicated else []
+        self.optimizer = own.make_optimizer(model) if own.make_optimizer else make_optimizer(model, settings.optimizer)
         self.scaler = torch.amp.GradScaler(device_type, enabled=settings.precision == "fp16")
         self._forward = autocast_forward(model, settings.precision, device_type)
         self._total_loss: torch.Tensor | None = None
@@ -65,15 +71,46 @@ class TrainingStep:
 
     def _forward_backward(self, batch: Batch, items: torch.Tensor | None, accumulation: int) -> None:
         self.model.train()
-        outputs = self._forward(**batch)
-        loss = loss_of(outputs)
+        if self._own.compute_loss is None:
+            outputs = self._forward(**batch)
+            loss = loss_of(outputs)
+            del outputs
+        else:
+            loss = self._own.compute_loss(self._forward, dict(batch), items)
         loss = loss / accumulation
-        del outputs
         self.scaler.scale(loss).backward()
         loss = loss.detach()
         if self._total_loss is None:
             self._total_loss = torch.zeros((), device=loss.device)
         self._total_loss += loss
+
+
+def gradient_buckets(model: nn.Module) -> list[torch.Tensor]:
+    """The flat tensors in which DistributedDataParallel reduces the gradients of ``model``, one copy of them in all.
+
+    Each takes parameters in their order until it has its size, 1 MiB the first of each dtype and 25 MiB the others.
+    Source: PyTorch, torch/csrc/distributed/c10d/reducer.cpp, compute_bucket_assignment_by_size; accelerate leaves
+    ``gradient_as_bucket_view`` off.
+    """
+    buckets: list[torch.Tensor] = []
+    open_buckets: dict[torch.dtype, tuple[int, torch.device]] = {}
+    closed: dict[torch.dtype, int] = {}
+
+    def close(dtype: torch.dtype) -> None:
+        count, device = open_buckets.pop(dtype)
+        buckets.append(torch.empty(count, dtype=dtype, device=device))
+        closed[dtype] = closed.get(dtype, 0) + 1
+
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            dtype = parameter.dtype
+            count = open_buckets.get(dtype, (0, parameter.device))[0] + parameter.numel()
+            open_buckets[dtype] = count, parameter.device
+            if count * parameter.element_size() >= (BUCKET_BYTES if closed.get(dtype) else FIRST_BUCKET_BYTES):
+                close(dtype)
+    for dtype in [*open_buckets]:
+        close(dtype)
+    return buckets
 
 
 def loss_of(outputs: Any) -> torch.Tensor:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -19,7 +18,7 @@ from . import catalog
 from .configurations import AUTO_CLASSES, check_head, default_task, load_config, position_limit, supports_sdpa
 from .errors import MissingExtraError, UsageError
 from .four_bit import quantized
-from .step_settings import ALIASES, OPTIMIZERS, Precision, StepSettings
+from .step_settings import ALIASES, OPTIMIZERS, TRAINERS, OwnParts, Precision, StepSettings
 
 if TYPE_CHECKING:
     import torch
@@ -48,27 +47,49 @@ DEFAULT_LABELS = {"token-classification": 3, "sequence-classification": 2}
 
 
 class Trainable(Protocol):
-    """What a prediction or a probe needs to know of a workload."""
+    """What a prediction, a probe or a report needs to know of a workload.
+
+    own: what of its step is the user's own. accumulation: micro-batches in an optimizer step. new_tokens: how many a
+    generation adds to each sequence. is_custom: whether the model's code is the user's own, so that its growth with the
+    batch has to be verified. defaults: what was chosen for the user, and why.
+    """
 
     @property
     def settings(self) -> StepSettings: ...
+    @property
+    def own(self) -> OwnParts: ...
     @property
     def length(self) -> int: ...
     @property
     def accumulation(self) -> int: ...
     @property
-    def new_tokens(self) -> int:
-        """How many a generation adds to each sequence."""
-        ...
-
+    def new_tokens(self) -> int: ...
     @property
     def is_custom(self) -> bool: ...
+    @property
+    def defaults(self) -> tuple[str, ...]: ...
     def build(self) -> nn.Module: ...
     def batch(self, batch_size: int, device: str, *, padded: bool = True) -> dict[str, Any]:
         """Of full length. ``padded``: one sequence has a token of padding, so that the mask is needed."""
         ...
 
-    def describe(self) -> list[tuple[str, str]]: ...
+    def accumulating(self, micro_batches: int) -> Trainable: ...
+    def replicated(self) -> Trainable:
+        """The same on each of several processes (DistributedDataParallel)."""
+        ...
+
+    def evaluating(self) -> Trainable:
+        """The same with the batches of an evaluation."""
+        ...
+
+    def values(self) -> dict[str, Any]:
+        """What decides about memory, as JSON knows it."""
+        ...
+
+    def describe(self) -> list[tuple[str, str]]:
+        """(name, value) of everything that decides about memory."""
+        ...
+
     def portable(self) -> Trainable:
         """The same without weights, for another process."""
         ...
@@ -84,6 +105,7 @@ class Workload:
     accumulation: micro-batches in an optimizer step; from 2 on the gradients are resident during the forward.
     new_tokens: how many a generation adds to each sequence; 0 where none is asked for.
     pretrained: a real step loads the checkpoint's weights, in place of random ones that need the same memory.
+    is_replicated: on each of several processes, by DistributedDataParallel.
     defaults: what was chosen for the user, and why.
     """
 
@@ -102,11 +124,16 @@ class Workload:
     accumulation: int = 1
     new_tokens: int = 0
     pretrained: bool = False
+    is_replicated: bool = False
     defaults: tuple[str, ...] = ()
 
     @property
     def settings(self) -> StepSettings:
-        return StepSettings(self.precision, self.optimizer)
+        return StepSettings(self.precision, self.optimizer, is_replicated=self.is_replicated)
+
+    @property
+    def own(self) -> OwnParts:
+        return TRAINERS
 
     @property
     def length(self) -> int:
@@ -119,6 +146,12 @@ class Workload:
 
     def accumulating(self, micro_batches: int) -> Workload:
         return replace(self, accumulation=micro_batches)
+
+    def replicated(self) -> Workload:
+        return replace(self, is_replicated=True)
+
+    def evaluating(self) -> Workload:
+        return self
 
     def portable(self) -> Workload:
         return self
@@ -385,66 +418,3 @@ def _checkpoint_activations(model: Any) -> None:
         enable()
     except ValueError as error:
         raise UsageError(f"activation checkpointing: {error}") from error
-
-
-@dataclass(frozen=True)
-class ModuleWorkload:
-    """Any ``nn.Module`` with a batch to learn the shapes from; the module and the batch are not touched.
-
-    example: keyword arguments of ``forward``; in every tensor the first dimension is the batch.
-    """
-
-    module: nn.Module = field(repr=False, compare=False)
-    example: Mapping[str, Any] = field(repr=False, compare=False)
-    settings: StepSettings = field(default_factory=StepSettings)
-    accumulation: int = 1
-    new_tokens: int = 0
-    defaults: tuple[str, ...] = ()
-
-    @property
-    def is_custom(self) -> bool:
-        return True
-
-    @property
-    def length(self) -> int:
-        shapes = [value.shape for value in self.example.values() if hasattr(value, "shape") and len(value.shape) > 1]
-        return int(shapes[0][1]) if shapes else 1
-
-    def accumulating(self, micro_batches: int) -> ModuleWorkload:
-        return replace(self, accumulation=micro_batches)
-
-    def portable(self) -> ModuleWorkload:
-        return replace(self, module=self.build(), example=self.batch(1, "meta"))
-
-    def build(self) -> nn.Module:
-        """A copy on ``meta`` in training mode, ties kept: no memory is taken for the weights."""
-        from .meta import on_meta
-
-        return on_meta(self.module).train()
-
-    def batch(self, batch_size: int, device: str, *, padded: bool = True) -> dict[str, Any]:
-        """Zeros in the shapes of the example: what is padding in it is not known."""
-        import torch
-
-        return {
-            name: torch.zeros((batch_size, *value.shape[1:]), dtype=value.dtype, device=device)
-            if isinstance(value, torch.Tensor) and value.dim()
-            else value
-            for name, value in self.example.items()
-        }
-
-    def values(self) -> dict[str, Any]:
-        """What is known of it, as JSON knows it."""
-        shapes = {name: list(value.shape) for name, value in self.example.items() if hasattr(value, "shape")}
-        return {"model": type(self.module).__name__, "example_batch": shapes, **dataclasses.asdict(self.settings)}
-
-    def describe(self) -> list[tuple[str, str]]:
-        shapes = ", ".join(
-            f"{name} {list(value.shape)}" for name, value in self.example.items() if hasattr(value, "shape")
-        )
-        return [
-            ("model", type(self.module).__name__),
-            ("batch", shapes),
-            ("precision", f"{self.settings.precision} ({PRECISIONS[self.settings.precision]})"),
-            ("optimizer", f"{self.settings.optimizer} ({OPTIMIZERS[self.settings.optimizer]})"),
-        ]

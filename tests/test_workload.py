@@ -16,8 +16,9 @@ from torch import nn
 from hf_bsopt import catalog
 from hf_bsopt.errors import BatchSizeError, MissingExtraError, UsageError
 from hf_bsopt.memory import Predictor
+from hf_bsopt.module_workload import ModuleWorkload
 from hf_bsopt.training_step import StepSettings
-from hf_bsopt.workload import ModuleWorkload, Workload, describe
+from hf_bsopt.workload import Workload, describe
 
 TINY = {
     "bert": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128},

@@ -9,26 +9,25 @@ training.report  # SearchReport(batch_size=62, attempts=(128 out of memory, 62 f
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import functools
-import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, overload
-from unittest import mock
 
-from ..agreement import agree, report_failure
+from ..answering import answered, check_precision, started
 from ..batch_plan import LearningRateScaling
+from ..device_choice import choose_device
 from ..errors import UsageError
+from ..finder import Wishes
+from ..module_workload import module_workload
 from ..probing.prober import TIMEOUT_SECONDS
 from ..proof import MAX_ATTEMPTS
 from ..records import GpuSpec
 from ..report import Report
 from ..search import MULTIPLE_OF, TARGET
 from .executable import Executable, Result
+from .ranks import agreed, first_of_its_kind
 
 if TYPE_CHECKING:
-    import torch
     from accelerate import Accelerator
     from torch import nn
 
@@ -107,64 +106,41 @@ def find_batch_size(
     Raises what ``hf_bsopt.find_batch_size`` raises; with several processes AgreementError on all ranks, from that
     error on the one that it occurred on; UsageError for a model that is prepared already.
     """
-    from ..api import find_batch_size as search
-
     if "_original_forward" in vars(model) or isinstance(model, _wrappers()):
         raise UsageError("the model is prepared already: find its batch size before accelerator.prepare(model)")
 
+    choice = choose_device(device or (accelerator.device.type if gpu is None else "auto"), gpu, memory)
+    if throughput and choice.device is None:
+        raise UsageError(f"throughput is measured on a device that computes; {choice.note}")
+    workload = module_workload(model, example_batch, _precision(accelerator.mixed_precision, model), optimizer)
+    check_precision(workload, choice.spec)
+
     def searched(limit: int | None) -> Report:
-        with _first_of_its_kind(accelerator.device):
-            return search(
-                model,
-                example_batch=example_batch,
-                gpu=gpu,
-                device=device or (accelerator.device.type if gpu is None else "auto"),
-                memory=memory,
-                precision=_precision(accelerator.mixed_precision, model),
-                optimizer=optimizer,
-                target=target,
-                multiple_of=multiple_of,
-                batch_size=limit,
-                dataset_size=dataset_size,
-                effective_batch_size=effective_batch_size,
-                total_tokens=total_tokens,
-                gradient_accumulation_steps=accelerator.gradient_accumulation_steps,
-                num_processes=accelerator.num_processes,
-                learning_rate=learning_rate,
-                base_batch_size=base_batch_size,
-                lr_scaling=lr_scaling,
-                evaluation=evaluation,
-                throughput=throughput,
-                expandable_segments=expandable_segments,
-                max_attempts=max_attempts,
-                probe_timeout=probe_timeout,
-            )
+        wishes = Wishes(
+            target=target,
+            multiple_of=multiple_of,
+            batch_size=limit,
+            dataset_size=dataset_size,
+            effective_batch=effective_batch_size,
+            total_tokens=total_tokens,
+            accumulation=accelerator.gradient_accumulation_steps,
+            processes=accelerator.num_processes,
+            learning_rate=learning_rate,
+            base_batch_size=base_batch_size,
+            lr_scaling=lr_scaling,
+            evaluation=evaluation,
+            throughput=throughput,
+            expandable_segments=expandable_segments,
+            max_attempts=max_attempts,
+            notes=(*choice.notes, choice.note),
+        )
+        with (
+            first_of_its_kind(accelerator.device),
+            started(choice, probe_timeout, expandable_segments) as prober,
+        ):
+            return answered(workload, choice, wishes, prober)
 
-    return _agreed(searched, batch_size, probe_timeout)
-
-
-def _agreed(searched: Callable[[int | None], Report], limit: int | None, timeout_seconds: float) -> Report:
-    """The report of this rank, at the size that all can take; rounds until all have the same."""
-    notes: tuple[str, ...] = ()
-    report: Report | None = None
-    while True:
-        try:
-            report = report or searched(limit)
-        except Exception as error:
-            told = report_failure(error)
-            if told is None:
-                raise
-            raise told from error
-        size = report.plan.micro_batch
-        agreement = agree(size, timeout_seconds=timeout_seconds)
-        if len(set(agreement.sizes)) == 1:
-            return dataclasses.replace(report, notes=(*report.notes, *notes))
-        if size > agreement.batch_size:
-            limit, report = agreement.batch_size, None
-            note = (
-                f"{limit}: what all {len(agreement.sizes)} processes can take; rank {agreement.rank} can take no more"
-            )
-            notes = (*notes, f"{note}, this one could take {size}")
+    return agreed(searched, batch_size, probe_timeout)
 
 
 def _wrappers() -> tuple[type, ...]:
@@ -185,14 +161,3 @@ def _precision(mixed_precision: str, model: nn.Module) -> str:
     types = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
     names = {torch.float16: "fp16-weights", torch.bfloat16: "bf16-weights"}
     return names.get(types.pop(), "fp32") if len(types) == 1 else "fp32"
-
-
-def _first_of_its_kind(device: torch.device) -> Any:
-    """While it lasts, a process that is started sees this rank's card as its first one. This process has long seen
-    them all, and goes on to.
-    """
-    if device.type != "cuda" or not device.index:
-        return contextlib.nullcontext()
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    cards = visible.split(",") if visible else [str(number) for number in range(device.index + 1)]
-    return mock.patch.dict(os.environ, {"CUDA_VISIBLE_DEVICES": cards[device.index]})

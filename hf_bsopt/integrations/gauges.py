@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -125,3 +126,37 @@ def _has_other_accelerator() -> bool:
 
     found = torch.accelerator.current_accelerator()  # of this build of torch
     return found is not None and found.type != "cuda"
+
+
+@dataclass(frozen=True)
+class DeviceUse:
+    """used_bytes: gone from the device as its driver sees it, of a CPU resident in this process. total_bytes: what
+    there is. alloc_retries: how often the caching allocator had to give its cache back.
+    """
+
+    used_bytes: int
+    total_bytes: int
+    alloc_retries: int = 0
+
+    @property
+    def share(self) -> float:
+        return self.used_bytes / self.total_bytes
+
+
+def device_use(limit_bytes: int | None = None) -> DeviceUse | None:
+    """Of the device that this process trains on; None where it can't be asked. ``limit_bytes``: what there is, where
+    that is not the whole device.
+    """
+    import torch
+
+    if torch.cuda.is_initialized():
+        free, total = torch.cuda.mem_get_info()
+        return DeviceUse(total - free, limit_bytes or total, int(torch.cuda.memory_stats().get("num_alloc_retries", 0)))
+    if torch.backends.mps.is_available():
+        used = int(torch.mps.driver_allocated_memory())
+        return DeviceUse(used, limit_bytes or int(torch.mps.recommended_max_memory()))
+    host = gauge()
+    if host is None or not isinstance(host, HostGauge):
+        return None
+    resident = ProcessStatus.read().resident_bytes
+    return DeviceUse(resident, limit_bytes or resident + available_bytes()[0])

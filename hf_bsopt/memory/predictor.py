@@ -14,7 +14,7 @@ from ..training_step import STEPS, TrainingStep, evaluation_step
 from ..workload import Phase, Trainable
 from .generation import generation_at_its_end
 from .timeline import Timeline
-from .tracing import trace
+from .tracing import label, trace
 
 
 class Predictor:
@@ -52,7 +52,8 @@ class Predictor:
             step = steps.get(id(model))
             if step is None:
                 steps.clear()
-                step = steps[id(model)] = TrainingStep(model, self.workload.settings)
+                step = steps[id(model)] = TrainingStep(model, self.workload.settings, own=self.workload.own)
+                label(step.buckets, "gradients")
             step.worst_case(self.workload, batch_size, "meta")
 
         def after_training(model: nn.Module, batch_size: int) -> None:

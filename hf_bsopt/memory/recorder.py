@@ -114,7 +114,8 @@ class Recorder(TorchDispatchMode):
         if not self._recording_is_over:
             self.recording.death(block)
 
-    def _label(self, tensor: torch.Tensor, category: str) -> None:
+    def label(self, tensor: torch.Tensor, category: str) -> None:
+        """What the storage of this tensor is for, where it is alive."""
         known = self._alive.get(tensor.untyped_storage()._cdata) if tensor.is_meta else None
         if known is not None:
             self.recording.categories[known[0] - 1] = category
@@ -125,14 +126,14 @@ class Recorder(TorchDispatchMode):
 
         def gradient(parameter: torch.Tensor) -> None:
             if parameter.grad is not None:
-                self._label(parameter.grad, "gradients")
+                self.label(parameter.grad, "gradients")
 
         def state(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
             host_contexts.pop().__exit__(None, None, None)
             for values in optimizer.state.values():
                 for value in values.values():
                     if isinstance(value, torch.Tensor):
-                        self._label(value, "optimizer")
+                        self.label(value, "optimizer")
 
         def host_for_counters(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
             # an optimizer's own counters are made on the host, whatever the default device of the step is

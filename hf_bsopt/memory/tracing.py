@@ -11,10 +11,11 @@ each operation below them and notes the storages that it brings to life, and the
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from ..errors import TraceError
 from ..meta import META, on_meta, tensors_of
@@ -61,6 +62,14 @@ def trace(
     if verify:
         timeline.verify(traced(VERIFIED_BATCH_SIZE, gpu), VERIFIED_BATCH_SIZE)
     return timeline
+
+
+def label(tensors: Iterable[torch.Tensor], category: str) -> None:
+    """Called within a step that is traced: what these are for."""
+    mode = _get_current_dispatch_mode()
+    if isinstance(mode, Recorder):
+        for tensor in tensors:
+            mode.label(tensor, category)
 
 
 def _record(

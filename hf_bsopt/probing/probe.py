@@ -113,7 +113,7 @@ class _Run:
 
     def train(self) -> None:
         model = self._built()
-        step = TrainingStep(model, self._workload.settings, self._kind)
+        step = TrainingStep(model, self._workload.settings, self._kind, self._workload.own)
         first = self._schedule.first_at
         if first is not None:  # small steps are cheap: it may as well be one without padding
             self._until_stepped(step, min(first, self._batch_size), 1, padded=False)
@@ -157,7 +157,7 @@ class _Run:
     def _trained(self) -> nn.Module:
         """The model after some steps at the smallest size, which leave the optimizer's state and a cache behind."""
         model = self._built()
-        step = TrainingStep(model, self._workload.settings, self._kind)
+        step = TrainingStep(model, self._workload.settings, self._kind, self._workload.own)
         self._until_stepped(step, 1, self._schedule.stepped)
         self.seconds = []
         return model

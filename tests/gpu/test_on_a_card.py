@@ -18,12 +18,13 @@ from waiting import BYTES, Waits
 
 from hf_bsopt import catalog, find_batch_size
 from hf_bsopt.device_choice import has_cuda, memory_bytes
+from hf_bsopt.module_workload import ModuleWorkload
 from hf_bsopt.probing import CudaDevice, Prober
 from hf_bsopt.records import Trial
 from hf_bsopt.rehearsal.virtual_device import VARIABLE
 from hf_bsopt.report import Report
 from hf_bsopt.step_settings import StepSettings
-from hf_bsopt.workload import ModuleWorkload, Workload, describe
+from hf_bsopt.workload import Workload, describe
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not has_cuda(), reason="there is no CUDA device here")]
 needs_arithmetic = pytest.mark.skipif(VARIABLE in os.environ, reason="the card is virtual: it computes nothing")

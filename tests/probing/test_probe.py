@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from hf_bsopt import rehearsal
+from hf_bsopt.module_workload import ModuleWorkload
 from hf_bsopt.probing import Prober, VirtualCudaDevice
 from hf_bsopt.records import GpuSpec, Trial
 from hf_bsopt.step_settings import StepSettings
-from hf_bsopt.workload import ModuleWorkload, describe
+from hf_bsopt.workload import describe
 
 pytestmark = [
     pytest.mark.rehearsal,

@@ -16,11 +16,11 @@ from torch import nn
 
 from hf_bsopt import catalog, rehearsal
 from hf_bsopt.errors import DeviceError, ProbeError, RehearsalError
+from hf_bsopt.module_workload import ModuleWorkload
 from hf_bsopt.pickling import pickled
 from hf_bsopt.probing import Prober, VirtualCudaDevice, prober
 from hf_bsopt.records import Trial
 from hf_bsopt.step_settings import StepSettings
-from hf_bsopt.workload import ModuleWorkload
 
 DEVICE = misbehaving.NoDevice(catalog.gpu("T4"))
 LINE, LONG_LINE = (deed.__code__.co_firstlineno + 1 for deed in (misbehaving.fail, misbehaving.fail_in_several_lines))

@@ -1,0 +1,51 @@
+"""Whether a model's loss is a mean over its own micro-batch, whatever Trainer tells it of the others.
+
+Trainer hands ``num_items_in_batch``, the number of labels in an optimizer step, to every forward that takes keywords,
+and then does not divide the loss by the accumulation. Heads that take the keyword and leave it alone (those of BERT for
+sequences and tokens are among them) so train with gradients as many times as large as there are micro-batches.
+Source: https://github.com/huggingface/transformers/issues/47688. A search that brings accumulation into a training
+must not bring that: then Trainer is told, by ``model_accepts_loss_kwargs = False``, to divide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from ..memory.cuda_rules import as_device
+from ..memory.recorder import Recorder
+from ..memory.timeline import A100_LIKE
+from ..meta import META
+
+
+def ignores_item_count(model: nn.Module, batch: Mapping[str, Any]) -> bool:
+    """Runs ``model``, which is on ``meta``, and looks whether any operation reads the count. False where it can't be
+    run so, or takes no such keyword.
+    """
+    count = torch.ones((), dtype=torch.int64, device=META)
+    reads = _Reads(count)
+    try:
+        with as_device(A100_LIKE), META, reads:
+            model(**batch, num_items_in_batch=count)
+    except Exception:  # whatever a model raises that does not take it, or can't be run on meta
+        return False
+    return not reads.is_read
+
+
+class _Reads(Recorder):
+    """Follows a step as a prediction does, and sees whether it takes a look at ``tensor``."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        super().__init__(A100_LIKE)
+        self._storage = tensor.untyped_storage()._cdata
+        self.is_read = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for value in tree_leaves((args, kwargs or {})):
+            if isinstance(value, torch.Tensor) and value.untyped_storage()._cdata == self._storage:
+                self.is_read = True
+        return super().__torch_dispatch__(func, types, args, kwargs)

@@ -1,0 +1,207 @@
+"""The batch size of a Trainer, found and set before it trains.
+
+report = find_batch_size(trainer)   # trainer.args and the frozen _train_batch_size are set; the report says why
+trainer.train()
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..answering import answered, check_precision, started
+from ..batch_plan import LearningRateScaling
+from ..device_choice import choose_device
+from ..errors import UsageError
+from ..finder import Wishes
+from ..probing.prober import TIMEOUT_SECONDS
+from ..proof import MAX_ATTEMPTS
+from ..records import GpuSpec
+from ..report import Report
+from ..search import MULTIPLE_OF, TARGET
+from .loss_scale import ignores_item_count
+from .ranks import agreed, first_of_its_kind
+from .trainer_workload import trainer_workload
+from .untouched import off_the_card, same_random_numbers
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sizing:
+    """How a Trainer is to be sized; what is not said is read from it.
+
+    gpu, device, memory, target, multiple_of, max_attempts, probe_timeout, expandable_segments: as in
+    :func:`hf_bsopt.find_batch_size`; the device is the trainer's own unless one is named. batch_size: an upper limit
+    on the micro-batch. effective_batch_size: in place of the one that the arguments ask for; fill: as large as the
+    device takes, in place of it. lr_scaling: what becomes of the learning rate where the effective batch is changed by
+    one of these: "sqrt", "linear" or "none". max_length: tokens of a sequence, where the dataset's lengths can't be
+    known. evaluation: whether the evaluation's batch is sized too.
+    """
+
+    gpu: str | GpuSpec | None = None
+    device: str | None = None
+    memory: str | None = None
+    target: tuple[float, float] = TARGET
+    multiple_of: int = MULTIPLE_OF
+    batch_size: int | None = None
+    effective_batch_size: int | None = None
+    fill: bool = False
+    lr_scaling: LearningRateScaling = "sqrt"
+    max_length: int | None = None
+    evaluation: bool = True
+    expandable_segments: bool = False
+    max_attempts: int = MAX_ATTEMPTS
+    probe_timeout: float = TIMEOUT_SECONDS
+
+    def __post_init__(self) -> None:
+        if self.fill and self.effective_batch_size is not None:
+            raise UsageError("fill takes what the device can, effective_batch_size an exact number: give one of them")
+
+    @property
+    def changes_effective_batch(self) -> bool:
+        return self.fill or self.effective_batch_size is not None
+
+
+def find_batch_size(trainer: Trainer, sizing: Sizing = Sizing()) -> Report:
+    """Finds the micro-batch of ``trainer``, proves it on its device, and sets it there.
+
+    Model, precision, optimizer, loss, clipping, accumulation, activation checkpointing, collator and data are read from
+    the trainer; the size is proved on the longest examples of its dataset. ``per_device_train_batch_size``,
+    ``gradient_accumulation_steps`` and the trainer's own copy of the first are set so that the effective batch that the
+    arguments ask for is kept exactly; ``per_device_eval_batch_size`` too, where there is an evaluation dataset. The
+    learning rate is left alone unless another effective batch was asked for. Nothing else of the training changes: not
+    its weights, random numbers, data order. Called by every rank of a distributed run, all of which end with one size.
+
+    Raises UsageError for a trainer that can't be sized, and what ``hf_bsopt.find_batch_size`` raises; AgreementError
+    where another rank failed. Nothing is set then.
+    """
+    report = report_of(trainer, sizing)
+    apply(report, trainer, sizing)
+    return report
+
+
+def find_with(trainer: Trainer, options: Mapping[str, Any]) -> Report:
+    """As :func:`find_batch_size`, with the options of :func:`hf_bsopt.find_batch_size` that were given."""
+    known = {field.name for field in dataclasses.fields(Sizing)}
+    for name in options:
+        if name not in known:
+            raise UsageError(f"{name} is read from the Trainer, or does not go with one; {', '.join(sorted(known))} do")
+    return find_batch_size(trainer, Sizing(**options))
+
+
+def report_of(trainer: Trainer, sizing: Sizing = Sizing()) -> Report:
+    """As :func:`find_batch_size`, and nothing is set."""
+    check(trainer)
+    args = trainer.args
+    effective = effective_batch(trainer)
+    choice = choose_device(sizing.device or ("auto" if sizing.gpu else args.device.type), sizing.gpu, sizing.memory)
+    with same_random_numbers():
+        workload = trainer_workload(trainer, sizing.max_length)
+    check_precision(workload, choice.spec)
+    notes = [*choice.notes, choice.note]
+    if args.n_gpu > 1:
+        notes.append(
+            f"{args.n_gpu} GPUs by DataParallel: the outputs of all are gathered on the first one, which is not "
+            f"counted; accelerate launch --num_processes {args.n_gpu} trains faster and evenly"
+        )
+    processes = args.n_gpu if args.n_gpu > 1 else args.world_size
+    wanted = sizing.effective_batch_size or (None if sizing.fill else effective)
+
+    def searched(limit: int | None) -> Report:
+        wishes = Wishes(
+            target=sizing.target,
+            multiple_of=sizing.multiple_of,
+            batch_size=limit,
+            dataset_size=len(trainer.train_dataset) if workload.worst is not None else None,  # type: ignore[arg-type]
+            effective_batch=wanted,
+            processes=processes,
+            is_ddp=args.n_gpu <= 1,
+            learning_rate=args.learning_rate if sizing.changes_effective_batch else None,
+            base_batch_size=effective if sizing.changes_effective_batch else None,
+            lr_scaling=sizing.lr_scaling,
+            evaluation=sizing.evaluation,
+            evaluation_limit=None if workload.evaluated is None else -(-workload.evaluated.total // processes),
+            prove_evaluation=sizing.evaluation and workload.evaluated is not None and choice.spec.kind != "cpu",
+            expandable_segments=sizing.expandable_segments,
+            max_attempts=sizing.max_attempts,
+            notes=tuple(notes),
+        )
+        with (
+            first_of_its_kind(args.device),
+            started(choice, sizing.probe_timeout, sizing.expandable_segments) as prober,
+        ):
+            return answered(workload, choice, wishes, prober)
+
+    with same_random_numbers(), off_the_card(trainer.model, args.device):
+        return agreed(searched, sizing.batch_size, sizing.probe_timeout)
+
+
+def apply(report: Report, trainer: Trainer, sizing: Sizing = Sizing()) -> None:
+    """Sets what the report says."""
+    args, plan = trainer.args, report.plan
+    if plan.accumulation > 1 and trainer.model_accepts_loss_kwargs and _ignores_item_count(report):
+        trainer.model_accepts_loss_kwargs = False
+    args.per_device_train_batch_size = plan.micro_batch
+    args.gradient_accumulation_steps = plan.accumulation
+    trainer._train_batch_size = args.train_batch_size  # frozen in Trainer.__init__, read by the dataloader
+    if report.evaluation is not None and trainer.eval_dataset is not None:
+        asked, found = args.per_device_eval_batch_size, report.evaluation.batch_size
+        was_run = report.evaluation.trial.source != "predicted"
+        args.per_device_eval_batch_size = found if was_run else min(asked, found)
+    if sizing.changes_effective_batch and plan.learning_rate is not None:
+        args.learning_rate = plan.learning_rate
+
+
+def _ignores_item_count(report: Report) -> bool:
+    workload = report.workload
+    own_loss = workload.own.compute_loss is not None
+    return not own_loss and ignores_item_count(workload.build(), workload.batch(2, "meta"))
+
+
+def effective_batch(trainer: Trainer) -> int:
+    """Sequences in an optimizer step, over all devices, as the arguments ask for."""
+    args = trainer.args
+    return int(args.train_batch_size * args.gradient_accumulation_steps * args.world_size)
+
+
+def check(trainer: Trainer) -> None:
+    """Raises UsageError, in a sentence, for a trainer that can't be sized."""
+    args = trainer.args
+    if args.auto_find_batch_size:
+        raise UsageError(
+            "auto_find_batch_size=True and a size that is found beforehand are two answers to one question: leave out "
+            "auto_find_batch_size, which shrinks the effective batch after an error"
+        )
+    if trainer.train_dataset is None:
+        raise UsageError("this Trainer has no train_dataset: its longest examples decide the batch size")
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        name = "DeepSpeed" if trainer.is_deepspeed_enabled else "FSDP"
+        raise UsageError(
+            f"{name} shards what each GPU holds, which is not predicted yet: one GPU, DataParallel and "
+            f"DistributedDataParallel (accelerate launch without {name}) are supported; with {name} set "
+            f"per_device_train_batch_size by hand"
+        )
+    if args.use_liger_kernel or args.torch_compile:
+        name = "use_liger_kernel" if args.use_liger_kernel else "torch_compile"
+        raise UsageError(
+            f"{name}=True can't be traced, so that no size can be predicted: size without it, which is safe"
+        )
+    if args.accelerator_config.split_batches:
+        raise UsageError("split_batches=True divides each batch among the processes: leave it out")
+
+
+def told(report: Report) -> str:
+    """The answer in one line, for a log."""
+    plan = report.plan
+    return (
+        f"batch size {plan.micro_batch} × accumulation {plan.accumulation} × {plan.processes} = effective "
+        f"{plan.effective_batch}; {report.utilisation:.0%} of {report.device.name} ({report.source}). "
+        f"{report.decision.reason}"
+    )

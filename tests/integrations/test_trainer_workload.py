@@ -1,0 +1,218 @@
+"""What is read from a Trainer, and how its step is followed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from trainers import TINY, Texts, classifier, language_model, trainer
+from transformers import BertConfig, BertForQuestionAnswering, BertForTokenClassification, Trainer
+
+from hf_bsopt import catalog
+from hf_bsopt.errors import TraceError, UsageError
+from hf_bsopt.integrations.loss_scale import ignores_item_count
+from hf_bsopt.integrations.trainer_workload import TrainerWorkload, trainer_workload
+from hf_bsopt.memory.predictor import Predictor
+from hf_bsopt.pickling import pickled, unpickled
+
+T4 = catalog.gpu("T4")
+
+
+def shapes(batch: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in batch.items()}
+
+
+def predicted(workload: TrainerWorkload, size: int = 16) -> int:
+    peak = Predictor(workload, T4)(size).peak
+    assert peak is not None
+    return peak.allocated_bytes
+
+
+def test_shapes_are_those_of_the_longest_example_at_every_size(tmp_path: Path) -> None:
+    workload = trainer_workload(trainer(tmp_path, dataset=Texts([8] * 30 + [40])))
+    for size in (1, 2, 3, 17):
+        expected = {"input_ids": (size, 40), "attention_mask": (size, 40), "labels": (size,)}
+        assert shapes(workload.batch(size, "meta")) == shapes(workload.batch(size, "cpu")) == expected
+    assert workload.length == 40
+
+
+def test_what_reaches_a_device_is_what_the_collator_made(tmp_path: Path) -> None:
+    batch = trainer_workload(trainer(tmp_path, dataset=Texts([8] * 30 + [40]))).batch(4, "cpu")
+    assert batch["input_ids"][0].tolist() == Texts([8] * 30 + [40])[30]["input_ids"]
+    assert batch["attention_mask"].sum(1).tolist() == [40, 40, 40, 8]
+
+
+@pytest.mark.parametrize(("values", "precision"), [({}, "fp32"), ({"bf16": True}, "bf16"), ({"fp16": True}, "fp16")])
+def test_precision_is_the_arguments(tmp_path: Path, values: dict[str, Any], precision: str) -> None:
+    made = trainer(tmp_path)
+    for name, value in values.items():
+        setattr(made.args, name, value)  # fp16 on a CPU is refused by their constructor
+    assert trainer_workload(made).settings.precision == precision
+
+
+def test_weights_in_half_precision_are_trained_so(tmp_path: Path) -> None:
+    assert trainer_workload(trainer(tmp_path, classifier().to(torch.bfloat16))).settings.precision == "bf16-weights"
+
+
+def test_clipping_and_optimizer_are_the_arguments(tmp_path: Path) -> None:
+    settings = trainer_workload(trainer(tmp_path, max_grad_norm=0.0, optim="adafactor")).settings
+    assert (settings.max_grad_norm, settings.optimizer) == (0.0, "adafactor")
+
+
+def test_an_optimizer_that_was_handed_over_is_made_again_for_the_copy(tmp_path: Path) -> None:
+    model = classifier()
+    given = torch.optim.NAdam(model.parameters(), lr=0.25, betas=(0.5, 0.6))
+    made = Trainer(model=model, args=trainer(tmp_path).args, train_dataset=Texts([8] * 4), optimizers=(given, None))
+    workload = trainer_workload(made)
+    assert workload.settings.optimizer == "NAdam"
+    assert workload.own.make_optimizer is not None
+    copied = workload.own.make_optimizer(nn.Linear(2, 2))
+    assert type(copied) is torch.optim.NAdam
+    assert (copied.defaults["lr"], copied.defaults["betas"]) == (0.25, (0.5, 0.6))
+    with_adam = trainer_workload(trainer(tmp_path, classifier()))
+    assert predicted(workload) == pytest.approx(predicted(with_adam), rel=0.1)
+
+
+def test_an_optimizer_without_state_needs_less(tmp_path: Path) -> None:
+    big = {"num_hidden_layers": 8, "hidden_size": 256, "intermediate_size": 1024}
+    sgd = predicted(trainer_workload(trainer(tmp_path, classifier(**big), optim="sgd")), 1)
+    adam = predicted(trainer_workload(trainer(tmp_path, classifier(**big))), 1)
+    weights = sum(parameter.nbytes for parameter in classifier(**big).parameters())
+    assert adam - sgd > 1.5 * weights
+
+
+def test_checkpointing_that_train_would_turn_on_is_on_in_the_copy_alone(tmp_path: Path) -> None:
+    big = {"num_hidden_layers": 6}
+    made = trainer(tmp_path, classifier(**big), gradient_checkpointing=True, dataset=Texts([64] * 4))
+    workload = trainer_workload(made)
+    plain = trainer_workload(trainer(tmp_path, classifier(**big), dataset=Texts([64] * 4)))
+    assert predicted(workload, 64) < 0.7 * predicted(plain, 64)
+    assert not made.model.is_gradient_checkpointing
+    assert ("checkpointing", "activations are recomputed in the backward pass") in workload.describe()
+
+
+def test_a_loss_of_the_users_own_is_in_the_step(tmp_path: Path) -> None:
+    kept: list[Any] = []
+
+    def expensive(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+        kept.append(labels)
+        big = outputs.logits.repeat(1, 1 << 12)
+        return big.exp().sum() * 1e-9
+
+    made = trainer(tmp_path)
+    plain = predicted(trainer_workload(made))
+    made.compute_loss_func = expensive
+    assert predicted(trainer_workload(made)) > plain + 16 * 2 * (1 << 12) * 4
+    assert kept
+
+
+def test_label_smoothing_computes_the_loss_of_the_logits(tmp_path: Path) -> None:
+    made = trainer(tmp_path, language_model(), Texts([32] * 8, True), label_smoothing_factor=0.1)
+    plain = trainer(tmp_path, language_model(), Texts([32] * 8, True))
+    assert predicted(trainer_workload(made)) != predicted(trainer_workload(plain))
+
+
+def test_a_loss_in_a_subclass_is_told_not_to_be_counted(tmp_path: Path) -> None:
+    class Own(Trainer):
+        def compute_loss(self, model: Any, inputs: Any, **kwargs: Any) -> Any:
+            return super().compute_loss(model, inputs, **kwargs)
+
+    notes = trainer_workload(trainer(tmp_path, kind=Own)).defaults
+    assert any(note.startswith("Own has its own compute_loss") for note in notes)
+
+
+def test_an_iterable_dataset_is_sized_for_the_longest_that_the_model_takes(tmp_path: Path) -> None:
+    class Stream(torch.utils.data.IterableDataset[dict[str, Any]]):
+        def __iter__(self) -> Any:
+            raise AssertionError("a stream is not to be read before the training")
+
+    workload = trainer_workload(trainer(tmp_path, dataset=Stream()))
+    assert shapes(workload.batch(2, "cpu")) == {"input_ids": (2, 128), "attention_mask": (2, 128), "labels": (2,)}
+    assert "sequences of 128 tokens, the model's limit" in workload.defaults[0]
+    assert trainer_workload(trainer(tmp_path, dataset=Stream()), max_length=50).length == 50
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels"),
+    [
+        (BertForTokenClassification, {"labels": (2, 128)}),
+        (BertForQuestionAnswering, {"start_positions": (2,), "end_positions": (2,)}),
+    ],
+)
+def test_a_stream_has_the_labels_of_the_models_task(tmp_path: Path, kind: Any, labels: dict[str, Any]) -> None:
+    class Stream(torch.utils.data.IterableDataset[dict[str, Any]]):
+        def __iter__(self) -> Any:
+            return iter(())
+
+    batch = trainer_workload(trainer(tmp_path, kind_of(kind), dataset=Stream())).batch(2, "meta")
+    assert {
+        name: shape for name, shape in shapes(batch).items() if name not in ("input_ids", "attention_mask")
+    } == labels
+
+
+def kind_of(kind: Any) -> nn.Module:
+    model: nn.Module = kind(BertConfig(**TINY))
+    return model
+
+
+def test_batches_that_do_not_grow_evenly_are_refused_in_words(tmp_path: Path) -> None:
+    def uneven(examples: list[Any]) -> dict[str, torch.Tensor]:
+        return {"input_ids": torch.ones(len(examples), len(examples) ** 2, dtype=torch.int64)}
+
+    with pytest.raises(TraceError, match="its batches don't grow evenly with the batch size"):
+        trainer_workload(trainer(tmp_path, collator=uneven))
+
+
+def test_a_collator_that_makes_no_dict_is_refused_in_words(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="the data collator makes a list"):
+        trainer_workload(trainer(tmp_path, collator=lambda examples: examples))
+
+
+def test_evaluation_has_the_longest_of_its_own_dataset(tmp_path: Path) -> None:
+    workload = trainer_workload(trainer(tmp_path, dataset=Texts([8] * 4), eval_dataset=Texts([30] * 4)))
+    assert shapes(workload.batch(2, "meta"))["input_ids"] == (2, 8)
+    assert shapes(workload.evaluating().batch(2, "meta"))["input_ids"] == (2, 30)
+
+
+def test_it_goes_to_another_process_without_weights(tmp_path: Path) -> None:
+    made = trainer(tmp_path, dataset=Texts([8] * 30 + [40]))
+    there = unpickled(pickled(trainer_workload(made).portable()))
+    assert all(parameter.is_meta for parameter in there.build().parameters())
+    assert torch.equal(there.batch(3, "cpu")["input_ids"], trainer_workload(made).batch(3, "cpu")["input_ids"])
+
+
+def test_hooks_of_the_user_do_not_see_the_search(tmp_path: Path) -> None:
+    seen: list[object] = []
+    made = trainer(tmp_path)
+    made.model.bert.register_forward_hook(lambda *_: seen.append(1))
+    predicted(trainer_workload(made))
+    assert not seen
+
+
+def test_a_model_that_was_trained_before_is_followed_without_its_old_wrapping(tmp_path: Path) -> None:
+    made = trainer(tmp_path, bf16=True, max_steps=1)
+    before = predicted(trainer_workload(made))
+    made.train()
+    assert "_original_forward" in vars(made.model)
+    assert predicted(trainer_workload(made)) == before
+
+
+def test_the_dataloader_that_was_made_to_look_is_forgotten(tmp_path: Path) -> None:
+    made = trainer(tmp_path, eval_dataset=Texts([8] * 4))
+    trainer_workload(made)
+    assert made.accelerator._dataloaders == []
+
+
+@pytest.mark.parametrize(
+    ("model", "ignores"),
+    [(classifier, True), (lambda: kind_of(BertForTokenClassification), True), (language_model, False)],
+    ids=["sequences", "tokens", "language model"],
+)
+def test_heads_that_ignore_the_number_of_labels_are_known(tmp_path: Path, model: Any, ignores: bool) -> None:
+    of_tokens = model is not classifier
+    made = trainer(tmp_path, model(), Texts([8] * 4, of_tokens))
+    workload = trainer_workload(made)
+    assert ignores_item_count(workload.build(), workload.batch(2, "meta")) is ignores
