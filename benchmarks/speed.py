@@ -38,7 +38,7 @@ CASES: dict[str, tuple[list[str], float | None]] = {
 BASELINE = """
 import sys
 sys.path.insert(0, {root!r})
-from hf_bsopt.cli import _checked, parse, _quiet
+from hf_bsopt.cli import parse, _quiet
 import hf_bsopt.api, hf_bsopt.memory.predictor, accelerate.utils.operations, torch
 arguments = parse(sys.argv[1:])
 _quiet(False)
