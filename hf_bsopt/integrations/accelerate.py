@@ -109,36 +109,33 @@ def find_batch_size(
     if "_original_forward" in vars(model) or isinstance(model, _wrappers()):
         raise UsageError("the model is prepared already: find its batch size before accelerator.prepare(model)")
 
-    choice = choose_device(device or (accelerator.device.type if gpu is None else "auto"), gpu, memory)
-    if throughput and choice.device is None:
-        raise UsageError(f"throughput is measured on a device that computes; {choice.note}")
-    workload = module_workload(model, example_batch, _precision(accelerator.mixed_precision, model), optimizer)
-    check_precision(workload, choice.spec)
-
     def searched(limit: int | None) -> Report:
-        wishes = Wishes(
-            target=target,
-            multiple_of=multiple_of,
-            batch_size=limit,
-            dataset_size=dataset_size,
-            effective_batch=effective_batch_size,
-            total_tokens=total_tokens,
-            accumulation=accelerator.gradient_accumulation_steps,
-            processes=accelerator.num_processes,
-            learning_rate=learning_rate,
-            base_batch_size=base_batch_size,
-            lr_scaling=lr_scaling,
-            evaluation=evaluation,
-            throughput=throughput,
-            expandable_segments=expandable_segments,
-            max_attempts=max_attempts,
-            notes=(*choice.notes, choice.note),
-        )
-        with (
-            first_of_its_kind(accelerator.device),
-            started(choice, probe_timeout, expandable_segments) as prober,
-        ):
-            return answered(workload, choice, wishes, prober)
+        with first_of_its_kind(accelerator.device):
+            choice = choose_device(device or (accelerator.device.type if gpu is None else "auto"), gpu, memory)
+            if throughput and choice.device is None:
+                raise UsageError(f"throughput is measured on a device that computes; {choice.note}")
+            workload = module_workload(model, example_batch, _precision(accelerator.mixed_precision, model), optimizer)
+            check_precision(workload, choice.spec)
+            wishes = Wishes(
+                target=target,
+                multiple_of=multiple_of,
+                batch_size=limit,
+                dataset_size=dataset_size,
+                effective_batch=effective_batch_size,
+                total_tokens=total_tokens,
+                accumulation=accelerator.gradient_accumulation_steps,
+                processes=accelerator.num_processes,
+                learning_rate=learning_rate,
+                base_batch_size=base_batch_size,
+                lr_scaling=lr_scaling,
+                evaluation=evaluation,
+                throughput=throughput,
+                expandable_segments=expandable_segments,
+                max_attempts=max_attempts,
+                notes=(*choice.notes, choice.note),
+            )
+            with started(choice, probe_timeout, expandable_segments) as prober:
+                return answered(workload, choice, wishes, prober)
 
     return agreed(searched, batch_size, probe_timeout)
 

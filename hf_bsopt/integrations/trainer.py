@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..answering import answered, check_precision, started
 from ..batch_plan import LearningRateScaling
-from ..device_choice import choose_device
+from ..device_choice import Choice, choose_device
 from ..errors import UsageError
 from ..finder import Wishes
 from ..probing.prober import TIMEOUT_SECONDS
@@ -24,7 +24,7 @@ from ..report import Report
 from ..search import MULTIPLE_OF, TARGET
 from .loss_scale import ignores_item_count
 from .ranks import agreed, first_of_its_kind
-from .trainer_workload import trainer_workload
+from .trainer_workload import TrainerWorkload, trainer_workload
 from .untouched import off_the_card, same_random_numbers
 
 if TYPE_CHECKING:
@@ -99,48 +99,49 @@ def find_with(trainer: Trainer, options: Mapping[str, Any]) -> Report:
 def report_of(trainer: Trainer, sizing: Sizing = Sizing()) -> Report:
     """As :func:`find_batch_size`, and nothing is set."""
     check(trainer)
-    args = trainer.args
-    effective = effective_batch(trainer)
-    choice = choose_device(sizing.device or ("auto" if sizing.gpu else args.device.type), sizing.gpu, sizing.memory)
-    with same_random_numbers():
-        workload = trainer_workload(trainer, sizing.max_length)
-    check_precision(workload, choice.spec)
+    device = trainer.args.device
+
+    def searched(limit: int | None) -> Report:
+        with first_of_its_kind(device):
+            choice = choose_device(sizing.device or ("auto" if sizing.gpu else device.type), sizing.gpu, sizing.memory)
+            workload = trainer_workload(trainer, sizing.max_length)
+            check_precision(workload, choice.spec)
+            wishes = _wishes(trainer, sizing, workload, choice, limit)
+            with started(choice, sizing.probe_timeout, sizing.expandable_segments) as prober:
+                return answered(workload, choice, wishes, prober)
+
+    with same_random_numbers(), off_the_card(trainer.model, device):
+        return agreed(searched, sizing.batch_size, sizing.probe_timeout)
+
+
+def _wishes(trainer: Trainer, sizing: Sizing, workload: TrainerWorkload, choice: Choice, limit: int | None) -> Wishes:
+    args, effective = trainer.args, effective_batch(trainer)
+    processes = args.n_gpu if args.n_gpu > 1 else args.world_size
     notes = [*choice.notes, choice.note]
     if args.n_gpu > 1:
         notes.append(
             f"{args.n_gpu} GPUs by DataParallel: the outputs of all are gathered on the first one, which is not "
             f"counted; accelerate launch --num_processes {args.n_gpu} trains faster and evenly"
         )
-    processes = args.n_gpu if args.n_gpu > 1 else args.world_size
-    wanted = sizing.effective_batch_size or (None if sizing.fill else effective)
-
-    def searched(limit: int | None) -> Report:
-        wishes = Wishes(
-            target=sizing.target,
-            multiple_of=sizing.multiple_of,
-            batch_size=limit,
-            dataset_size=len(trainer.train_dataset) if workload.worst is not None else None,  # type: ignore[arg-type]
-            effective_batch=wanted,
-            processes=processes,
-            is_ddp=args.n_gpu <= 1,
-            learning_rate=args.learning_rate if sizing.changes_effective_batch else None,
-            base_batch_size=effective if sizing.changes_effective_batch else None,
-            lr_scaling=sizing.lr_scaling,
-            evaluation=sizing.evaluation,
-            evaluation_limit=None if workload.evaluated is None else -(-workload.evaluated.total // processes),
-            prove_evaluation=sizing.evaluation and workload.evaluated is not None and choice.spec.kind != "cpu",
-            expandable_segments=sizing.expandable_segments,
-            max_attempts=sizing.max_attempts,
-            notes=tuple(notes),
-        )
-        with (
-            first_of_its_kind(args.device),
-            started(choice, sizing.probe_timeout, sizing.expandable_segments) as prober,
-        ):
-            return answered(workload, choice, wishes, prober)
-
-    with same_random_numbers(), off_the_card(trainer.model, args.device):
-        return agreed(searched, sizing.batch_size, sizing.probe_timeout)
+    evaluated = workload.evaluated if sizing.evaluation else None
+    return Wishes(
+        target=sizing.target,
+        multiple_of=sizing.multiple_of,
+        batch_size=limit,
+        dataset_size=None if workload.worst is None else workload.worst.total,
+        effective_batch=sizing.effective_batch_size or (None if sizing.fill else effective),
+        processes=processes,
+        is_ddp=args.n_gpu <= 1,
+        learning_rate=args.learning_rate if sizing.changes_effective_batch else None,
+        base_batch_size=effective if sizing.changes_effective_batch else None,
+        lr_scaling=sizing.lr_scaling,
+        evaluation=sizing.evaluation,
+        evaluation_limit=None if evaluated is None else -(-evaluated.total // processes),
+        prove_evaluation=evaluated is not None and choice.spec.kind != "cpu",
+        expandable_segments=sizing.expandable_segments,
+        max_attempts=sizing.max_attempts,
+        notes=tuple(notes),
+    )
 
 
 def apply(report: Report, trainer: Trainer, sizing: Sizing = Sizing()) -> None:

@@ -11,11 +11,15 @@ import torch
 from ranks import run
 from torch import distributed, nn
 
-from hf_bsopt import api
+from hf_bsopt import catalog
+from hf_bsopt.device_choice import Choice
 from hf_bsopt.errors import UsageError
+from hf_bsopt.finder import Wishes
+from hf_bsopt.integrations import accelerate as room
 from hf_bsopt.integrations import executable
 from hf_bsopt.integrations.accelerate import find_batch_size, find_executable_batch_size
 from hf_bsopt.probing.host_memory import ProcessStatus, limit_this_process, why_no_limit
+from hf_bsopt.workload import Trainable
 
 MOMENT = 10.0
 SOON = 2.0
@@ -278,11 +282,16 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the search was asked for, and which cards it saw."""
     found: dict[str, Any] = {}
 
-    def search(model: nn.Module, **options: Any) -> Any:
-        found.update(options, cards=os.environ.get("CUDA_VISIBLE_DEVICES"))
+    def choose(device: str, gpu: str | None, memory: str | None) -> Choice:
+        found.update(device=device, cards=os.environ.get("CUDA_VISIBLE_DEVICES"))
+        return Choice(catalog.gpu("T4"), None, "nothing is run")
+
+    def answer(workload: Trainable, choice: Choice, wishes: Wishes, prober: None) -> Any:
+        found.update(precision=workload.settings.precision, wishes=wishes)
         raise UsageError("enough")
 
-    monkeypatch.setattr(api, "find_batch_size", search)
+    monkeypatch.setattr(room, "choose_device", choose)
+    monkeypatch.setattr(room, "answered", answer)
     return found
 
 
@@ -293,7 +302,7 @@ def ask(of: Any, model: nn.Module | None = None, **options: Any) -> None:
 
 def test_the_accelerator_says_how_it_is_trained(asked: dict[str, Any]) -> None:
     ask(accelerator(4, "bf16", 8))
-    assert (asked["precision"], asked["num_processes"], asked["gradient_accumulation_steps"]) == ("bf16", 4, 8)
+    assert (asked["precision"], asked["wishes"].processes, asked["wishes"].accumulation) == ("bf16", 4, 8)
 
 
 def test_the_device_is_the_accelerators_unless_one_is_named(asked: dict[str, Any]) -> None:
