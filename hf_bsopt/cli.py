@@ -6,6 +6,7 @@ find-optimal-batch-size --model dmis-lab/biobert-v1.1 --max_length 512 --gpu T4
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import os
 import platform
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from .cli_arguments import Arguments, parse
 from .errors import BatchSizeError, NothingFitsError, SearchInterrupted
+from .launched import Launch
 
 if TYPE_CHECKING:
     from .report import Report
@@ -28,6 +30,12 @@ INTERRUPTED = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
+    launch = Launch.here()
+    with launch.voice():
+        return _main(argv, launch)
+
+
+def _main(argv: Sequence[str] | None, launch: Launch) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -38,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return FOUND
         arguments = parse(argv)
         _quiet(arguments.verbose)
-        return _run(arguments)
+        with launch.together():
+            return _run(arguments, launch)
     except NothingFitsError as error:
         print(f"❌ {error}.", file=sys.stderr)
         return NOTHING_FITS
@@ -56,59 +65,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _run(arguments: Arguments) -> int:
-    from .api import find_batch_size
+def _run(arguments: Arguments, launch: Launch) -> int:
+    from .integrations.ranks import agreed
 
+    processes = launch.processes(arguments.num_processes)
     reports: list[Report] = []
     lengths: list[int | None] = [*arguments.max_length] or [None]
     for length in lengths:
-        report = find_batch_size(
-            arguments.model or "",
-            gpu=arguments.gpu,
-            device=arguments.device,
-            memory=arguments.memory,
-            task=arguments.task,
-            max_length=length,
-            precision=arguments.precision,
-            weights_dtype=arguments.weights_dtype,
-            optimizer=arguments.optimizer,
-            attention=arguments.attention,
-            activation_checkpointing=arguments.activation_checkpointing,
-            lora_r=arguments.lora_r,
-            lora_targets=tuple(arguments.lora_targets) or None,
-            load_in_4bit=arguments.load_in_4bit,
-            num_labels=arguments.num_labels,
-            pretrained=arguments.pretrained,
-            trust_remote_code=arguments.trust_remote_code,
-            target=(arguments.target[0], arguments.target[1]),
-            multiple_of=arguments.multiple_of,
-            batch_size=arguments.batch_size,
-            dataset_size=arguments.dataset_size,
-            check=arguments.check,
-            effective_batch_size=arguments.effective_batch_size,
-            total_tokens=arguments.total_tokens,
-            gradient_accumulation_steps=arguments.gradient_accumulation_steps,
-            num_processes=arguments.num_processes,
-            learning_rate=arguments.learning_rate,
-            base_batch_size=arguments.base_batch_size,
-            lr_scaling=arguments.lr_scaling,  # type: ignore[arg-type]
-            evaluation=arguments.evaluation,
-            prove_evaluation=arguments.eval,
-            check_evaluation=arguments.per_device_eval_batch_size,
-            generate=arguments.generate,
-            throughput=arguments.throughput,
-            expandable_segments=arguments.expandable_segments,
-            max_attempts=arguments.max_attempts,
-            probe_timeout=arguments.probe_timeout,
-            cache=arguments.cache,
-            trust_cache=arguments.trust_cache,
-        )
+        search = functools.partial(_found, arguments, length, processes)
+        report = agreed(search, arguments.batch_size, arguments.probe_timeout)
         if arguments.packing:
             report = dataclasses.replace(report, notes=(*report.notes, PACKING))
         if reports:
             print("\n" + "─" * 78 + "\n")
         print(report, flush=True)
         reports.append(report)
+    if launch.tells:
+        _write(reports, arguments)
+    asked = [report.checked for report in reports]
+    asked += [report.evaluation.checked for report in reports if report.evaluation is not None]
+    refused = any(trial is not None and not trial.fits for trial in asked)
+    return NOTHING_FITS if refused else FOUND
+
+
+def _write(reports: list[Report], arguments: Arguments) -> None:
+    """What goes into files."""
     if arguments.json is not None:
         _save(reports, Path(arguments.json))
     if arguments.patch is not None:
@@ -116,10 +97,52 @@ def _run(arguments: Arguments) -> int:
 
         keys = parse_keys(arguments.key)
         print(f"\n{patch(arguments.patch, reports[0].config, keys=keys, dry_run=arguments.dry_run)}")
-    asked = [report.checked for report in reports]
-    asked += [report.evaluation.checked for report in reports if report.evaluation is not None]
-    refused = any(trial is not None and not trial.fits for trial in asked)
-    return NOTHING_FITS if refused else FOUND
+
+
+def _found(arguments: Arguments, length: int | None, processes: int, limit: int | None) -> Report:
+    from .api import find_batch_size
+
+    return find_batch_size(
+        arguments.model or "",
+        gpu=arguments.gpu,
+        device=arguments.device,
+        memory=arguments.memory,
+        task=arguments.task,
+        max_length=length,
+        precision=arguments.precision,
+        weights_dtype=arguments.weights_dtype,
+        optimizer=arguments.optimizer,
+        attention=arguments.attention,
+        activation_checkpointing=arguments.activation_checkpointing,
+        lora_r=arguments.lora_r,
+        lora_targets=tuple(arguments.lora_targets) or None,
+        load_in_4bit=arguments.load_in_4bit,
+        num_labels=arguments.num_labels,
+        pretrained=arguments.pretrained,
+        trust_remote_code=arguments.trust_remote_code,
+        target=(arguments.target[0], arguments.target[1]),
+        multiple_of=arguments.multiple_of,
+        batch_size=limit,
+        dataset_size=arguments.dataset_size,
+        check=arguments.check,
+        effective_batch_size=arguments.effective_batch_size,
+        total_tokens=arguments.total_tokens,
+        gradient_accumulation_steps=arguments.gradient_accumulation_steps,
+        num_processes=processes,
+        learning_rate=arguments.learning_rate,
+        base_batch_size=arguments.base_batch_size,
+        lr_scaling=arguments.lr_scaling,  # type: ignore[arg-type]
+        evaluation=arguments.evaluation,
+        prove_evaluation=arguments.eval,
+        check_evaluation=arguments.per_device_eval_batch_size,
+        generate=arguments.generate,
+        throughput=arguments.throughput,
+        expandable_segments=arguments.expandable_segments,
+        max_attempts=arguments.max_attempts,
+        probe_timeout=arguments.probe_timeout,
+        cache=arguments.cache,
+        trust_cache=arguments.trust_cache,
+    )
 
 
 PACKING = "packing fills every sequence up to max_length, which is the worst case that is predicted anyway"

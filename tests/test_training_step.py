@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
@@ -22,6 +23,7 @@ from hf_bsopt.training_step import (
     TrainingStep,
     autocast_forward,
     evaluation_step,
+    gradient_buckets,
     loss_of,
     make_optimizer,
 )
@@ -353,3 +355,15 @@ def test_the_device_is_cuda_unless_another_is_named(model: Toy, monkeypatch: pyt
     TrainingStep(model, SINGLE)
     TrainingStep(model, SINGLE, "cpu")
     assert asked == ["cuda", "cpu"]
+
+
+def test_the_buckets_of_ddp_are_torchs_own() -> None:
+    model = nn.Sequential(nn.Embedding(30_000, 64), nn.Linear(64, 300_000), nn.Linear(10, 10), nn.Linear(8, 8).half())
+    model[2].requires_grad_(False)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    limits = [dist._DEFAULT_FIRST_BUCKET_BYTES, 25 * 2**20]  # source: torch/nn/parallel/distributed.py
+    assigned, _ = dist._compute_bucket_assignment_by_size(trained, limits, [False] * len(trained))
+    torchs = sorted((sum(trained[i].numel() for i in bucket), trained[bucket[0]].dtype) for bucket in assigned)
+    with torch.device("meta"):
+        ours = sorted((bucket.numel(), bucket.dtype) for bucket in gradient_buckets(model.to("meta")))
+    assert [str(bucket) for bucket in ours] == [str(bucket) for bucket in torchs]
