@@ -92,13 +92,13 @@ def gradient_buckets(model: nn.Module) -> list[torch.Tensor]:
     Source: PyTorch, torch/csrc/distributed/c10d/reducer.cpp, compute_bucket_assignment_by_size; accelerate leaves
     ``gradient_as_bucket_view`` off.
     """
-    buckets: list[torch.Tensor] = []
+    counts: list[tuple[int, torch.dtype, torch.device]] = []
     open_buckets: dict[torch.dtype, tuple[int, torch.device]] = {}
     closed: dict[torch.dtype, int] = {}
 
     def close(dtype: torch.dtype) -> None:
         count, device = open_buckets.pop(dtype)
-        buckets.append(torch.empty(count, dtype=dtype, device=device))
+        counts.append((count, dtype, device))
         closed[dtype] = closed.get(dtype, 0) + 1
 
     for parameter in model.parameters():
@@ -110,7 +110,7 @@ def gradient_buckets(model: nn.Module) -> list[torch.Tensor]:
                 close(dtype)
     for dtype in [*open_buckets]:
         close(dtype)
-    return buckets
+    return [torch.empty(count, dtype=dtype, device=device) for count, dtype, device in reversed(counts)]
 
 
 def loss_of(outputs: Any) -> torch.Tensor:

@@ -1,0 +1,47 @@
+"""A training step under DistributedDataParallel on the card that this process sees; prints its peaks.
+
+    python replicated.py bert-mini 16 fp16
+
+The other rank is a fake: a card without arithmetic can't reduce, and what is reduced needs no memory of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import torch
+import torch.nn.parallel.distributed as ddp
+from torch import distributed
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from hf_bsopt.training_step import TrainingStep, autocast_forward
+from hf_bsopt.workload import describe
+
+
+def reduced(bucket: Any) -> torch.futures.Future[torch.Tensor]:
+    done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+    done.set_result(bucket.buffer())
+    return done
+
+
+def main() -> None:
+    name, size, precision = sys.argv[1:]
+    distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    ddp._verify_param_shape_across_processes = lambda *_, **__: True
+    workload = describe(name, max_length=128, precision=precision)
+    with torch.device("cuda"):
+        model = workload.build()
+    parallel = ddp.DistributedDataParallel(model, device_ids=[0], find_unused_parameters=True)
+    parallel.register_comm_hook(None, lambda state, bucket: reduced(bucket))
+    step = TrainingStep(model, workload.settings, "cuda")
+    model.forward = autocast_forward(model, workload.precision, "cuda")
+    step._forward = parallel
+    for _ in range(3):
+        step.worst_case(workload, int(size), "cuda")
+    print(json.dumps([torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()]))
+
+
+if __name__ == "__main__":
+    main()
