@@ -36,7 +36,9 @@ def main() -> None:
     parallel = ddp.DistributedDataParallel(model, device_ids=[0], find_unused_parameters=True)
     parallel.register_comm_hook(None, lambda state, bucket: reduced(bucket))
     step = TrainingStep(model, workload.settings, "cuda")
-    model.forward = autocast_forward(model, workload.precision, "cuda")
+    forward = autocast_forward(model, workload.precision, "cuda")
+    if forward is not model:
+        model.forward = forward
     step._forward = parallel
     for _ in range(3):
         step.worst_case(workload, int(size), "cuda")
