@@ -126,3 +126,30 @@ class Decision:
     bound: Bound
     largest: int
     safe: int
+
+
+@dataclass(frozen=True)
+class Course:
+    """Memory in live blocks over one training step, by what it is for: the step in which most is live.
+
+    length: allocations and frees in the step. moments: how many of them came before each point; there are some hundred
+    points, the highest of each stretch. parts: bytes at each point in "weights", "optimizer", "gradients",
+    "activations" (what the forward pass keeps for the backward pass) and "temporary" (born and freed within one pass).
+    peak_at: index of the point at which most is live. phases: (moment, "forward", "backward" or "update"), in order.
+    """
+
+    length: int
+    moments: tuple[int, ...]
+    parts: dict[str, tuple[int, ...]]
+    peak_at: int
+    phases: tuple[tuple[int, str], ...]
+
+    @property
+    def totals(self) -> tuple[int, ...]:
+        """Bytes in all at each point."""
+        return tuple(sum(together) for together in zip(*self.parts.values(), strict=True))
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most bytes at once."""
+        return self.totals[self.peak_at]

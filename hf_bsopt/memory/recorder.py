@@ -19,6 +19,7 @@ from ..meta import META
 from ..records import GpuSpec
 from .cuda_kernels import CUBLASLT_WORKSPACE_BYTES, OUTPUT_ORDER, is_matrix_product, rule_of
 from .cuda_rules import HOST_READS
+from .passes import Passes
 from .scratch import KernelRule
 from .timeline import Formula, Recording
 
@@ -37,6 +38,7 @@ class Recorder(TorchDispatchMode):
         super().__init__()
         self._release = TorchVersion(torch_version or torch.__version__)
         self.recording = Recording()
+        self.passes = Passes(self.recording)
         self._device = device
         self._alive: dict[int, tuple[int, weakref.ref[torch.UntypedStorage]]] = {}
         self._layouts: dict[Any, tuple[Any, ...] | None] = {}
@@ -65,6 +67,7 @@ class Recorder(TorchDispatchMode):
         return operation.rule(scratch, lambda: self._run(operation, args, kwargs), *args, **kwargs)
 
     def _run(self, operation: _Operation, args: Any, kwargs: Any) -> Any:
+        self.passes.follow(args)
         output = self._shapes_of(operation, args, kwargs)
         if isinstance(output, torch.Tensor):
             self.note(output, operation.name)

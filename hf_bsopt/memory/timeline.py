@@ -43,12 +43,17 @@ class Formula:
 
 @dataclass
 class Recording:
-    """The events of one trace: ``+n`` is the birth of block n, ``-n`` its death, counted from 1."""
+    """The events of one trace: ``+n`` is the birth of block n, ``-n`` its death, counted from 1.
+
+    steps: events before each step. phases: the same for "forward", "backward" and "update", each time one begins.
+    """
 
     events: array[int] = field(default_factory=lambda: array("q"))
     sizes: list[int | Formula] = field(default_factory=list)
     origins: list[str] = field(default_factory=list)
     categories: list[str] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+    phases: list[tuple[int, str]] = field(default_factory=list)
 
     def birth(self, size: int | Formula, origin: str, category: str = "activations") -> int:
         self.sizes.append(size)
@@ -94,6 +99,8 @@ class Timeline:
             raise TraceError(_first_difference(smaller, larger, batch_sizes))
         low, high = batch_sizes
         self._events = np.array(smaller.events, dtype=np.int64)
+        self.steps = tuple(smaller.steps)
+        self.phases = tuple(smaller.phases)
         self.origins = smaller.origins
         self.categories = smaller.categories
         count = len(smaller.sizes)
@@ -116,6 +123,11 @@ class Timeline:
 
     def __len__(self) -> int:
         return len(self._events)
+
+    @property
+    def events(self) -> npt.NDArray[np.int64]:
+        """In order: ``+n`` is the birth of block n, ``-n`` its death, counted from 1."""
+        return self._events
 
     def on(self, device: GpuSpec) -> Timeline:
         """This step on that device: itself, or, as other kernels run on another compute capability, a trace for it."""

@@ -88,6 +88,7 @@ def _record(
     try:
         with as_device(device), META, recorder, recorder.labels(model):
             for _ in range(STEPS):
+                recorder.passes.begin_step()
                 step(model, batch_size)
     except (NotImplementedError, RuntimeError, AssertionError) as error:
         hint = "; name no device in the step, or the model's own" if "CUDA" in str(error) else ""
