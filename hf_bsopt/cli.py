@@ -92,6 +92,14 @@ def _write(reports: list[Report], arguments: Arguments) -> None:
     """What goes into files."""
     if arguments.json is not None:
         _save(reports, Path(arguments.json))
+    if arguments.plot is not None:
+        from . import plots
+
+        plots.save([report.drawing for report in reports], Path(arguments.plot))
+    if arguments.html is not None:
+        from . import report_html
+
+        report_html.save(reports, Path(arguments.html))
     if arguments.patch is not None:
         from .patching import parse_keys, patch
 

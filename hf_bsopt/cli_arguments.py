@@ -86,6 +86,8 @@ class Arguments:
     torch_compile: bool = _flag("refused in words: see docs/cli.md", False)
     trust_remote_code: bool = _flag("run code that a hub repository brings for its configuration", False)
     json: str | None = _flag("write everything to this file")
+    plot: str | None = _flag("draw memory against batch size, and over the step, to this .png, .svg or .pdf")
+    html: str | None = _flag("write the report to this file as a page of its own, with pictures")
     patch: str | None = _flag("change the batch size in this script, notebook, YAML or JSON: see docs/patching.md")
     key: list[str] = _flag("where in it, if it is not found by its name: NAME, or accumulation=NAME, NAME:LINE", [])
     dry_run: bool = _flag("print what --patch would change, and change nothing", False)
@@ -152,8 +154,13 @@ def _checked(arguments: Arguments) -> Arguments:
         raise UsageError("--key and --dry_run go with --patch FILE")
     if arguments.patch is not None and len(arguments.max_length) > 1:
         raise UsageError("--patch writes one answer: give one --max_length")
-    if arguments.json is not None:
-        from .files import writable
+    from .files import writable
 
-        writable(Path(arguments.json))
+    for file in (arguments.json, arguments.html):
+        if file is not None:
+            writable(Path(file))
+    if arguments.plot is not None:
+        from .plots import check_file
+
+        check_file(Path(arguments.plot))
     return arguments

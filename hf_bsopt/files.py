@@ -19,15 +19,16 @@ def writable(path: Path) -> Path:
     return real
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """The file is replaced by the whole text or left as it was; a link is followed. Raises UsageError for what is no
-    file, such as a folder or a device.
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """The file is replaced by the whole content or left as it was; a link is followed. Text is written as UTF-8. Raises
+    UsageError for what is no file, such as a folder or a device.
     """
     path = writable(path)
+    written = content if isinstance(content, bytes) else content.encode("utf-8")
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(written)
         os.chmod(name, 0o644)
         os.replace(name, path)
     except BaseException:

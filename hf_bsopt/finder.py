@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from .batch_plan import BatchPlan, LearningRateScaling, plan
 from .errors import NothingFitsError, SearchInterrupted, UsageError
+from .memory.course import course
 from .memory.predictor import Predictor
 from .probing import Prober
 from .proof import MAX_ATTEMPTS, Proof
@@ -117,6 +118,7 @@ def find(
         composition=_composition(predictor, decision.batch_size),
         peak_origin=predictor.timeline.peak_origin(decision.batch_size, device),
         parameters=predictor.parameters,
+        course=course(predictor.timeline, decision.batch_size, device),
         checked=checked,
         evaluation=evaluation,
         generation=generation,

@@ -1,8 +1,9 @@
-"""What was found, and the forms that it takes: DataFrame, JSON, and the text of :mod:`hf_bsopt.report_text`."""
+"""What was found, and the forms that it takes: DataFrame, JSON, the text of :mod:`hf_bsopt.report_text`, the HTML of
+:mod:`hf_bsopt.report_html`, the picture of :mod:`hf_bsopt.plots`.
+"""
 
 from __future__ import annotations
 
-import html
 import json
 import os
 from dataclasses import asdict, dataclass, field
@@ -12,11 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from .batch_plan import BatchPlan, usual_total_tokens
 from .files import write_atomically
-from .records import Decision, GpuSpec, Source, Trial
+from .records import Course, Decision, GpuSpec, Source, Trial
 from .workload import Trainable
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
+
+    from .plot_panels import Drawing
 
 GIB = 2**30
 JSON_VERSION = 1
@@ -48,6 +52,7 @@ class Report:
     trials: the predicted ones, one for each size of the table, then those that really ran. composition: bytes by what
     they are for, at the chosen size. parameters: (all, trained). checked: the answer to ``check``. notes: what was
     assumed or chosen on the way. has_batch_norm: its statistics see micro-batches only.
+    course: where the memory goes over a step of the chosen size, as predicted.
     """
 
     workload: Trainable
@@ -64,6 +69,7 @@ class Report:
     generation: PhaseAnswer | None = None
     notes: tuple[str, ...] = ()
     has_batch_norm: bool = False
+    course: Course | None = field(default=None, repr=False)
     asked_learning_rate: bool = field(default=False, repr=False)
     asked_effective_batch: bool = field(default=False, repr=False)
 
@@ -232,8 +238,55 @@ class Report:
         """Writes :meth:`to_dict`, whole or not at all."""
         write_atomically(Path(path), json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
 
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Memory against batch size, in the axes that are given; without, in a new figure of pyplot, over throughput
+        where it was measured and over :meth:`plot_step`. Returns the axes of memory; ``.figure`` is the whole.
+
+        Light or dark as the axes are. Raises MissingExtraError without matplotlib.
+        """
+        from .plots import plot
+
+        return plot(self.drawing, ax)
+
+    def plot_step(self, ax: Axes | None = None) -> Axes:
+        """Where the memory goes over one training step at the chosen size, as predicted: see :class:`Course`.
+
+        Raises MissingExtraError without matplotlib.
+        """
+        from .plots import plot_step
+
+        return plot_step(self.drawing, ax)
+
+    @property
+    def drawing(self) -> Drawing:
+        """What a picture shows of it."""
+        from .plot_panels import Drawing
+
+        model = dict(self.workload.describe()).get("model", "model")
+        tokens = f", {self.workload.length} tokens" if isinstance(self.workload, Workload) else ""
+        return Drawing(
+            subject=f"{model}{tokens}, {self.workload.settings.precision}",
+            device=self.device.name,
+            memory=self.memory,
+            total_bytes=self.device.total_bytes or 1,
+            target=self.target,
+            trials=self.trials,
+            chosen=self.chosen,
+            largest=self.decision.largest,
+            course=self.course,
+            peak_origin=self.peak_origin,
+        )
+
+    def save_html(self, path: str | os.PathLike[str]) -> None:
+        """Writes a page of its own, with pictures where matplotlib is there; whole or not at all."""
+        from .report_html import save
+
+        save([self], Path(path))
+
     def _repr_html_(self) -> str:
-        return f"<pre style='line-height:1.35'>{html.escape(str(self))}</pre>"
+        from .report_html import fragment
+
+        return fragment(self)
 
 
 def versions() -> dict[str, str | None]:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from .report import Report
 
 WIDTH = 78
+WIDTHS = {"batch size": 10, "samples/s": 9}
+"""Of columns; 8 for a share, 11 for memory."""
 DOUBTFUL_SPREAD = 0.2
 VERDICTS = {
     "fits": "fits",
@@ -39,62 +41,89 @@ def told(report: Report) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def _workload_text(report: Report) -> str:
+def subject_rows(report: Report) -> list[tuple[str, str]]:
+    """(name, value) of what was asked about."""
     total, trained = report.parameters
     rows = report.workload.describe()
     parameters = f"{total:,}" if total == trained else f"{total:,}, of which {trained:,} are trained"
     rows.insert(1, ("parameters", parameters))
     compute = f" (compute {report.device.capability})" if report.device.kind == "cuda" else ""
-    rows.append(("device", f"{report.device.name}, {_gib(report.device.total_bytes)}{compute}"))
-    lines = [_wrap(f"{name + ':':15}{value}", 15) for name, value in rows]
+    rows.append(("device", f"{report.device.name}, {gib(report.device.total_bytes)}{compute}"))
+    return rows
+
+
+def _workload_text(report: Report) -> str:
+    lines = [_wrap(f"{name + ':':15}{value}", 15) for name, value in subject_rows(report)]
     lines += [_wrap(f"  · {note}", 4) for note in (*report.workload.defaults, *report.notes)]
     return "\n".join(lines)
 
 
+def size_rows(report: Report) -> tuple[list[str], list[list[str]]]:
+    """(titles, a row of cells for each size): the last column is in words, all others are numbers."""
+    return _proved_rows(report) if report.ran else _predicted_rows(report)
+
+
 def _table_text(report: Report) -> str:
-    return _proved_table_text(report) if report.ran else _predicted_table_text(report)
+    titles, rows = size_rows(report)
+    widths = [WIDTHS.get(title, 8 if title.startswith("of ") else 11) for title in titles[:-1]]
+    lines = [
+        " ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=False)) + f"  {cells[-1]}"
+        for cells in (titles, *rows)
+    ]
+    if not report.ran:
+        return "\n".join(lines)
+    failures = [_wrap(sentence, 2) for sentence in failure_sentences(report)]
+    return "\n".join([*lines, "", *failures, *(_wrap(sentence, 0) for sentence in proof_sentences(report))])
 
 
-def _predicted_table_text(report: Report) -> str:
-    title = f"{'batch size':>10} {'allocated':>11} {'reserved':>11} {'used':>11} {'of ' + report.memory:>8}"
-    lines = [f"{title}  {report.source}"]
+def _predicted_rows(report: Report) -> tuple[list[str], list[list[str]]]:
+    rows = []
     for trial in report.trials:
-        verdict = "fits" if trial.fits else "out of memory"
+        numbers = ["–", "–", "–", "over"]
         if trial.fits and trial.peak:
-            numbers = (
-                f"{_gib(trial.peak.allocated_bytes):>11} {_gib(trial.peak.reserved_bytes):>11} "
-                f"{_gib(trial.used_bytes):>11} {percent(report.share(trial)):>8}"
-            )
-        else:
-            numbers = f"{'–':>11} {'–':>11} {'–':>11} {'over':>8}"
-        lines.append(f"{trial.batch_size:>10} {numbers}  {verdict}{_mark(report, trial)}")
-    return "\n".join(lines)
+            sizes = trial.peak.allocated_bytes, trial.peak.reserved_bytes, trial.used_bytes
+            numbers = [*map(gib, sizes), percent(report.share(trial))]
+        verdict = "fits" if trial.fits else "out of memory"
+        rows.append([str(trial.batch_size), *numbers, verdict + _mark(report, trial)])
+    return ["batch size", "allocated", "reserved", "used", f"of {report.memory}", report.source], rows
 
 
-def _proved_table_text(report: Report) -> str:
+def _proved_rows(report: Report) -> tuple[list[str], list[list[str]]]:
     """Used memory, predicted and real side by side; a verdict without a word more is one that was run."""
     has_speed = any(trial.samples_per_second for trial in report.ran)
-    speed_title = f" {'samples/s':>9}" if has_speed else ""
-    title = f"{'batch size':>10} {'predicted':>11} {report.source:>11} {'of ' + report.memory:>8}"
-    lines = [f"{title}{speed_title}  used memory"]
     predicted = {trial.batch_size: trial for trial in report.trials if trial.source == "predicted"}
     ran = {trial.batch_size: trial for trial in report.ran}
+    rows = []
     for size in sorted({*predicted, *ran}):
         best = report.best(size)
-        columns = [_used(predicted.get(size)), _used(ran.get(size))]
         share = percent(report.share(best)) if best.fits else "over"
-        speed = f" {_speed(ran.get(size)):>9}" if has_speed else ""
+        speed = [_speed(ran.get(size))] if has_speed else []
         verdict = VERDICTS[best.outcome]
         if size not in ran:  # with another column there is no room for more words
             verdict = f"{verdict}, as predicted" if not has_speed else "predicted" if best.fits else "predicted: over"
-        verdict += _mark(report, best)
-        lines.append(f"{size:>10} {columns[0]:>11} {columns[1]:>11} {share:>8}{speed}  {verdict}")
-    reasons = [
-        _wrap(f"{trial.batch_size}: {trial.detail}.", 2)
+        cells = [str(size), _used(predicted.get(size)), _used(ran.get(size)), share, *speed]
+        rows.append([*cells, verdict + _mark(report, best)])
+    speed_title = ["samples/s"] if has_speed else []
+    return ["batch size", "predicted", report.source, f"of {report.memory}", *speed_title, "used memory"], rows
+
+
+def failure_sentences(report: Report) -> list[str]:
+    """What became of sizes that ended otherwise than by fitting or by an out-of-memory error."""
+    return [
+        f"{trial.batch_size}: {trial.detail}."
         for trial in report.ran
         if trial.detail and trial.outcome not in ("fits", "oom")
     ]
-    return "\n".join([*lines, "", *reasons, *_agreement_lines(report, predicted), *_speed_lines(report)])
+
+
+def proof_sentences(report: Report) -> list[str]:
+    """What was run at the chosen size, how far the prediction was from it, and how fast it trained; none where nothing
+    was run.
+    """
+    if not report.ran:
+        return []
+    predicted = {trial.batch_size: trial for trial in report.trials if trial.source == "predicted"}
+    return [*_agreement_lines(report, predicted), *_speed_lines(report)]
 
 
 def _speed_lines(report: Report) -> list[str]:
@@ -110,7 +139,7 @@ def _speed_lines(report: Report) -> list[str]:
     )
     if spread is not None and spread > DOUBTFUL_SPREAD:
         text += " The steps differ much: something else used the machine."
-    return [_wrap(text, 0)]
+    return [text]
 
 
 def _agreement_lines(report: Report, predicted: dict[int, Trial]) -> list[str]:
@@ -121,8 +150,8 @@ def _agreement_lines(report: Report, predicted: dict[int, Trial]) -> list[str]:
     if report.device.kind != "cuda":
         return _one_figure_lines(report, predicted)
     lines = [
-        f"{report.source.capitalize()} at {report.batch_size}: {_gib(real.allocated_bytes)} allocated, "
-        f"{_gib(real.reserved_bytes)} reserved."
+        f"{report.source.capitalize()} at {report.batch_size}: {gib(real.allocated_bytes)} allocated, "
+        f"{gib(real.reserved_bytes)} reserved."
     ]
     foretold = predicted[report.batch_size].peak if report.batch_size in predicted else None
     if foretold is not None:
@@ -134,7 +163,7 @@ def _agreement_lines(report: Report, predicted: dict[int, Trial]) -> list[str]:
 
 def _one_figure_lines(report: Report, predicted: dict[int, Trial]) -> list[str]:
     """Where no caching allocator stands between, there is one figure to compare."""
-    lines = [f"{report.source.capitalize()} at {report.batch_size}: {_gib(report.chosen.used_bytes)} used in all."]
+    lines = [f"{report.source.capitalize()} at {report.batch_size}: {gib(report.chosen.used_bytes)} used in all."]
     foretold = predicted[report.batch_size].used_bytes if report.batch_size in predicted else None
     if foretold and report.chosen.used_bytes:
         lines.append(f"The prediction is {foretold / report.chosen.used_bytes - 1:+.2%} off.")
@@ -152,9 +181,9 @@ def _composition_text(report: Report) -> str:
     lines = [f"Where the memory goes at {report.decision.batch_size}{label}:"]
     for name, size in report.composition.items():
         if size or name in EXPECTED_PARTS:
-            lines.append(f"  {name:16}{_gib(size):>11} {percent(size / (report.device.total_bytes or 1)):>7}")
+            lines.append(f"  {name:16}{gib(size):>11} {percent(size / (report.device.total_bytes or 1)):>7}")
     together = sum(report.composition.values())
-    lines.append(f"  {'together':16}{_gib(together):>11} {percent(together / (report.device.total_bytes or 1)):>7}")
+    lines.append(f"  {'together':16}{gib(together):>11} {percent(together / (report.device.total_bytes or 1)):>7}")
     return "\n".join(lines)
 
 
@@ -162,53 +191,65 @@ def _advice_text(report: Report) -> str:
     return "\n".join(_wrap(f"· {sentence}", 2) for sentence in report.advice)
 
 
-def _answer_text(report: Report) -> str:
-    lines = []
+def answer_sentences(report: Report) -> list[str]:
+    """What leads to the answer."""
+    sentences = []
     if report.evaluation is not None:
         share = percent(report.share(report.evaluation.trial))
         label = f", {report.evaluation.trial.source}" if report.ran else ""
         size = report.evaluation.batch_size
-        lines.append(f"Evaluation: per_device_eval_batch_size up to {size} ({share}{label}).")
+        sentences.append(f"Evaluation: per_device_eval_batch_size up to {size} ({share}{label}).")
         if report.evaluation.checked is not None:
-            lines.append("In evaluation: " + _checked_text(report, report.evaluation.checked))
+            sentences.append("In evaluation: " + checked_sentence(report, report.evaluation.checked))
     if report.generation is not None:
         trial = report.generation.trial
         size = report.generation.batch_size
-        lines.append(f"Generation: up to {size} prompts at once ({percent(report.share(trial))}, {trial.source}).")
+        sentences.append(f"Generation: up to {size} prompts at once ({percent(report.share(trial))}, {trial.source}).")
     if report.checked is not None and report.checked.fits:
-        lines.append(_checked_text(report, report.checked))
+        sentences.append(checked_sentence(report, report.checked))
     low, high = report.target
     shown = round(report.utilisation, 2)
     inside = "within" if low <= shown <= high else "under" if shown < low else "over"
-    lines.append(
-        f"{report.memory}: {_gib(report.chosen.used_bytes)} of {_gib(report.device.total_bytes)} = "
+    sentences.append(
+        f"{report.memory}: {gib(report.chosen.used_bytes)} of {gib(report.device.total_bytes)} = "
         f"{percent(report.utilisation)}, {inside} the target of {percent(low)} to {percent(high)}."
     )
-    lines.append(_wrap(f"Why {report.decision.reason}.", 4))
+    sentences.append(f"Why {report.decision.reason}.")
     if report.plan.accumulation > 1 or report.plan.processes > 1:
         processes = f" × {report.plan.processes} processes" if report.plan.processes > 1 else ""
-        effective = (
+        sentences.append(
             f"Effective batch: {report.plan.micro_batch} × {report.plan.accumulation} accumulation{processes} = "
             f"{report.plan.effective_batch} sequences, {report.plan.effective_tokens:,} tokens."
         )
-        lines.append(_wrap(effective, 4))
+    return sentences
+
+
+def config_lines(report: Report) -> list[str]:
+    """The answer as a script takes it."""
+    return [f'CONFIG["{name}"] = {value}' for name, value in report.config.items()]
+
+
+def _answer_text(report: Report) -> str:
+    lines = [_wrap(sentence, 4) for sentence in answer_sentences(report)]
     lines.append(f"\n✅ OPTIMAL BATCH SIZE: {report.batch_size}")
     lines.append("Update your config:")
-    lines += [f'  CONFIG["{name}"] = {value}' for name, value in report.config.items()]
+    lines += [f"  {line}" for line in config_lines(report)]
     if report.checked is not None and not report.checked.fits:
-        lines.append("\n" + _checked_text(report, report.checked))
+        lines.append("\n" + checked_sentence(report, report.checked))
     return "\n".join(lines)
 
 
-def _checked_text(report: Report, trial: Trial) -> str:
+def checked_sentence(report: Report, trial: Trial) -> str:
+    """The answer about a size that was asked for."""
     if not trial.fits:
         why = VERDICTS["oom"] if trial.outcome == "oom" else f"{VERDICTS[trial.outcome]}, {trial.detail}"
         return f"❌ Batch size {trial.batch_size} does not fit: {why}."
-    used = f"{_gib(trial.used_bytes)}, {percent(report.share(trial))} of the {report.memory}"
+    used = f"{gib(trial.used_bytes)}, {percent(report.share(trial))} of the {report.memory}"
     return f"Batch size {trial.batch_size} fits: {used}."
 
 
-def _gib(size: int | None) -> str:
+def gib(size: int | None) -> str:
+    """As it is printed: 9.57 GiB."""
     return "–" if size is None else f"{size / GIB:.2f} GiB"
 
 
@@ -217,7 +258,7 @@ def _speed(trial: Trial | None) -> str:
 
 
 def _used(trial: Trial | None) -> str:
-    return _gib(trial.used_bytes) if trial is not None and trial.fits else "–"
+    return gib(trial.used_bytes) if trial is not None and trial.fits else "–"
 
 
 def _wrap(text: str, indent: int) -> str:
