@@ -20,8 +20,8 @@ PART_COLOURS = {
 LONGEST_OPERATION = 36
 TOP = 1.28
 """Of the peak: where the panel ends, the peak's name within."""
-CORNER, FREE = 0.27, 0.72
-"""A corner of the panel, and how high of the peak the memory may be there to leave room for the legend."""
+FREE = 0.72
+"""How high of the peak the memory may be in a corner to leave room for the legend."""
 APART = 0.09
 """Of the width: two names of passes."""
 
@@ -43,25 +43,30 @@ def draw_step(ax: Axes, drawing: Drawing, course: Course) -> None:
     ax.set_xlim(0, course.length)
     ax.set_ylim(0, TOP * course.peak_bytes / GIB)
     _draw_passes(ax, course, ink)
-    corner = _free_corner(course)
-    where = {"loc": corner} if corner else {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)}
-    ax.legend(areas[::-1], labels[::-1], title="at the peak", fontsize="small", title_fontsize="small", framealpha=0.85,
-              edgecolor="none", alignment="left", **where)  # fmt: skip
-    _name_peak(ax, course, f"peak {course.peak_bytes / GIB:.2f} GiB, made by {operation(drawing.peak_origin)}", corner)
+    legend = ax.legend(areas[::-1], labels[::-1], title="at the peak", fontsize="small", title_fontsize="small",
+                       framealpha=0.85, edgecolor="none", alignment="left", loc="upper left")  # fmt: skip
+    taken = legend.get_window_extent().width / ax.get_window_extent().width + 0.01
+    corner = _free_corner(course, taken)
+    if corner:
+        legend.set_loc(corner)
+    else:
+        legend.set_bbox_to_anchor((1.01, 1.0), ax.transAxes)
+    between = {"upper left": (taken, 1.0), "upper right": (0.0, 1 - taken)}.get(corner, (0.0, 1.0))
+    _name_peak(ax, course, drawing.peak_origin, between)
     ax.set_xlabel("allocations and frees of one step, in order")
     ax.set_ylabel("live tensors, GiB")
     title = f"Where the memory goes over a step at {drawing.chosen.batch_size}, predicted"
     ax.set_title(title, loc="left", fontsize="medium", fontweight="bold")
 
 
-def _name_peak(ax: Axes, course: Course, words: str, corner: str) -> None:
-    """Over it, as near as the legend in that corner and the edges allow."""
+def _name_peak(ax: Axes, course: Course, origin: str, between: tuple[float, float]) -> None:
+    """Over it, as near as the edges of what is free allow."""
     ink, at, peak = ink_of(ax), course.moments[course.peak_at], course.peak_bytes / GIB
-    low, high = {"upper left": (CORNER, 1.0), "upper right": (0.0, 1 - CORNER)}.get(corner, (0.0, 1.0))
-    text = ax.text(0, 1.12 * peak, words, ha="center", color=ink, fontsize="small", fontweight="bold")
+    words = f"peak {peak:.2f} GiB\nmade by {operation(origin)}"
+    text = ax.text(0, 1.1 * peak, words, ha="center", color=ink, fontsize="small", fontweight="bold")
     half = text.get_window_extent().width / ax.get_window_extent().width / 2 + 0.01
-    text.set_x(course.length * max(low + half, min(at / course.length, high - half)))
-    ax.plot([at, at], [peak, 1.1 * peak], color=ink, linewidth=1.0)
+    text.set_x(course.length * max(between[0] + half, min(at / course.length, between[1] - half)))
+    ax.plot([at, at], [peak, 1.08 * peak], color=ink, linewidth=1.0)
     ax.plot([at], [peak], marker="v", markersize=6, color=ink)
 
 
@@ -81,13 +86,13 @@ def _draw_passes(ax: Axes, course: Course, ink: str) -> None:
     ax.tick_params(axis="x", length=0)
 
 
-def _free_corner(course: Course) -> str:
-    """Where a legend covers nothing; empty where it would."""
+def _free_corner(course: Course, width: float) -> str:
+    """Where a legend of this share of the width covers nothing; empty where it would."""
     free = FREE * course.peak_bytes
     highest = {"upper left": 0, "upper right": 0}
     for moment, total in zip(course.moments, course.totals, strict=True):
-        if moment < CORNER * course.length:
+        if moment < width * course.length:
             highest["upper left"] = max(highest["upper left"], total)
-        if moment > (1 - CORNER) * course.length:
+        if moment > (1 - width) * course.length:
             highest["upper right"] = max(highest["upper right"], total)
     return next((corner for corner, total in highest.items() if total < free), "")

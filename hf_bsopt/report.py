@@ -249,10 +249,7 @@ class Report:
         return plot(self.drawing, ax)
 
     def plot_step(self, ax: Axes | None = None) -> Axes:
-        """Where the memory goes over one training step at the chosen size, as predicted: see :class:`Course`.
-
-        Raises MissingExtraError without matplotlib.
-        """
+        """Where the memory goes over one training step at the chosen size, as predicted. Raises as :meth:`plot`."""
         from .plots import plot_step
 
         return plot_step(self.drawing, ax)

@@ -33,9 +33,11 @@ FRAGMENT_STYLE = """
 .hf-bsopt { font-variant-numeric: tabular-nums; line-height: 1.4; max-width: 52rem; }
 .hf-bsopt table { border-collapse: collapse; margin: .6em 0; }
 .hf-bsopt caption { text-align: left; font-weight: 600; padding: .3em 0; }
-.hf-bsopt th, .hf-bsopt td { padding: .2em .8em; text-align: right; border-bottom: 1px solid #8884; }
+.hf-bsopt th, .hf-bsopt td { padding: .2em .8em; text-align: right; white-space: nowrap;
+  border-bottom: 1px solid #8884; }
 .hf-bsopt tr > :last-child { text-align: left; }
 .hf-bsopt .parts td:first-child, .hf-bsopt .named tr > * { text-align: left; vertical-align: top; }
+.hf-bsopt .named td { white-space: normal; }
 .hf-bsopt .chosen td { font-weight: 700; background: #8882; }
 .hf-bsopt .answer { font-size: 1.25em; font-weight: 700; margin: .2em 0; }
 .hf-bsopt .source { font-size: .7em; font-weight: 600; border: 1px solid; border-radius: 1em; padding: .1em .7em;
