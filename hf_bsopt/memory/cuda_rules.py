@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ..records import GpuSpec
+from .asking import Asked
 from .autocast import KEY as AUTOCAST_KEY
 from .autocast import Autocast
 from .host_rules import HOST_OPERATORS, additive
@@ -31,8 +32,11 @@ SMALL_SHARED_MEMORY = (86, 89, 120)
 
 
 @contextlib.contextmanager
-def as_device(device: GpuSpec) -> Iterator[None]:
-    """Within it, meta tensors are treated as tensors on ``device`` would be. One thread at a time."""
+def as_device(device: GpuSpec, asked: Asked | None = None) -> Iterator[None]:
+    """Within it, meta tensors are treated as tensors on ``device`` would be. One thread at a time. ``asked`` notes what
+    hung on the device.
+    """
+    asked = asked or Asked(device)
     autocast = Autocast()
     clear_cache = torch.clear_autocast_cache
 
@@ -49,7 +53,7 @@ def as_device(device: GpuSpec) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that these operators have kernels already is the point
             autocast.register(library)
-            for operator, kernel in (HOST_OPERATORS if device.kind != "cuda" else _operators(device)).items():
+            for operator, kernel in (HOST_OPERATORS if device.kind != "cuda" else _operators(asked)).items():
                 library.impl(operator, kernel, "AutogradMeta")
         was_on = torch.is_autocast_enabled("cuda")
         stack.callback(torch.set_autocast_enabled, "cuda", was_on)
@@ -58,12 +62,12 @@ def as_device(device: GpuSpec) -> Iterator[None]:
         yield
 
 
-def _operators(device: GpuSpec) -> dict[str, Any]:
+def _operators(asked: Asked) -> dict[str, Any]:
     return {
         "dropout": _dropout,
         "softmax.int": _softmax(aten._softmax),
         "log_softmax.int": _softmax(aten._log_softmax),
-        "scaled_dot_product_attention": _Attention(device),
+        "scaled_dot_product_attention": _Attention(asked),
     }
 
 
@@ -131,8 +135,8 @@ class _Attention:
     absence of a mask allow it, else memory-efficient, else plain matrix products.
     """
 
-    def __init__(self, device: GpuSpec) -> None:
-        self._capability = device.compute_capability
+    def __init__(self, asked: Asked) -> None:
+        self._asked = asked
 
     def __call__(
         self,
@@ -157,23 +161,20 @@ class _Attention:
         )[0]
 
     def _can_flash(self, query: Tensor, key: Tensor, value: Tensor, dropout_p: float, is_causal: bool) -> bool:
-        if self._capability < 80 or query.dtype not in HALF:
+        if query.dtype not in HALF:
             return False
         width = query.size(-1)
         if not width == key.size(-1) == value.size(-1) <= 256 or query.size(-3) % key.size(-3):
             return False
         if is_causal and query.size(-2) != key.size(-2):
             return False
-        wide_on_small_card = self._capability in SMALL_SHARED_MEMORY and width > 192 and (width <= 224 or dropout_p > 0)
-        return not (wide_on_small_card and _needs_grad(query, key, value))
+        return bool(self._asked(_runs_flash, width, dropout_p > 0, _needs_grad(query, key, value)))
 
     def _can_be_efficient(self, query: Tensor, key: Tensor, value: Tensor) -> bool:
-        if query.dtype == torch.bfloat16 and self._capability < 80:
+        if query.dtype not in (*HALF, torch.float32):
             return False
         same_heads = query.size(-3) == key.size(-3) == value.size(-3)  # it knows no grouped-query attention
-        unit, since = (8, 70) if query.dtype in HALF else (4, 80)
-        aligned = self._capability < since or (query.size(-1) % unit == 0 and value.size(-1) % unit == 0)
-        return query.dtype in (*HALF, torch.float32) and same_heads and aligned
+        return same_heads and bool(self._asked(_runs_efficient, query.dtype, query.size(-1), value.size(-1)))
 
     def _flash(
         self, query: Tensor, key: Tensor, value: Tensor, dropout_p: float, is_causal: bool, scale: float | None
@@ -204,6 +205,20 @@ class _Attention:
         return aten._scaled_dot_product_efficient_attention(
             query, key, value, mask, _needs_grad(query, key, value), dropout_p, is_causal, scale=scale
         )[0]
+
+
+def _runs_flash(device: GpuSpec, width: int, has_dropout: bool, needs_grad: bool) -> bool:
+    capability = device.compute_capability
+    wide_on_small_card = capability in SMALL_SHARED_MEMORY and width > 192 and (width <= 224 or has_dropout)
+    return capability >= 80 and not (wide_on_small_card and needs_grad)
+
+
+def _runs_efficient(device: GpuSpec, dtype: torch.dtype, width: int, value_width: int) -> bool:
+    capability = device.compute_capability
+    if dtype == torch.bfloat16 and capability < 80:
+        return False
+    unit, since = (8, 70) if dtype in HALF else (4, 80)
+    return capability < since or (width % unit == 0 and value_width % unit == 0)
 
 
 def _needs_grad(*tensors: Tensor) -> bool:

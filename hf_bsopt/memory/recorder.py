@@ -36,7 +36,9 @@ class Recorder(TorchDispatchMode):
     def __init__(self, device: GpuSpec, torch_version: str | None = None) -> None:
         """``torch_version``: the release whose workspaces are counted; None is the one that is installed."""
         super().__init__()
-        self._release = TorchVersion(torch_version or torch.__version__)
+        release = TorchVersion(torch_version or torch.__version__)
+        self._workspace_is_shared = release >= WORKSPACE_IS_SHARED  # looked up at every product: comparing takes long
+        self._workspace_is_given_back = release >= WORKSPACE_IS_GIVEN_BACK
         self.recording = Recording()
         self.passes = Passes(self.recording)
         self._device = device
@@ -171,19 +173,23 @@ class Recorder(TorchDispatchMode):
         shares that of cuBLAS afterwards (pytorch/pytorch#168175). Since torch 2.15 each product takes one and gives it
         back (#194311).
         """
-        sizes = {"cublas": self._device.cublas_workspace_bytes}
+        sizes: dict[str, int | Formula] = {"cublas": Formula(cublas_workspace_bytes, ())}
         if func is aten.addmm.default:
-            if self._release < WORKSPACE_IS_SHARED:
+            if not self._workspace_is_shared:
                 sizes["cublaslt"] = CUBLASLT_WORKSPACE_BYTES
-            elif self._release >= WORKSPACE_IS_GIVEN_BACK:
+            elif self._workspace_is_given_back:
                 sizes = {"cublaslt": CUBLASLT_WORKSPACE_BYTES}
         in_backward = torch._C._current_autograd_node() is not None
         for library, size in sizes.items():
-            if self._release >= WORKSPACE_IS_GIVEN_BACK:
+            if self._workspace_is_given_back:
                 self.recording.death(self.recording.birth(size, library, "workspace"))
             elif (library, in_backward) not in self._workspaces:
                 self._workspaces.add((library, in_backward))
                 self.recording.birth(size, library, "workspace")
+
+
+def cublas_workspace_bytes(device: GpuSpec) -> int:
+    return device.cublas_workspace_bytes
 
 
 def _on_device(args: Any) -> bool:

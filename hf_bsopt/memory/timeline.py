@@ -87,14 +87,17 @@ class Timeline:
         *,
         device: GpuSpec = A100_LIKE,
         trace_on: Callable[[GpuSpec], Timeline] | None = None,
+        holds_on: Callable[[GpuSpec], bool] | None = None,
     ) -> None:
-        """``device`` is the one that was traced for; ``trace_on`` traces the same step for another.
+        """``device`` is the one that was traced for; ``trace_on`` traces the same step for another, unless ``holds_on``
+        says that the same kernels run there.
 
         Raises TraceError if the two recordings do not hold the same blocks in the same order.
         """
         self.device = device
         self._trace_on = trace_on
-        self._on_others: dict[int, Timeline] = {}
+        self._holds_on = holds_on
+        self._on_others: dict[tuple[str, int], Timeline] = {}
         if smaller.events != larger.events or smaller.origins != larger.origins:
             raise TraceError(_first_difference(smaller, larger, batch_sizes))
         low, high = batch_sizes
@@ -130,14 +133,18 @@ class Timeline:
         return self._events
 
     def on(self, device: GpuSpec) -> Timeline:
-        """This step on that device: itself, or, as other kernels run on another compute capability, a trace for it."""
-        capability = device.compute_capability
-        same = device.kind == self.device.kind and capability == self.device.compute_capability
-        if same or self._trace_on is None:
+        """This step on that device: itself, or, where other kernels run there, a trace for it."""
+        key = device.kind, device.compute_capability
+        if key == (self.device.kind, self.device.compute_capability) or self._trace_on is None:
             return self
-        if capability not in self._on_others:
-            self._on_others[capability] = self._trace_on(device)
-        return self._on_others[capability]
+        if key not in self._on_others:
+            for traced in (self, *self._on_others.values()):
+                if traced._holds_on is not None and traced._holds_on(device):
+                    self._on_others[key] = traced
+                    break
+            else:
+                self._on_others[key] = self._trace_on(device)
+        return self._on_others[key]
 
     def verify(self, recording: Recording, batch_size: int) -> None:
         """Raises TraceError unless this recording, at a third batch size, is what the line through two foretells."""

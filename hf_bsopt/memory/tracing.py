@@ -21,6 +21,7 @@ from ..errors import TraceError
 from ..meta import META, on_meta, tensors_of
 from ..records import GpuSpec
 from ..training_step import STEPS
+from .asking import Asked
 from .cuda_rules import as_device
 from .recorder import Recorder
 from .timeline import A100_LIKE, Recording, Timeline
@@ -44,23 +45,24 @@ def trace(
     ``build()`` is called with ``meta`` as the default device; of a module that lies elsewhere a copy is traced.
     ``step(model, batch_size)`` runs whatever is to be traced: any forward, backward and optimizer. Tensors that it
     makes without naming a device are on the traced one. ``device`` decides which kernels run (compute capability 8.0
-    when None); asked about another, the timeline is traced again for it. ``verify`` traces a third batch size and
-    compares. ``torch_version`` is the release that will train, where that is another than the one that is installed:
-    its workspaces are counted. Raises TraceError where the step can't be followed, does other things at another batch
-    size, or needs memory that is no line in the batch size.
+    when None); asked about one on which others run, the timeline is traced again for it. ``verify`` traces a third
+    batch size and compares. ``torch_version`` is the release that will train, where that is another than the one that
+    is installed: its workspaces are counted. Raises TraceError where the step can't be followed, does other things at
+    another batch size, or needs memory that is no line in the batch size.
     """
 
-    def traced(batch_size: int, gpu: GpuSpec) -> Recording:
-        return _record(build, step, batch_size, Recorder(gpu, torch_version), gpu)
+    def traced(batch_size: int, gpu: GpuSpec, asked: Asked) -> Recording:
+        return _record(build, step, batch_size, Recorder(gpu, torch_version), gpu, asked)
 
     def on(gpu: GpuSpec) -> Timeline:
-        smaller, larger = (traced(batch_size, gpu) for batch_size in TRACED_BATCH_SIZES)
-        return Timeline(smaller, larger, TRACED_BATCH_SIZES, device=gpu, trace_on=on)
+        asked = Asked(gpu)
+        smaller, larger = (traced(batch_size, gpu, asked) for batch_size in TRACED_BATCH_SIZES)
+        return Timeline(smaller, larger, TRACED_BATCH_SIZES, device=gpu, trace_on=on, holds_on=asked.answers_alike)
 
     gpu = device or A100_LIKE
     timeline = on(gpu)
     if verify:
-        timeline.verify(traced(VERIFIED_BATCH_SIZE, gpu), VERIFIED_BATCH_SIZE)
+        timeline.verify(traced(VERIFIED_BATCH_SIZE, gpu, Asked(gpu)), VERIFIED_BATCH_SIZE)
     return timeline
 
 
@@ -78,6 +80,7 @@ def _record(
     batch_size: int,
     recorder: Recorder,
     device: GpuSpec,
+    asked: Asked | None = None,
 ) -> Recording:
     with META:
         model = on_meta(build())
@@ -86,7 +89,7 @@ def _record(
     gc_was_on = gc.isenabled()
     gc.disable()  # a collection in the midst of a step would free at another moment in the second trace
     try:
-        with as_device(device), META, recorder, recorder.labels(model):
+        with as_device(device, asked), META, recorder, recorder.labels(model):
             for _ in range(STEPS):
                 recorder.passes.begin_step()
                 step(model, batch_size)
