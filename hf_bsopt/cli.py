@@ -158,7 +158,7 @@ PACKING = "packing fills every sequence up to max_length, which is the worst cas
 
 def _interrupted(error: SearchInterrupted) -> str:
     """What is known so far."""
-    from .proving import told_trial
+    from .trial_log import told_trial
 
     lines = ["interrupted. What was run:", *(f"  {told_trial(trial)}" for trial in error.trials)]
     if not error.trials:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,12 +11,11 @@ from .errors import NothingFitsError, ProbeError, RehearsalError
 from .probing import Prober, with_timed_steps
 from .proof import MAX_ATTEMPTS, Allowed, Limits, Prediction, Proof, curve_sizes, grow, plateau, prove
 from .records import Trial
+from .trial_log import TrialLog
 from .workload import Phase, Trainable
 
 SAME = 0.02
 """Of the device: a remembered size that uses as much again, but for this, is confirmed."""
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,13 +43,15 @@ class Prover:
     max_attempts: int = MAX_ATTEMPTS
     remembering: Remembering | None = None
     trials: dict[tuple[Phase, int], Trial] = field(default_factory=dict)
+    log: TrialLog = field(default_factory=TrialLog)
 
     def run(self, size: int, phase: Phase = "training") -> Trial:
         """Each size once."""
         known = self.trials.get((phase, size))
         if known is None:
+            self.log.trying(size)
             known = self.trials[phase, size] = self.prober(self.workload, size, phase)
-            logger.info("%s", told_trial(known))
+            self.log.tried(known)
         return known
 
     def prove(self, first: int, allowed: Allowed, prediction: Prediction | None, phase: Phase = "training") -> Proof:
@@ -65,7 +65,8 @@ class Prover:
             proof = self._confirmed(recalled, limits, phase)
             if proof is not None:
                 return proof
-        proof = self._search(first, limits, prediction, phase)
+        with self.log.search():
+            proof = self._search(first, limits, prediction, phase)
         if proof.failure is not None:
             is_virtual = self.prober.device.source == "rehearsed"
             raise (RehearsalError if is_virtual else ProbeError)(self._failure(proof.failure, phase))
@@ -148,10 +149,3 @@ def nothing_held(proof: Proof, share: float, name: str) -> NothingFitsError:
     """The error that says which sizes were run in vain."""
     tried = ", ".join(f"{trial.batch_size} ({trial.detail or trial.outcome})" for trial in proof.trials)
     return NothingFitsError(f"no size that was run stays under {share:.0%} of {name}: {tried}")
-
-
-def told_trial(trial: Trial) -> str:
-    """One line, as the log shows it."""
-    if trial.fits:
-        return f"✓ Batch size {trial.batch_size} works ({(trial.used_bytes or 0) / 2**30:.2f} GiB)"
-    return f"✗ Batch size {trial.batch_size}: {trial.outcome}, {trial.detail}"

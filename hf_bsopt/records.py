@@ -6,6 +6,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 Outcome = Literal["fits", "oom", "retries", "spill", "no step", "timeout", "killed", "crash", "error"]
+VERDICTS: dict[Outcome, str] = {
+    "fits": "fits",
+    "oom": "out of memory",
+    "retries": "runs, and does not fit",
+    "spill": "spills to the host",
+    "no step": "no optimizer step",
+    "timeout": "timeout",
+    "killed": "killed",
+    "crash": "crash",
+    "error": "error",
+}
+"""In words, as they are shown."""
 MEMORY_OUTCOMES: tuple[Outcome, ...] = ("fits", "oom", "retries", "spill")
 """Those that say something about a size. What ended otherwise would end so at any size."""
 Source = Literal["predicted", "rehearsed", "measured"]

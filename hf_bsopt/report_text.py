@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING
 
-from .records import Trial
+from .records import VERDICTS, Trial
 from .report import GIB, percent
 
 if TYPE_CHECKING:
@@ -15,17 +15,6 @@ WIDTH = 78
 WIDTHS = {"batch size": 10, "samples/s": 9}
 """Of columns; 8 for a share, 11 for memory."""
 DOUBTFUL_SPREAD = 0.2
-VERDICTS = {
-    "fits": "fits",
-    "oom": "out of memory",
-    "retries": "runs, and does not fit",
-    "spill": "spills to the host",
-    "no step": "no optimizer step",
-    "timeout": "timeout",
-    "killed": "killed",
-    "crash": "crash",
-    "error": "error",
-}
 EXPECTED_PARTS = ("weights", "gradients", "optimizer", "activations")
 
 

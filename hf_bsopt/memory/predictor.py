@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from .. import progress
 from ..records import GpuSpec, Trial
 from ..training_step import STEPS, TrainingStep, evaluation_step
 from ..workload import Phase, Trainable
@@ -74,13 +75,28 @@ class Predictor:
             self.has_batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
             return model
 
-        return trace(
-            build,
-            train if self._phase == "training" else after_training,
-            device=self.device,
-            verify=self.workload.is_custom,
+        model = dict(self.workload.describe()).get("model", "the model")
+        with progress.task(f"tracing {self._phase} of {model} at {self.workload.length}"):
+            return trace(
+                build,
+                train if self._phase == "training" else after_training,
+                device=self.device,
+                verify=self.workload.is_custom,
+                torch_version=self._torch_version,
+            )
+
+    def on(self, device: GpuSpec) -> Predictor:
+        """The same for another device: what was traced is shared, and traced anew only where other kernels run."""
+        other = Predictor(
+            self.workload,
+            device,
+            expandable_segments=self._expandable_segments,
+            phase=self._phase,
             torch_version=self._torch_version,
         )
+        other.timeline = self.timeline
+        other._parameters, other.has_batch_norm = self._parameters, self.has_batch_norm
+        return other
 
     @property
     def parameters(self) -> tuple[int, int]:

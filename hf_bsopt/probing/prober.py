@@ -20,9 +20,10 @@ import threading
 from types import TracebackType
 from typing import IO, Any
 
+from .. import progress
 from ..errors import DeviceError, ProbeError
 from ..pickling import pickled
-from ..records import Trial
+from ..records import VERDICTS, Trial
 from ..rehearsal.processes import with_package
 from ..workload import Phase, Trainable, Workload
 from .devices import Device
@@ -46,6 +47,7 @@ class Prober:
         self._timeout_seconds = timeout_seconds
         self._expandable_segments = expandable_segments
         self._worker: _Worker | None = None
+        self._last: Trial | None = None
 
     def __enter__(self) -> Prober:
         return self
@@ -67,7 +69,8 @@ class Prober:
 
     def preflight(self) -> Preflight:
         """What the device is like now; it is taken as that from here on. Raises DeviceError where nothing can run."""
-        found: Preflight = self._ask(PreflightRequest(self.device, PREFLIGHT_SECONDS))
+        with progress.task(f"looking at {self.device.spec.name}"):
+            found: Preflight = self._ask(PreflightRequest(self.device, PREFLIGHT_SECONDS))
         if found.problem:
             raise DeviceError(found.problem)
         self.device = dataclasses.replace(self.device, spec=found.spec)  # type: ignore[type-var]
@@ -80,8 +83,19 @@ class Prober:
             packed = pickled(workload.portable())
         except Exception as error:  # every class refuses in its own way
             raise ProbeError(f"the model can't be handed to another process: {error}") from error
-        trial: Trial = self._ask(ProbeRequest(packed, is_plain, batch_size, phase, self.device, self._timeout_seconds))
+        with progress.task(self._told(batch_size, phase)):
+            trial: Trial = self._ask(
+                ProbeRequest(packed, is_plain, batch_size, phase, self.device, self._timeout_seconds)
+            )
+        self._last = trial
         return trial
+
+    def _told(self, batch_size: int, phase: Phase) -> str:
+        """What is going on, for whoever waits."""
+        last = self._last
+        known = "" if last is None else f" ({last.batch_size}: {VERDICTS[last.outcome]})"
+        where = f"{'virtual ' if self.device.source == 'rehearsed' else ''}{self.device.spec.name}"
+        return f"batch size {batch_size}: {phase} steps on {where}{known}"
 
     def _ask(self, request: Request) -> Any:
         self.start()
