@@ -8,6 +8,7 @@ holds the rule and its arguments, which are affine.
 
 from __future__ import annotations
 
+import functools
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -132,6 +133,10 @@ class Timeline:
         """In order: ``+n`` is the birth of block n, ``-n`` its death, counted from 1."""
         return self._events
 
+    @functools.cached_property
+    def _event_list(self) -> list[int]:
+        return self._events.tolist()
+
     def on(self, device: GpuSpec) -> Timeline:
         """This step on that device: itself, or, where other kernels run there, a trace for it."""
         key = device.kind, device.compute_capability
@@ -243,12 +248,16 @@ class Timeline:
             allocator = CachingAllocator(
                 limit, device_bytes=device.total_bytes, expandable_segments=expandable_segments
             )
+        timeline = self.on(device)
+        sizes = [0, *timeline.sizes(batch_size, device).tolist()]
+        allocate, free = allocator.allocate, allocator.free
         try:
-            for block, size in self.requests(batch_size, device):
-                if size:
-                    allocator.allocate(block, size)
-                else:
-                    allocator.free(block)
+            for event in timeline._event_list:  # what requests() yields, with no generator between
+                if event > 0:
+                    if sizes[event]:
+                        allocate(event, sizes[event])
+                elif sizes[-event]:
+                    free(-event)
         except DeviceFull:
             return Fit(False, Peak(allocator.peak_allocated, allocator.peak_reserved), allocator.retries)
         return Fit(True, Peak(allocator.peak_allocated, allocator.peak_reserved), allocator.retries)
