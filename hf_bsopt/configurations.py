@@ -41,7 +41,7 @@ def load_config(model: str, *, trust_remote_code: bool = False) -> PreTrainedCon
     if entry is not None:
         return AutoConfig.for_model(**entry.config)
     try:
-        offline = not _hub_answers()
+        offline = not hub_answers()
         return AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code, local_files_only=offline)
     except (OSError, ValueError, KeyError) as error:
         if "trust_remote_code" in str(error):
@@ -53,7 +53,7 @@ def load_config(model: str, *, trust_remote_code: bool = False) -> PreTrainedCon
         ) from error
 
 
-def _hub_answers() -> bool:
+def hub_answers() -> bool:
     """One look, since the hub's own client would retry for half a minute where there is no network."""
     import socket
     import urllib.request

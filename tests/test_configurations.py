@@ -31,7 +31,7 @@ from hf_bsopt.errors import UnknownModelError, UsageError
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(configurations, "_hub_answers", lambda: False)
+    monkeypatch.setattr(configurations, "hub_answers", lambda: False)
 
 
 def write(folder: Path, values: object) -> Path:
@@ -50,7 +50,7 @@ def test_a_model_of_the_catalog_needs_no_network(name: str, monkeypatch: pytest.
         raise AssertionError("asked the hub")
 
     monkeypatch.setattr(AutoConfig, "from_pretrained", no_network)
-    monkeypatch.setattr(configurations, "_hub_answers", no_network)
+    monkeypatch.setattr(configurations, "hub_answers", no_network)
     config = load_config(name)
     assert isinstance(config, BertConfig)
     assert config.vocab_size == 28996
@@ -162,7 +162,7 @@ def test_a_name_outside_the_catalog_is_asked_of_the_hub(monkeypatch: pytest.Monk
         return BertConfig()
 
     monkeypatch.setattr(AutoConfig, "from_pretrained", from_pretrained)
-    monkeypatch.setattr(configurations, "_hub_answers", lambda: True)
+    monkeypatch.setattr(configurations, "hub_answers", lambda: True)
     assert isinstance(load_config("someone/else"), BertConfig)
     assert asked == [("someone/else", {"trust_remote_code": False, "local_files_only": False})]
 
@@ -187,7 +187,7 @@ def test_code_of_the_hub_runs_only_when_trusted(monkeypatch: pytest.MonkeyPatch)
         return BertConfig()
 
     monkeypatch.setattr(AutoConfig, "from_pretrained", from_pretrained)
-    monkeypatch.setattr(configurations, "_hub_answers", lambda: True)
+    monkeypatch.setattr(configurations, "hub_answers", lambda: True)
     with pytest.raises(UsageError, match="--trust_remote_code"):
         load_config("someone/else")
     assert isinstance(load_config("someone/else", trust_remote_code=True), BertConfig)
@@ -213,7 +213,7 @@ def test_one_look_tells_whether_the_hub_is_there(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(urllib.request, "getproxies", dict)
     monkeypatch.setattr(socket, "create_connection", connect)
-    assert configurations._hub_answers() == answers
+    assert configurations.hub_answers() == answers
     assert len(looked) == 1
 
 
@@ -227,7 +227,7 @@ def test_no_look_is_taken_where_the_user_said_offline_or_a_proxy_is_between(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
     monkeypatch.setattr(urllib.request, "getproxies", lambda: proxies)
     monkeypatch.setattr(socket, "create_connection", connect)
-    assert configurations._hub_answers() == answers
+    assert configurations.hub_answers() == answers
 
 
 # ---- what is read off a configuration
