@@ -5,6 +5,7 @@ find-optimal-batch-size --model dmis-lab/biobert-v1.1 --max_length 512 --gpu T4
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -13,15 +14,18 @@ import platform
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from . import progress
 from .cli_arguments import Arguments, parse
 from .errors import BatchSizeError, NothingFitsError, SearchInterrupted
 from .launched import Launch
 
 if TYPE_CHECKING:
+    from .dataset_lengths import LengthsReport
     from .report import Report
 
 FOUND, NOTHING_FITS, USAGE = 0, 1, 2
@@ -46,7 +50,7 @@ def _main(argv: Sequence[str] | None, launch: Launch) -> int:
             return FOUND
         arguments = parse(argv)
         _quiet(arguments.verbose)
-        with launch.together():
+        with launch.together(), progress.silent(arguments.quiet or not launch.tells), _logged(arguments.verbose):
             return _run(arguments, launch)
     except NothingFitsError as error:
         print(f"❌ {error}.", file=sys.stderr)
@@ -66,32 +70,45 @@ def _main(argv: Sequence[str] | None, launch: Launch) -> int:
 
 
 def _run(arguments: Arguments, launch: Launch) -> int:
+    if arguments.is_table:
+        from .cli_tables import print_table
+
+        return FOUND if print_table(arguments) else NOTHING_FITS
+    from .cli_search import found
     from .integrations.ranks import agreed
 
+    measured = None
+    if arguments.dataset:
+        from .cli_lengths import lengths_of
+
+        measured = lengths_of(arguments)
+        if not arguments.quiet:
+            print(measured, "\n" + "─" * 78 + "\n", sep="\n", flush=True)
     processes = launch.processes(arguments.num_processes)
     reports: list[Report] = []
     lengths: list[int | None] = [*arguments.max_length] or [None]
     for length in lengths:
-        search = functools.partial(_found, arguments, length, processes)
+        search = functools.partial(found, arguments, length, processes)
         report = agreed(search, arguments.batch_size, arguments.probe_timeout)
         if arguments.packing:
             report = dataclasses.replace(report, notes=(*report.notes, PACKING))
-        if reports:
-            print("\n" + "─" * 78 + "\n")
-        print(report, flush=True)
         reports.append(report)
+        _tell(report, is_quiet=arguments.quiet, is_first=len(reports) == 1, is_one_of_many=len(lengths) > 1)
     if launch.tells:
-        _write(reports, arguments)
+        _write(reports, measured, arguments)
     asked = [report.checked for report in reports]
     asked += [report.evaluation.checked for report in reports if report.evaluation is not None]
-    refused = any(trial is not None and not trial.fits for trial in asked)
+    refused = [trial for trial in asked if trial is not None and not trial.fits]
+    if arguments.quiet:
+        for trial in refused:
+            print(f"❌ Batch size {trial.batch_size} does not fit.", file=sys.stderr)
     return NOTHING_FITS if refused else FOUND
 
 
-def _write(reports: list[Report], arguments: Arguments) -> None:
+def _write(reports: list[Report], measured: LengthsReport | None, arguments: Arguments) -> None:
     """What goes into files."""
     if arguments.json is not None:
-        _save(reports, Path(arguments.json))
+        _save(reports, measured, Path(arguments.json))
     if arguments.plot is not None:
         from . import plots
 
@@ -104,56 +121,22 @@ def _write(reports: list[Report], arguments: Arguments) -> None:
         from .patching import parse_keys, patch
 
         keys = parse_keys(arguments.key)
-        print(f"\n{patch(arguments.patch, reports[0].config, keys=keys, dry_run=arguments.dry_run)}")
-
-
-def _found(arguments: Arguments, length: int | None, processes: int, limit: int | None) -> Report:
-    from .api import find_batch_size
-
-    return find_batch_size(
-        arguments.model or "",
-        gpu=arguments.gpu,
-        device=arguments.device,
-        memory=arguments.memory,
-        task=arguments.task,
-        max_length=length,
-        precision=arguments.precision,
-        weights_dtype=arguments.weights_dtype,
-        optimizer=arguments.optimizer,
-        attention=arguments.attention,
-        activation_checkpointing=arguments.activation_checkpointing,
-        lora_r=arguments.lora_r,
-        lora_targets=tuple(arguments.lora_targets) or None,
-        load_in_4bit=arguments.load_in_4bit,
-        num_labels=arguments.num_labels,
-        pretrained=arguments.pretrained,
-        trust_remote_code=arguments.trust_remote_code,
-        target=(arguments.target[0], arguments.target[1]),
-        multiple_of=arguments.multiple_of,
-        batch_size=limit,
-        dataset_size=arguments.dataset_size,
-        check=arguments.check,
-        effective_batch_size=arguments.effective_batch_size,
-        total_tokens=arguments.total_tokens,
-        gradient_accumulation_steps=arguments.gradient_accumulation_steps,
-        num_processes=processes,
-        learning_rate=arguments.learning_rate,
-        base_batch_size=arguments.base_batch_size,
-        lr_scaling=arguments.lr_scaling,  # type: ignore[arg-type]
-        evaluation=arguments.evaluation,
-        prove_evaluation=arguments.eval,
-        check_evaluation=arguments.per_device_eval_batch_size,
-        generate=arguments.generate,
-        throughput=arguments.throughput,
-        expandable_segments=arguments.expandable_segments,
-        max_attempts=arguments.max_attempts,
-        probe_timeout=arguments.probe_timeout,
-        cache=arguments.cache,
-        trust_cache=arguments.trust_cache,
-    )
+        patched = patch(arguments.patch, reports[0].config, keys=keys, dry_run=arguments.dry_run)
+        if not arguments.quiet:
+            print(f"\n{patched}")
 
 
 PACKING = "packing fills every sequence up to max_length, which is the worst case that is predicted anyway"
+
+
+def _tell(report: Report, *, is_quiet: bool, is_first: bool, is_one_of_many: bool) -> None:
+    """The whole report, or what can be pasted into a notebook."""
+    if not is_quiet:
+        print("" if is_first else "\n" + "─" * 78 + "\n\n", report, sep="", flush=True)
+        return
+    if is_one_of_many:
+        print(f"# max_length {report.workload.length}")
+    print("\n".join(f'CONFIG["{name}"] = {value}' for name, value in report.config.items()), flush=True)
 
 
 def _interrupted(error: SearchInterrupted) -> str:
@@ -166,12 +149,16 @@ def _interrupted(error: SearchInterrupted) -> str:
     return "\n".join([*lines, f"Predicted, and not proved: {error.predicted}"])
 
 
-def _save(reports: list[Report], path: Path) -> None:
+def _save(reports: list[Report], lengths: LengthsReport | None, path: Path) -> None:
     import json
 
     from .files import write_atomically
 
-    values = reports[0].to_dict() if len(reports) == 1 else {"reports": [report.to_dict() for report in reports]}
+    values: dict[str, Any] = (
+        reports[0].to_dict() if len(reports) == 1 else {"reports": [report.to_dict() for report in reports]}
+    )
+    if lengths is not None:
+        values["lengths"] = lengths.to_dict()
     write_atomically(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -184,6 +171,16 @@ def _quiet(verbose: bool) -> None:
         return
     transformers.utils.logging.set_verbosity_error()
     warnings.filterwarnings("ignore")
+
+
+def _logged(verbose: bool) -> AbstractContextManager[None]:
+    """Lines of the log go above the line that tells what is going on, and not into it."""
+    if not verbose:
+        return contextlib.nullcontext()
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    redirected: AbstractContextManager[None] = logging_redirect_tqdm()
+    return redirected
 
 
 def environment() -> str:

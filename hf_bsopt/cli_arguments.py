@@ -35,7 +35,10 @@ class Arguments:
     """The flags, with Trainer's own names as aliases."""
 
     model: str | None = _flag("hub id, short name, or a folder with a config.json", None, "model_name_or_path")
+    models: list[str] = _flag("several of them: a table of batch sizes by model, length and GPU", [])
     gpu: str | None = _flag('a card ("T4", "A100-40GB") or a size ("24GiB"); default: the one here, else a T4')
+    gpus: list[str] = _flag("several of them, for the table", [])
+    format: str = _flag("of the table: text, markdown or csv", "text")
     device: str = _flag(
         "auto, predict, rehearse (real steps on a virtual card), or cuda, mps, cpu (real steps there)", "auto"
     )
@@ -81,6 +84,13 @@ class Arguments:
     cache: bool = _flag("keep measured answers, and confirm them by one step the next time", True)
     trust_cache: bool = _flag("take a kept answer without running it once more", False)
     training_args: str | None = _flag("a saved TrainingArguments, JSON or YAML: its values are the defaults")
+    dataset: list[str] = _flag("how long its sequences are: files, a saved dataset, or a hub name", [])
+    text_column: list[str] = _flag("of the dataset: one, or two for pairs", ["text"])
+    tokenizer: str | None = _flag(
+        "a folder, a tokenizer.json or a hub id; default: the model's", None, "tokenizer_name"
+    )
+    split: str = _flag("of the dataset", "train")
+    sample: int = _flag("rows of it that are tokenized at most", 10_000)
     packing: bool = _flag("sequences are packed to max_length", False)
     use_liger_kernel: bool = _flag("refused in words: see docs/cli.md", False)
     torch_compile: bool = _flag("refused in words: see docs/cli.md", False)
@@ -92,6 +102,12 @@ class Arguments:
     key: list[str] = _flag("where in it, if it is not found by its name: NAME, or accumulation=NAME, NAME:LINE", [])
     dry_run: bool = _flag("print what --patch would change, and change nothing", False)
     verbose: bool = _flag("log what is done, each size that is run for one", False, "v")
+    quiet: bool = _flag("print only the CONFIG lines", False, "q")
+
+    @property
+    def is_table(self) -> bool:
+        """Whether several models or GPUs are asked for."""
+        return bool(self.models or self.gpus)
 
 
 def parse(argv: Sequence[str]) -> Arguments:
@@ -129,7 +145,7 @@ def _parser() -> HfArgumentParser:
 
 
 def _checked(arguments: Arguments) -> Arguments:
-    if not arguments.model:
+    if not arguments.model and not arguments.models:
         raise UsageError("which model? For example --model dmis-lab/biobert-v1.1")
     named = [name for name in ("fp16", "bf16") if getattr(arguments, name)]
     if len(named) == 2:
@@ -150,6 +166,12 @@ def _checked(arguments: Arguments) -> Arguments:
             "Liger kernels are Triton programs, which can't be traced: predict without them, an upper bound (they save "
             "most where the vocabulary is large, since the logits are never whole)"
         )
+    if not arguments.dataset and arguments.tokenizer is not None:
+        raise UsageError("--tokenizer goes with --dataset")
+    if arguments.quiet and arguments.verbose:
+        raise UsageError("--quiet and --verbose contradict each other; give one")
+    if arguments.format != "text" and not arguments.is_table:
+        raise UsageError("--format is that of a table: name several --models or --gpus")
     if arguments.patch is None and (arguments.key or arguments.dry_run):
         raise UsageError("--key and --dry_run go with --patch FILE")
     if arguments.patch is not None and len(arguments.max_length) > 1:
