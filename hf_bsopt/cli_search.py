@@ -9,7 +9,6 @@ from .report import Report
 
 def found(arguments: Arguments, length: int | None, processes: int, limit: int | None) -> Report:
     """The search that the flags ask for. ``limit``: on the micro-batch, theirs or that of another process."""
-
     return find_batch_size(
         arguments.model or "",
         gpu=arguments.gpu,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .batch_plan import BatchPlan, usual_total_tokens
 from .files import write_atomically
 from .records import Course, Decision, GpuSpec, Source, Trial
-from .workload import Trainable
+from .workload import Trainable, Workload
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from . import progress
-from .api import _check_precision
+from .answering import check_precision
 from .device_choice import named_gpu
 from .errors import NothingFitsError, TraceError, UsageError
 from .records import Decision, GpuSpec
@@ -138,7 +138,7 @@ def _row(
     for spec in specs:
         cell = Cell(model, spec, workload.max_length, workload)
         try:
-            _check_precision(workload, spec)
+            check_precision(workload, spec)
             if first is None:
                 predictor = first = Predictor(workload, spec, expandable_segments=expandable_segments)
             else:
