@@ -30,8 +30,14 @@ CASES: dict[str, tuple[list[str], float | None]] = {
         ["--model", "meta-llama/Llama-3.2-3B", "--gpu", "A100-40GB", "--bf16", "--lora_r", "16", "--load_in_4bit"],
         2.5,
     ),
-    "Llama-3.1-70B": (["--model", "meta-llama/Llama-3.1-70B", "--gpu", "H200", "--precision", "bf16-weights"], 3.0),
-    "Llama-3.1-405B": (["--model", "meta-llama/Llama-3.1-405B", "--gpu", "H200", "--precision", "bf16-weights"], None),
+    "Llama-3.1-70B": (
+        ["--model", "meta-llama/Llama-3.1-70B", "--gpu", "H200", "--precision", "bf16-weights", "--advise", "False"],
+        3.0,
+    ),
+    "Llama-3.1-405B": (
+        ["--model", "meta-llama/Llama-3.1-405B", "--gpu", "H200", "--precision", "bf16-weights", "--advise", "False"],
+        None,
+    ),
 }
 """(arguments, the ratio not to be passed)"""
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .integrations.callback import BatchSizeCallback
     from .records import Decision, GpuSpec, Peak, Trial
     from .report import Report
+    from .ways_out import find_ways_out
 
 __version__ = "0.1.0"
 
@@ -31,6 +32,7 @@ _ROOMS = {
     "Peak": "records",
     "Trial": "records",
     "Report": "report",
+    "find_ways_out": "ways_out",
 }
 __all__ = [
     "BatchSizeCallback",
@@ -45,6 +47,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "find_batch_size",
+    "find_ways_out",
 ]
 
 

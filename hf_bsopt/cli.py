@@ -53,7 +53,9 @@ def _main(argv: Sequence[str] | None, launch: Launch) -> int:
         with launch.together(), progress.silent(arguments.quiet or not launch.tells), _logged(arguments.verbose):
             return _run(arguments, launch)
     except NothingFitsError as error:
-        print(f"❌ {error}.", file=sys.stderr)
+        print(f"❌ {error}.", file=sys.stderr, flush=True)
+        if arguments.advise is not False:
+            _show_ways_out(error)
         return NOTHING_FITS
     except BatchSizeError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -92,6 +94,10 @@ def _run(arguments: Arguments, launch: Launch) -> int:
         report = agreed(search, arguments.batch_size, arguments.probe_timeout)
         if arguments.packing:
             report = dataclasses.replace(report, notes=(*report.notes, PACKING))
+        if arguments.advise:
+            from .ways_out import advised
+
+            report = advised(report)
         reports.append(report)
         _tell(report, is_quiet=arguments.quiet, is_first=len(reports) == 1, is_one_of_many=len(lengths) > 1)
     if launch.tells:
@@ -137,6 +143,15 @@ def _tell(report: Report, *, is_quiet: bool, is_first: bool, is_one_of_many: boo
     if is_one_of_many:
         print(f"# max_length {report.workload.length}")
     print("\n".join(f'CONFIG["{name}"] = {value}' for name, value in report.config.items()), flush=True)
+
+
+def _show_ways_out(error: NothingFitsError) -> None:
+    """Whoever interrupts it has been answered already."""
+    from .ways_out import find_ways_out
+
+    if error.asked is not None:
+        with contextlib.suppress(KeyboardInterrupt):
+            print(f"\n{find_ways_out(error)}", flush=True)
 
 
 def _interrupted(error: SearchInterrupted) -> str:

@@ -99,6 +99,14 @@ class Arguments:
     plot: str | None = _flag("draw memory against batch size, and over the step, to this .png, .svg or .pdf")
     html: str | None = _flag("write the report to this file as a page of its own, with pictures")
     patch: str | None = _flag("change the batch size in this script, notebook, YAML or JSON: see docs/patching.md")
+    advise: bool | None = dataclasses.field(
+        default=None,
+        metadata={
+            "help": "predict what else would make room; False: not even where nothing fits. See docs/ways_out.md",
+            "nargs": "?",
+            "const": True,
+        },
+    )
     key: list[str] = _flag("where in it, if it is not found by its name: NAME, or accumulation=NAME, NAME:LINE", [])
     dry_run: bool = _flag("print what --patch would change, and change nothing", False)
     verbose: bool = _flag("log what is done, each size that is run for one", False, "v")

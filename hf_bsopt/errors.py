@@ -24,7 +24,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .records import Trial
+    from .finder import Wishes
+    from .records import GpuSpec, Trial
+    from .workload import ModuleWorkload, Workload
 
 
 class BatchSizeError(Exception):
@@ -68,7 +70,11 @@ class TraceError(BatchSizeError):
 
 
 class NothingFitsError(BatchSizeError):
-    """Not even a micro-batch of one sequence fits; the message has the bytes that it would need."""
+    """Not even a micro-batch of one sequence fits; the message has the bytes that it would need. asked: the workload,
+    the device and the wishes of a prediction that said so, for `find_ways_out`.
+    """
+
+    asked: tuple[Workload | ModuleWorkload, GpuSpec, Wishes] | None = None
 
 
 class ReachedZeroError(NothingFitsError, RuntimeError):

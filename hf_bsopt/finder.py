@@ -126,17 +126,37 @@ def find(
         has_batch_norm=predictor.has_batch_norm,
         asked_learning_rate=wishes.learning_rate is not None,
         asked_effective_batch=bool(wishes.effective_batch or wishes.total_tokens),
+        wishes=wishes,
     )
 
 
-def _predicted(workload: Trainable, device: GpuSpec, wishes: Wishes) -> tuple[Predictor, Decision]:
+def foretold(
+    workload: Trainable, device: GpuSpec, wishes: Wishes, traced: Predictor | None = None
+) -> tuple[Predictor, Decision, BatchPlan]:
+    """The prediction alone. ``traced``: of this workload, on this device or another, so that it is not traced again.
+    Raises NothingFitsError.
+    """
+    predictor, decision = _predicted(workload, device, wishes, traced)
+    return predictor, decision, _plan(decision.batch_size, workload, wishes)
+
+
+def _predicted(
+    workload: Trainable, device: GpuSpec, wishes: Wishes, traced: Predictor | None = None
+) -> tuple[Predictor, Decision]:
     """The prediction, and the size that it chooses: one that the effective batch can be made of."""
 
     def predict(accumulation: int) -> tuple[Predictor, Decision]:
-        predictor = Predictor(
-            workload.accumulating(accumulation), device, expandable_segments=wishes.expandable_segments
-        )
-        return predictor, _decide(predictor, wishes)
+        if traced is not None and traced.workload.accumulation == accumulation:
+            predictor = traced.on(device)
+        else:
+            predictor = Predictor(
+                workload.accumulating(accumulation), device, expandable_segments=wishes.expandable_segments
+            )
+        try:
+            return predictor, _decide(predictor, wishes)
+        except NothingFitsError as error:
+            error.asked = workload, device, wishes
+            raise
 
     predictor, decision = predict(wishes.accumulation)
     batch_plan = _plan(decision.batch_size, workload, wishes)

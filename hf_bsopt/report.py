@@ -11,9 +11,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .batch_plan import BatchPlan, usual_total_tokens
+from .batch_plan import SLOW_ACCUMULATION, BatchPlan, usual_total_tokens
 from .files import write_atomically
 from .records import Course, Decision, GpuSpec, Source, Trial
+from .ways import WaysOut
 from .workload import Trainable, Workload
 
 if TYPE_CHECKING:
@@ -22,11 +23,15 @@ if TYPE_CHECKING:
 
     from .plot_panels import Drawing
 
+    from .finder import Wishes
+
 GIB = 2**30
 JSON_VERSION = 1
 TRUTH: tuple[Source, ...] = ("predicted", "rehearsed", "measured")
 DECIDING_PACKAGES = ("hf-bsopt", "torch", "transformers", "accelerate", "peft", "bitsandbytes")
 LOW_UTILISATION, HIGH_UTILISATION = 0.70, 0.95
+SMALL_MICRO_BATCH = 2
+"""At and under it the memory keeps the card from working: other ways are pointed at."""
 
 
 def percent(share: float) -> str:
@@ -53,6 +58,8 @@ class Report:
     they are for, at the chosen size. parameters: (all, trained). checked: the answer to ``check``. notes: what was
     assumed or chosen on the way. has_batch_norm: its statistics see micro-batches only.
     course: where the memory goes over a step of the chosen size, as predicted.
+    assumed or chosen on the way. has_batch_norm: its statistics see micro-batches only. wishes: what was asked.
+    ways_out: what else would make room, where that was asked for.
     """
 
     workload: Trainable
@@ -72,6 +79,8 @@ class Report:
     course: Course | None = field(default=None, repr=False)
     asked_learning_rate: bool = field(default=False, repr=False)
     asked_effective_batch: bool = field(default=False, repr=False)
+    wishes: Wishes | None = field(default=None, repr=False)
+    ways_out: WaysOut | None = field(default=None, repr=False)
 
     @property
     def batch_size(self) -> int:
@@ -153,6 +162,12 @@ class Report:
             sentences.append(
                 f"{used}, under {percent(LOW_UTILISATION)}: memory alone would allow {self.decision.largest}."
             )
+        if self._memory_makes_it_slow and self.ways_out is None:
+            many = f", {self.plan.accumulation} to an optimizer step" if self.plan.accumulation > 1 else ""
+            sentences.append(
+                f"Memory leaves a micro-batch of {self.plan.micro_batch}{many}, which is slow: --advise (in Python: "
+                f"find_ways_out) predicts what would make room."
+            )
         if self.has_batch_norm and self.plan.accumulation > 1:
             sentences.append(
                 f"The model has BatchNorm, whose statistics see {self.plan.micro_batch} sequences and not the "
@@ -176,6 +191,13 @@ class Report:
         if not self.asked_effective_batch:
             sentences.append(usual_total_tokens(self.parameters[0])[2])
         return tuple(sentences)
+
+    @property
+    def _memory_makes_it_slow(self) -> bool:
+        """Whether for want of memory the micro-batch is tiny, or so many make a step that each waits long."""
+        most_that_fits = 2 * self.plan.micro_batch >= self.decision.largest
+        is_bound = self.decision.bound == "memory" or most_that_fits
+        return is_bound and (self.plan.micro_batch <= SMALL_MICRO_BATCH or self.plan.accumulation > SLOW_ACCUMULATION)
 
     # -- other forms --------------------------------------------------------------------------------------------------
 
@@ -232,6 +254,7 @@ class Report:
             "defaults": list(self.workload.defaults),
             "notes": list(self.notes),
             "advice": list(self.advice),
+            **({} if self.ways_out is None else {"ways_out": self.ways_out.to_dict()}),
         }
 
     def save_json(self, path: str | os.PathLike[str]) -> None:

@@ -24,6 +24,7 @@ def told(report: Report) -> str:
         _workload_text(report),
         _table_text(report),
         _composition_text(report),
+        str(report.ways_out or ""),
         _advice_text(report),
         _answer_text(report),
     ]

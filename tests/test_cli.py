@@ -83,7 +83,8 @@ def test_a_size_that_fits_is_answered_with_how_full_it_is(capsys: Capture) -> No
 
 
 def test_nothing_fits_is_exit_code_1_with_the_memory_needed(capsys: Capture) -> None:
-    assert main(["--model", "bert-base", "--gpu", "1GiB"]) == NOTHING_FITS
+    flags = ["--model", "bert-tiny", "--gpu", "1GiB", "--device", "predict", "--max_length", "32"]
+    assert main([*flags, "--target", "0", "0.43", "--advise", "False"]) == NOTHING_FITS
     assert "GiB of 1.0 GiB" in capsys.readouterr().err
 
 

@@ -98,6 +98,19 @@ class Predictor:
         other._parameters, other.has_batch_norm = self._parameters, self.has_batch_norm
         return other
 
+    def on(self, device: GpuSpec) -> Predictor:
+        """The same step on another device: traced again only where other kernels run there."""
+        other = Predictor(
+            self.workload,
+            device,
+            expandable_segments=self._expandable_segments,
+            phase=self._phase,
+            torch_version=self._torch_version,
+        )
+        other.timeline = self.timeline
+        other._parameters, other.has_batch_norm = self._parameters, self.has_batch_norm
+        return other
+
     @property
     def parameters(self) -> tuple[int, int]:
         """(all, trained) parameters of the model, shared ones counted once."""

@@ -23,6 +23,7 @@ from .allocator import BLOCK_BYTES, CachingAllocator, DeviceFull
 from .host_allocator import HeapAllocator
 
 CATEGORIES = ("weights", "gradients", "optimizer", "activations", "workspace")
+MODEL_CATEGORIES = CATEGORIES[:3]
 
 A100_LIKE = GpuSpec(
     name="sm80 without a limit",
@@ -188,6 +189,15 @@ class Timeline:
         device = device or self.device
         timeline = self.on(device)
         return int(timeline._running_total(timeline.sizes(batch_size, device)).max(initial=0))
+
+    def model_bytes(self, device: GpuSpec | None = None) -> int:
+        """The peak of bytes in weights, gradients and optimizer's state alone: no batch, length or kind of attention
+        makes it less.
+        """
+        device = device or self.device
+        timeline = self.on(device)
+        counts = np.isin(timeline.categories, MODEL_CATEGORIES)
+        return int(timeline._running_total(timeline.sizes(1, device) * counts).max(initial=0))
 
     def _running_total(self, sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         rounded = -(-sizes // BLOCK_BYTES) * BLOCK_BYTES
