@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from .configurations import supports_sdpa
-from .workload import ModuleWorkload, Workload
-
-AnyWorkload = Workload | ModuleWorkload
+from .workload import Trainable, Workload
 
 SHORTEST_LENGTH = 32
 LORA_RANK = 16
@@ -47,12 +44,12 @@ class Alternative:
     name: str
     flags: str
     cost: str
-    workload: AnyWorkload | None
+    workload: Trainable | None
     obstacle: str = ""
-    model_of: AnyWorkload | None = None
+    model_of: Trainable | None = None
 
 
-def shorter(workload: AnyWorkload) -> Iterator[Alternative]:
+def shorter(workload: Trainable) -> Iterator[Alternative]:
     """Half the length, a quarter, and so on."""
     length = workload.max_length if isinstance(workload, Workload) else 0
     while length // 2 >= SHORTEST_LENGTH and isinstance(workload, Workload):
@@ -66,7 +63,7 @@ def shorter(workload: AnyWorkload) -> Iterator[Alternative]:
         )
 
 
-def alternatives(workload: AnyWorkload, device_kind: str) -> Iterator[Alternative]:
+def alternatives(workload: Trainable, device_kind: str) -> Iterator[Alternative]:
     """Those that apply and are not taken yet, in order of preference: first what costs nothing, then time, then what
     is another training.
     """
@@ -79,7 +76,7 @@ def alternatives(workload: AnyWorkload, device_kind: str) -> Iterator[Alternativ
     yield from _lighter_models(workload, device_kind)
 
 
-def combinations(workload: AnyWorkload, device_kind: str) -> Iterator[Alternative]:
+def combinations(workload: Trainable, device_kind: str) -> Iterator[Alternative]:
     """Several at once, for where none alone is enough: each lighter model with checkpointing, at last shorter too."""
     if not isinstance(workload, Workload):
         return
@@ -95,7 +92,7 @@ def combinations(workload: AnyWorkload, device_kind: str) -> Iterator[Alternativ
             yield _joined(last, cut, str(cut.workload.max_length))
 
 
-def _lighter_models(workload: AnyWorkload, device_kind: str) -> Iterator[Alternative]:
+def _lighter_models(workload: Trainable, device_kind: str) -> Iterator[Alternative]:
     """Bitsandbytes is for cards; adapters have next to no optimizer's state that 8 bits could make smaller."""
     has_adapters = isinstance(workload, Workload) and workload.lora_r > 0
     if workload.settings.optimizer in EIGHT_BIT_OF and device_kind == "cuda" and not has_adapters:
@@ -123,12 +120,12 @@ def _checkpointed(workload: Workload) -> Alternative:
     return Alternative("activation checkpointing", flags, COST_OF_CHECKPOINTING, changed, model_of=workload)
 
 
-def _with_eight_bits(workload: AnyWorkload) -> Alternative:
-    changed: AnyWorkload
+def _with_eight_bits(workload: Trainable) -> Alternative:
+    changed = workload
     if isinstance(workload, Workload):
         changed = replace(workload, optimizer="adamw_bnb_8bit")
-    else:
-        changed = replace(workload, settings=dataclasses.replace(workload.settings, optimizer="adamw_bnb_8bit"))
+    elif isinstance(workload, ModuleWorkload):
+        changed = replace(workload, settings=replace(workload.settings, optimizer="adamw_bnb_8bit"), own=TRAINERS)
     alternative = Alternative("8-bit optimizer", "--optim adamw_8bit", COST_OF_EIGHT_BITS, changed)
     return _installed(alternative, bitsandbytes="quant")
 

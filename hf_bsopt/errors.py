@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .finder import Wishes
     from .records import GpuSpec, Trial
-    from .workload import ModuleWorkload, Workload
+    from .workload import Trainable
 
 
 class BatchSizeError(Exception):
@@ -74,7 +74,7 @@ class NothingFitsError(BatchSizeError):
     the device and the wishes of a prediction that said so, for `find_ways_out`.
     """
 
-    asked: tuple[Workload | ModuleWorkload, GpuSpec, Wishes] | None = None
+    asked: tuple[Trainable, GpuSpec, Wishes] | None = None
 
 
 class ReachedZeroError(NothingFitsError, RuntimeError):

@@ -21,9 +21,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-    from .plot_panels import Drawing
-
     from .finder import Wishes
+    from .plot_panels import Drawing
 
 GIB = 2**30
 JSON_VERSION = 1

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from . import catalog
-from .alternatives import Alternative, AnyWorkload, alternatives, combinations, shorter
+from .alternatives import Alternative, alternatives, combinations, shorter
 from .errors import BatchSizeError, NothingFitsError, UsageError
 from .finder import Wishes, foretold
 from .memory.flops import sequence_flops
@@ -20,6 +20,7 @@ from .memory.predictor import Predictor
 from .records import Decision, GpuSpec
 from .report import Report
 from .ways import WayOut, WaysOut
+from .workload import Trainable
 
 USUAL_EFFECTIVE_BATCH = 16
 """Sequences in an optimizer step, at least: BERT's fine-tuning took 16 or 32 (Devlin et al. 2019, arXiv:1810.04805)."""
@@ -44,7 +45,7 @@ def advised(report: Report) -> Report:
     return replace(report, ways_out=find_ways_out(report))
 
 
-def ways_out(workload: AnyWorkload, device: GpuSpec, wishes: Wishes) -> WaysOut:
+def ways_out(workload: Trainable, device: GpuSpec, wishes: Wishes) -> WaysOut:
     """Those that apply to ``workload`` and are not taken yet, in order of preference. One that helps nothing is among
     them and says so: whoever reads the list would try it otherwise.
     """
@@ -55,14 +56,14 @@ def ways_out(workload: AnyWorkload, device: GpuSpec, wishes: Wishes) -> WaysOut:
 class _Ways:
     """What is known of the workload as it is, and the predictions of all others."""
 
-    workload: AnyWorkload
+    workload: Trainable
     device: GpuSpec
     wishes: Wishes
     _traced: Predictor = field(init=False)
     _now: WayOut = field(init=False)
     _decision: Decision | None = field(init=False)
     _flops: int | None = field(init=False)
-    _model_bytes: dict[AnyWorkload, int] = field(init=False, default_factory=dict)
+    _model_bytes: dict[Trainable, int] = field(init=False, default_factory=dict)
 
     def found(self) -> WaysOut:
         self._traced = self._predictor(self.workload)
@@ -168,11 +169,11 @@ class _Ways:
         used = predictor(decision.batch_size).used_bytes
         return replace(way, batch_size=plan.micro_batch, accumulation=plan.accumulation, used_bytes=used), decision
 
-    def _predictor(self, workload: AnyWorkload) -> Predictor:
+    def _predictor(self, workload: Trainable) -> Predictor:
         accumulating = workload.accumulating(self.wishes.accumulation)
         return Predictor(accumulating, self.device, expandable_segments=self.wishes.expandable_segments)
 
-    def _compute(self, workload: AnyWorkload) -> float | None:
+    def _compute(self, workload: Trainable) -> float | None:
         flops = _operations(workload, self.device) if self._flops else None
         return None if flops is None or not self._flops else flops / self._flops
 
@@ -210,7 +211,7 @@ def _too_much(alternative: Alternative, device: GpuSpec, least: int) -> WayOut:
     return replace(_unknown(alternative, device), batch_size=0, used_bytes=least, is_lower_bound=True)
 
 
-def _operations(workload: AnyWorkload, device: GpuSpec) -> int | None:
+def _operations(workload: Trainable, device: GpuSpec) -> int | None:
     """None too where counting fails, which the prediction of the memory does not depend on."""
     try:
         return sequence_flops(workload, device)

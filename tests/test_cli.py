@@ -243,7 +243,7 @@ def test_env_names_what_a_bug_report_needs(capsys: Capture) -> None:
 
 
 def test_interrupting_says_so(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(arguments: object) -> int:
+    def interrupted(arguments: object, launch: object) -> int:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "_run", interrupted)

@@ -18,10 +18,11 @@ from hf_bsopt.alternatives import alternatives
 from hf_bsopt.cli import FOUND, NOTHING_FITS, main
 from hf_bsopt.memory.flops import sequence_flops
 from hf_bsopt.memory.predictor import Predictor
+from hf_bsopt.module_workload import ModuleWorkload
 from hf_bsopt.records import GpuSpec
 from hf_bsopt.step_settings import StepSettings
 from hf_bsopt.ways import WayOut, WaysOut
-from hf_bsopt.workload import ModuleWorkload, describe
+from hf_bsopt.workload import describe
 
 pytest.importorskip("peft")
 pytest.importorskip("bitsandbytes")

@@ -86,19 +86,6 @@ class Predictor:
             )
 
     def on(self, device: GpuSpec) -> Predictor:
-        """The same for another device: what was traced is shared, and traced anew only where other kernels run."""
-        other = Predictor(
-            self.workload,
-            device,
-            expandable_segments=self._expandable_segments,
-            phase=self._phase,
-            torch_version=self._torch_version,
-        )
-        other.timeline = self.timeline
-        other._parameters, other.has_batch_norm = self._parameters, self.has_batch_norm
-        return other
-
-    def on(self, device: GpuSpec) -> Predictor:
         """The same step on another device: traced again only where other kernels run there."""
         other = Predictor(
             self.workload,
