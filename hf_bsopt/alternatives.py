@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from .configurations import supports_sdpa
+from .module_workload import ModuleWorkload
+from .step_settings import TRAINERS
 from .workload import Trainable, Workload
 
 SHORTEST_LENGTH = 32
