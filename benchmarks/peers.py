@@ -39,12 +39,15 @@ PACKAGES = ("torch", "transformers", "accelerate", "lightning")
 TIMEOUT_SECONDS = {"virtual": 300.0, "cuda": 300.0, "cpu": 1800.0}
 
 
-def compare(case: Case, place: Place, where: str, largest: int | None) -> Comparison:
-    """This project first, then the others, then the true largest; a line for each on standard error meanwhile."""
+def compare(case: Case, place: Place, where: str, largest: int | None, only: list[str] | None = None) -> Comparison:
+    """This project first, then the others, or those of them whose names begin so, then the true largest; a line for
+    each on standard error meanwhile.
+    """
     if largest is not None:
         truth(case, place, largest, [], largest)  # before the rest takes its time
     searches = []
-    for entry in (None, *entries(case)):
+    others = [entry for entry in entries(case) if only is None or entry.name.startswith(tuple(only))]
+    for entry in (None, *others):
         search = our_turn(case, place) if entry is None else turn_of(entry, case, place)
         print(line_of(search, timed=place.computes), file=sys.stderr, flush=True)
         searches.append(search)
@@ -83,6 +86,7 @@ def parser_of_arguments() -> argparse.ArgumentParser:
     parser.add_argument("--case", choices=names, metavar="NAME", help=f"only this one: {'; '.join(names)}")
     parser.add_argument("--start", type=int, nargs="+", help="where accelerate and Trainer begin (default: 128)")
     parser.add_argument("--largest", type=int, metavar="N", help="the true largest, confirmed and not searched")
+    parser.add_argument("--only", nargs="*", metavar="NAME", help="these beside this project, such as Lightning")
     parser.add_argument("--sizes", action="store_true", help="the sizes that each of them ran")
     parser.add_argument("--markdown", action="store_true", help="tables as in docs/peers.md, with those sizes")
     parser.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)
@@ -123,7 +127,7 @@ def main() -> int:
     for case in cases:
         place = Place(args.device, case.gpu, memory, TIMEOUT_SECONDS[args.device])
         started = replace(case, starts=tuple(args.start)) if args.start else case
-        comparison = compare(started, place, where(case, place), args.largest)
+        comparison = compare(started, place, where(case, place), args.largest, args.only)
         print("\n" + (comparison.markdown() if args.markdown else comparison.text(sizes=args.sizes)), flush=True)
     return 0
 
