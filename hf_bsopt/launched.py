@@ -53,7 +53,7 @@ class Launch:
         """For the plan. Raises UsageError where the command says another number than the launcher."""
         if self.size > 1 and asked not in (1, self.size):
             raise UsageError(f"--num_processes {asked}, and the launcher started {self.size}: leave it out")
-        return max(asked, self.size)
+        return self.size if self.size > 1 else asked
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:

@@ -14,6 +14,8 @@ from .workload import PRECISIONS, Trainable
 if TYPE_CHECKING:
     from torch import nn
 
+OWN = "as the training makes it"
+
 
 @dataclass(frozen=True)
 class ModuleWorkload:
@@ -81,7 +83,7 @@ class ModuleWorkload:
             ("model", type(self.module).__name__),
             ("batch", shapes),
             ("precision", f"{self.settings.precision} ({PRECISIONS[self.settings.precision]})"),
-            ("optimizer", f"{self.settings.optimizer} ({OPTIMIZERS[self.settings.optimizer]})"),
+            ("optimizer", f"{self.settings.optimizer} ({OPTIMIZERS.get(self.settings.optimizer, OWN)})"),
         ]
 
 

@@ -46,14 +46,14 @@ class GaugeLog:
             "alloc_retries": float(use.alloc_retries),
             "samples_per_second": round(self._samples / seconds, 2) if seconds > 0 else 0.0,
         }
-        self._warn(use.share)
+        self._warn(use.share, is_shared=use.is_host and self._limit is None)
         self.begin()
         return figures
 
-    def _warn(self, share: float) -> None:
-        """Once each."""
+    def _warn(self, share: float, *, is_shared: bool) -> None:
+        """Once each. ``is_shared``: the memory is there for others too, so that none of it is wasted."""
         low, high = self._target
-        if share < min(low, LOW_UTILISATION):
+        if share < min(low, LOW_UTILISATION) and not is_shared:
             self._once(
                 "low",
                 f"{share:.0%} of the memory is used, under {LOW_UTILISATION:.0%}: a larger effective batch "

@@ -131,12 +131,13 @@ def _has_other_accelerator() -> bool:
 @dataclass(frozen=True)
 class DeviceUse:
     """used_bytes: gone from the device as its driver sees it, of a CPU resident in this process. total_bytes: what
-    there is. alloc_retries: how often the caching allocator had to give its cache back.
+    there is. alloc_retries: how often the caching allocator had to give its cache back. is_host: of a CPU.
     """
 
     used_bytes: int
     total_bytes: int
     alloc_retries: int = 0
+    is_host: bool = False
 
     @property
     def share(self) -> float:
@@ -159,4 +160,4 @@ def device_use(limit_bytes: int | None = None) -> DeviceUse | None:
     if host is None or not isinstance(host, HostGauge):
         return None
     resident = ProcessStatus.read().resident_bytes
-    return DeviceUse(resident, limit_bytes or resident + available_bytes()[0])
+    return DeviceUse(resident, limit_bytes or resident + available_bytes()[0], is_host=True)

@@ -1,6 +1,6 @@
 """A Trainer on a CPU, in a process whose memory is limited, that asks for more than fits; facts in JSON.
 
-    python limited.py callback 620MiB    # with BatchSizeCallback; or: auto_find, plain
+python limited.py callback 620MiB    # with BatchSizeCallback; or: auto_find, plain
 """
 
 from __future__ import annotations

@@ -28,7 +28,9 @@ def test_the_script_learns_and_keeps_its_effective_batch(tmp_path: Path) -> None
         timeout=600,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    told = re.search(r"batch size (\d+) × accumulation (\d+) × 1 = effective 128; \d+% of CPU \(measured\)", done.stderr)
+    told = re.search(
+        r"batch size (\d+) × accumulation (\d+) × 1 = effective 128; \d+% of CPU \(measured\)", done.stderr
+    )
     assert told is not None, done.stderr[-2000:]
     micro_batch, accumulation = int(told[1]), int(told[2])
     assert micro_batch * accumulation == 128

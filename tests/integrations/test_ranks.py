@@ -21,7 +21,7 @@ from hf_bsopt.integrations.accelerate import find_batch_size, find_executable_ba
 from hf_bsopt.probing.host_memory import ProcessStatus, limit_this_process, why_no_limit
 from hf_bsopt.workload import Trainable
 
-MOMENT = 10.0
+MOMENT = 30.0
 SOON = 2.0
 LAYERS = 6
 
