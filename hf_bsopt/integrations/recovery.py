@@ -11,10 +11,11 @@ one for each token, else by examples; where Trainer divides by the number of lab
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -195,6 +196,19 @@ def _shares(parts: list[Any]) -> list[float]:
     return [count / total if total else 1 / len(parts) for count in counts]
 
 
+@contextlib.contextmanager
+def _as_first_rank(model: Any) -> Iterator[None]:
+    """Transformers 5.23 saves on the first rank alone, whatever it is told."""
+    if not hasattr(model, "should_save_on_this_rank"):
+        yield
+        return
+    vars(model)["should_save_on_this_rank"] = lambda is_main_process: True
+    try:
+        yield
+    finally:
+        del vars(model)["should_save_on_this_rank"]
+
+
 def _saved(trainer: Trainer) -> str:
     """A sentence on the checkpoint that this rank has written by itself: every rank has the same weights, of before the
     step, and what Trainer's own saving does together can't be done any more.
@@ -205,7 +219,12 @@ def _saved(trainer: Trainer) -> str:
     if (folder / "trainer_state.json").exists():
         return f"{folder} has the state of before."
     try:
-        trainer._save(str(folder))
+        folder.mkdir(parents=True, exist_ok=True)
+        with _as_first_rank(trainer.model):
+            if hasattr(trainer.model, "save_pretrained"):
+                trainer.model.save_pretrained(folder)
+            else:
+                torch.save(trainer.model.state_dict(), folder / "pytorch_model.bin")
         torch.save(trainer.optimizer.state_dict(), folder / "optimizer.pt")
         torch.save(trainer.lr_scheduler.state_dict(), folder / "scheduler.pt")
         trainer._save_rng_state(str(folder))
