@@ -31,6 +31,7 @@ from .devices import Device
 from .preflight import Preflight
 
 READY = "ready"
+FULL = "it is so full that not even a process without tensors fits on it; end what else uses it (nvidia-smi shows who)"
 TAIL_BYTES = 4096
 IMPORTED_EARLY = ("transformers.modeling_utils", "accelerate.utils.operations", "hf_bsopt.probing.probe")
 """While the caller still traces."""
@@ -85,6 +86,12 @@ class PreflightRequest:
             return self.device.preflight()
         except DeviceError as error:
             return replace(self.without_answer("error", ""), problem=str(error))
+        except RuntimeError as error:
+            from .oom import out_of_memory
+
+            if out_of_memory(error) is None:
+                raise
+            return replace(self.without_answer("error", ""), problem=f"{self.device.spec.name}: {FULL}")
 
     def without_answer(self, outcome: Outcome, why: str) -> Preflight:
         return Preflight("", self.device.spec, problem=f"{self.device.spec.name} can't be asked: {why}")

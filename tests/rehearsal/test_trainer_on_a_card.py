@@ -24,7 +24,7 @@ pytestmark = [
 SCRIPT = Path(__file__).parent / "scripts" / "trained.py"
 GIB = 2**30
 CARD = GpuSpec("Tesla T4", 3 * GIB, 75, 40, 300 * 2**20)
-WAYS = ("callback", "auto_find", "plain")
+WAYS = ("callback", "auto_find", "plain", "full")
 ASKED, STEPS = 768, 2
 Facts = dict[str, Any]
 
@@ -52,7 +52,7 @@ def trained(once: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) 
 
 def test_what_the_arguments_ask_for_does_not_fit(trained: dict[str, Facts]) -> None:
     plain = trained["plain"]
-    assert plain["error"].startswith("CUDA out of memory")
+    assert plain["error"].startswith("OutOfMemoryError: CUDA out of memory")
     assert (plain["steps"], plain["errors"]) == (0, 1)
 
 
@@ -81,6 +81,15 @@ def test_the_card_is_as_full_as_is_logged(trained: dict[str, Facts]) -> None:
     assert last["memory_used_gib"] == pytest.approx((ours["reserved"] + 300 * 2**20) / GIB, rel=0.01)
     assert last["memory_utilisation"] == pytest.approx(last["memory_used_gib"] / 3, rel=0.01)
     assert last["memory_utilisation"] <= 0.9
+
+
+def test_a_card_without_room_is_told_with_who_has_it_and_nothing_is_trained(trained: dict[str, Facts]) -> None:
+    full = trained["full"]
+    assert full["error"].startswith(
+        "DeviceError: CUDA device: it is so full that not even a process without tensors fits"
+    )
+    assert (full["steps"], full["shapes"], full["micro_batch"]) == (0, [], ASKED)
+    assert full["devices"] == ["cuda:0"]
 
 
 def test_auto_find_batch_size_crashes_into_it_and_loses_the_effective_batch(trained: dict[str, Facts]) -> None:

@@ -1,6 +1,6 @@
 """A Trainer whose arguments ask for more than the card takes; facts in JSON.
 
-python trained.py callback    # with BatchSizeCallback; or: auto_find, plain
+python trained.py callback    # with BatchSizeCallback; or: auto_find, plain, full (the card is taken)
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
-from hf_bsopt import BatchSizeCallback
+from hf_bsopt import BatchSizeCallback, BatchSizeError
 
 ASKED, STEPS, LENGTH = 768, 2, 128
 
@@ -29,6 +29,7 @@ class Texts(Dataset[dict[str, Any]]):
 
 def main() -> None:
     way = sys.argv[1]
+    taken = torch.empty(2600 * 2**20 if way == "full" else 1, dtype=torch.uint8, device="cuda")
     config = BertConfig(hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=1024)
     model = BertForSequenceClassification(config)
     shapes: list[list[int]] = []
@@ -46,13 +47,14 @@ def main() -> None:
     )
     callback = BatchSizeCallback()
     trainer = Trainer(
-        model=model, args=arguments, train_dataset=Texts(), callbacks=[callback] if way == "callback" else []
+        model=model, args=arguments, train_dataset=Texts(), callbacks=[callback] if way in ("callback", "full") else []
     )
     error = ""
     try:
         trainer.train()
-    except torch.OutOfMemoryError as raised:
-        error = str(raised)
+    except (torch.OutOfMemoryError, BatchSizeError) as raised:
+        error = f"{type(raised).__name__}: {raised}"
+    del taken
     report = callback.report
     print(
         json.dumps(
