@@ -28,7 +28,9 @@ from ..search import MULTIPLE_OF, TARGET
 from .gauge_log import GaugeLog
 from .recovery import Recovery
 from .resuming import Remembered, remembered_in
-from .trainer import Sizing, apply, check, effective_batch, report_of, told
+from .trainer import Sizing, apply, check, effective_batch, report_of, set_size, told
+from .trainer_workload import trainer_workload
+from .untouched import same_random_numbers
 
 logger = logging.getLogger(__name__)
 SHADOWED = "get_train_dataloader"
@@ -157,9 +159,9 @@ class BatchSizeCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         here = Remembered.of(trainer)
         before = None if checkpoint is None else remembered_in(Path(checkpoint))
         if before is not None and before.suits(here):
-            trainer.args.per_device_train_batch_size = before.micro_batch
-            trainer.args.gradient_accumulation_steps = before.accumulation
-            trainer._train_batch_size = trainer.args.train_batch_size
+            with same_random_numbers():
+                workload = trainer_workload(trainer, self.sizing.max_length)
+                set_size(trainer, before.micro_batch, before.accumulation, workload)
             self.remembered = Remembered.of(trainer).to_dict()
             logger.info("batch size %d of the checkpoint: it was found on the same device", before.micro_batch)
             return

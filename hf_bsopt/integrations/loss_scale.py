@@ -9,7 +9,10 @@ must not bring that: then Trainer is told, by ``model_accepts_loss_kwargs = Fals
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dis
+import inspect
+from collections.abc import Callable, Mapping
+from types import CodeType
 from typing import Any
 
 import torch
@@ -20,6 +23,8 @@ from ..memory.cuda_rules import as_device
 from ..memory.recorder import Recorder
 from ..memory.timeline import A100_LIKE
 from ..meta import META
+
+ITEM_COUNT = "num_items_in_batch"
 
 
 def ignores_item_count(model: nn.Module, batch: Mapping[str, Any]) -> bool:
@@ -34,6 +39,29 @@ def ignores_item_count(model: nn.Module, batch: Mapping[str, Any]) -> bool:
     except Exception:  # whatever a model raises that does not take it, or can't be run on meta
         return False
     return not reads.is_read
+
+
+def never_names_item_count(function: Callable[..., Any]) -> bool:
+    """Whether a ``compute_loss`` leaves the count alone, by its code: neither it nor the keywords that it may be among
+    are named there. A subclass's own is not run to find out, since it may keep what it is given.
+    """
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    if code is None:
+        return False
+    names = _keywords(code) | {ITEM_COUNT}
+    parts = [code]
+    for part in parts:
+        parts += [constant for constant in part.co_consts if isinstance(constant, CodeType)]
+    read = {line.argval for part in parts for line in dis.get_instructions(part) if line.opname.startswith("LOAD_")}
+    return not names & {name for entry in read for name in (entry if isinstance(entry, tuple) else (entry,))}
+
+
+def _keywords(code: CodeType) -> set[str]:
+    """The name of ``**kwargs``, if there is one."""
+    if not code.co_flags & inspect.CO_VARKEYWORDS:
+        return set()
+    before = code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & inspect.CO_VARARGS)
+    return {code.co_varnames[before]}
 
 
 class _Reads(Recorder):

@@ -10,7 +10,7 @@ import dataclasses
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..answering import answered, check_precision, started
 from ..batch_plan import LearningRateScaling
@@ -22,7 +22,7 @@ from ..proof import MAX_ATTEMPTS
 from ..records import GpuSpec
 from ..report import Report
 from ..search import MULTIPLE_OF, TARGET
-from .loss_scale import ignores_item_count
+from .loss_scale import ignores_item_count, never_names_item_count
 from .ranks import agreed, first_of_its_kind
 from .trainer_workload import TrainerWorkload, trainer_workload
 from .untouched import off_the_card, same_random_numbers
@@ -63,6 +63,10 @@ class Sizing:
     def __post_init__(self) -> None:
         if self.fill and self.effective_batch_size is not None:
             raise UsageError("fill takes what the device can, effective_batch_size an exact number: give one of them")
+        for name in ("batch_size", "effective_batch_size", "max_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name} is at least 1, not {value}")
 
     @property
     def changes_effective_batch(self) -> bool:
@@ -147,11 +151,7 @@ def _wishes(trainer: Trainer, sizing: Sizing, workload: TrainerWorkload, choice:
 def apply(report: Report, trainer: Trainer, sizing: Sizing = Sizing()) -> None:
     """Sets what the report says."""
     args, plan = trainer.args, report.plan
-    if plan.accumulation > 1 and trainer.model_accepts_loss_kwargs and _ignores_item_count(report):
-        trainer.model_accepts_loss_kwargs = False
-    args.per_device_train_batch_size = plan.micro_batch
-    args.gradient_accumulation_steps = plan.accumulation
-    trainer._train_batch_size = args.train_batch_size  # frozen in Trainer.__init__, read by the dataloader
+    set_size(trainer, plan.micro_batch, plan.accumulation, cast("TrainerWorkload", report.workload))
     if report.evaluation is not None and trainer.eval_dataset is not None:
         asked, found = args.per_device_eval_batch_size, report.evaluation.batch_size
         was_run = report.evaluation.trial.source != "predicted"
@@ -160,8 +160,19 @@ def apply(report: Report, trainer: Trainer, sizing: Sizing = Sizing()) -> None:
         args.learning_rate = plan.learning_rate
 
 
-def _ignores_item_count(report: Report) -> bool:
-    workload = report.workload
+def set_size(trainer: Trainer, micro_batch: int, accumulation: int, workload: TrainerWorkload) -> None:
+    """Sets both, and has Trainer average over the micro-batches where the loss does not do it by itself."""
+    args = trainer.args
+    if accumulation > 1 and trainer.model_accepts_loss_kwargs and _ignores_item_count(trainer, workload):
+        trainer.model_accepts_loss_kwargs = False
+    args.per_device_train_batch_size = micro_batch
+    args.gradient_accumulation_steps = accumulation
+    trainer._train_batch_size = args.train_batch_size  # frozen in Trainer.__init__, read by the dataloader
+
+
+def _ignores_item_count(trainer: Trainer, workload: TrainerWorkload) -> bool:
+    if never_names_item_count(type(trainer).compute_loss):
+        return True
     own_loss = workload.own.compute_loss is not None
     return not own_loss and ignores_item_count(workload.build(), workload.batch(2, "meta"))
 

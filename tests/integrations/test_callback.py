@@ -126,6 +126,27 @@ def state_of_the_world() -> list[Any]:
     return [random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state().tolist()]
 
 
+class OwnLoss(Trainer):
+    """Leaves the number of labels alone, which GPT-2 would have read."""
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        outputs = model(**inputs)
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+
+def test_a_loss_of_a_subclass_that_leaves_the_count_alone_is_averaged(tmp_path: Path) -> None:
+    data = Texts([16] * 128, labels_for_tokens=True)
+    values = {"dataset": data, "kind": OwnLoss, "learning_rate": 1e-2}
+    whole = trainer(tmp_path, language_model(), per_device_train_batch_size=64, **values)
+    whole.train()
+    made, _ = sized(tmp_path, model=language_model(), **values)
+    made.train()
+    assert made.args.gradient_accumulation_steps == 4
+    assert losses(made) == pytest.approx(losses(whole), rel=1e-3)
+
+
 def test_the_search_leaves_no_trace(tmp_path: Path) -> None:
     made = trainer(tmp_path, classifier(0.1), LONG, per_device_train_batch_size=64, eval_dataset=LONG)
     made.create_optimizer()
@@ -281,6 +302,14 @@ def test_the_resumed_losses_are_those_of_a_run_without_a_break(tmp_path: Path) -
     assert losses(made)[2:] == pytest.approx(losses(whole)[2:], rel=1e-2)  # the schedule knew of two steps before
 
 
+def test_a_resumed_training_averages_over_the_micro_batches_as_well(tmp_path: Path) -> None:
+    checkpoint = first_part(tmp_path)
+    made, _ = sized(tmp_path, max_steps=4)
+    made.train(resume_from_checkpoint=checkpoint)
+    assert made.args.gradient_accumulation_steps == 4
+    assert losses(made) == pytest.approx([0.69] * 4, abs=0.05)
+
+
 def test_on_another_device_it_is_sized_again_with_the_same_effective_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -371,6 +400,12 @@ def test_outside_of_a_trainer_it_says_where_it_belongs(tmp_path: Path) -> None:
 def test_options_that_the_trainer_decides_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="precision is read from the Trainer"):
         find_batch_size(trainer(tmp_path), precision="fp16")
+
+
+@pytest.mark.parametrize("name", ["batch_size", "effective_batch_size", "max_length"])
+def test_a_number_that_is_none_is_refused_before_the_training(name: str) -> None:
+    with pytest.raises(UsageError, match=f"{name} is at least 1, not 0"):
+        BatchSizeCallback(**{name: 0})
 
 
 def test_nothing_is_set_where_nothing_fits(tmp_path: Path) -> None:
