@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -59,7 +60,8 @@ class TrainerWorkload(ModuleWorkload):
 
     @property
     def is_custom(self) -> bool:
-        return not type(self.module).__module__.startswith(LIBRARIES)
+        """Sequences that are laid in one row, too: what attends to all of it can grow with its square."""
+        return not type(self.module).__module__.startswith(LIBRARIES) or _is_in_one_row(self.shapes)
 
     def build(self) -> nn.Module:
         """A copy on ``meta`` that trains as Trainer will train it: without a wrapped forward of an earlier training."""
@@ -108,11 +110,10 @@ def trainer_workload(trainer: Trainer, max_length: int | None = None) -> Trainer
         notes.append(worst.note)
         if worst.read < worst.total:
             notes.append("an example that is longer than all that were read can run out of memory later")
-        evaluation = _evaluation_dataset(trainer)
-        if evaluation is not None:
-            evaluated = _worst_of(trainer, lambda: trainer.get_eval_dataloader(evaluation))
+        evaluated = _worst_evaluation(trainer)
         shapes = shapes_of(worst.batch)
     else:
+        _check_takes_tokens(trainer.model)
         length, why = _length(trainer, max_length)
         shapes = _shapes_of_tokens(trainer.model, length)
         notes.append(f"the dataset has no length: sized for sequences of {length} tokens, {why}")
@@ -165,6 +166,13 @@ def _made(shapes: Any, size: int, device: str) -> Any:
     return shapes.at(size, device) if isinstance(shapes, Shape) else shapes
 
 
+def _is_in_one_row(shapes: Any) -> bool:
+    """Whether another dimension than the first grows with the batch."""
+    if isinstance(shapes, Mapping):
+        return any(_is_in_one_row(part) for part in shapes.values())
+    return isinstance(shapes, Shape) and any(shapes.each[1:])
+
+
 def _sizes(batch: Any) -> Any:
     if isinstance(batch, Mapping):
         return {name: _sizes(part) for name, part in batch.items()}
@@ -198,12 +206,25 @@ def _worst_of(trainer: Trainer, make_dataloader: Callable[[], Any]) -> WorstCase
     return worst_case(loader.dataset, loader.collate_fn)
 
 
-def _evaluation_dataset(trainer: Trainer) -> Any:
-    """Of several, the first; None where there is none whose lengths can be known."""
-    dataset = trainer.eval_dataset
-    if isinstance(dataset, dict):
-        dataset = next(iter(dataset.values()), None)
-    return dataset if dataset is not None and _has_length(dataset) and len(dataset) else None
+def _worst_evaluation(trainer: Trainer) -> WorstCase | None:
+    """Of several datasets, that with the longest examples; None where there is none whose lengths can be known."""
+    given = trainer.eval_dataset
+    datasets = [*given.values()] if isinstance(given, dict) else [given]
+    known = [dataset for dataset in datasets if dataset is not None and _has_length(dataset) and len(dataset)]
+    worst = [_worst_of(trainer, functools.partial(trainer.get_eval_dataloader, dataset)) for dataset in known]
+    if not worst:
+        return None
+    return replace(max(worst, key=lambda case: case.length), total=max(case.total for case in worst))
+
+
+def _check_takes_tokens(model: nn.Module) -> None:
+    taken = inspect.signature(model.forward).parameters
+    takes_any = "input_ids" in taken or any(one.kind is one.VAR_KEYWORD for one in taken.values())
+    if not takes_any or getattr(model, "main_input_name", "input_ids") != "input_ids":
+        raise UsageError(
+            f"the train_dataset has no length, and {type(model).__name__} is given no input_ids, so that nothing says "
+            f"what its batches look like: call find_batch_size with a Trainer on a part of the data that has a length"
+        )
 
 
 def _length(trainer: Trainer, asked: int | None) -> tuple[int, str]:
@@ -231,8 +252,13 @@ def _shapes_of_tokens(model: Any, length: int) -> Mapping[str, Any]:
     batch = {"input_ids": tokens, "attention_mask": tokens}
     task = next((task for task in TASKS if type(model).__name__.endswith(task)), "")
     if TASKS.get(task, "tokens") is None:
-        return {**batch, **dict.fromkeys(("start_positions", "end_positions"), Shape((0,), (1,), torch.int64))}
-    return {**batch, "labels": tokens if not task else Shape((0,), (1,), torch.int64)}
+        batch |= dict.fromkeys(("start_positions", "end_positions"), Shape((0,), (1,), torch.int64))
+    else:
+        batch["labels"] = tokens if not task else Shape((0,), (1,), torch.int64)
+    taken = inspect.signature(model.forward).parameters
+    if any(one.kind is one.VAR_KEYWORD for one in taken.values()):
+        return batch
+    return {name: shape for name, shape in batch.items() if name in taken}
 
 
 # ---- the step
@@ -240,7 +266,13 @@ def _shapes_of_tokens(model: Any, length: int) -> Mapping[str, Any]:
 
 def copy_on_meta(module: nn.Module) -> Any:
     """Without the wrapped forward of an earlier training, and without what only looks at one."""
-    model: Any = on_meta(module)
+    try:
+        model: Any = on_meta(module)
+    except TypeError as error:  # pickle's and copy's own, for a lock, a file, a connection
+        raise UsageError(
+            f"{type(module).__name__} can't be copied: {error}; what the model holds beside its weights has to be left "
+            f"out while it is sized"
+        ) from error
     if "_original_forward" in vars(model):  # Accelerator.prepare_model
         del model._original_forward, model.forward
     _remove_own_hooks(model)

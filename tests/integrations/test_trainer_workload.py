@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,15 @@ import pytest
 import torch
 from torch import nn
 from trainers import TINY, Texts, classifier, language_model, trainer
-from transformers import BertConfig, BertForQuestionAnswering, BertForTokenClassification, Trainer
+from transformers import (
+    BertConfig,
+    BertForQuestionAnswering,
+    BertForTokenClassification,
+    DataCollatorWithFlattening,
+    Trainer,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from hf_bsopt import catalog
 from hf_bsopt.errors import TraceError, UsageError
@@ -153,6 +162,34 @@ def test_a_stream_has_the_labels_of_the_models_task(tmp_path: Path, kind: Any, l
     } == labels
 
 
+class Stream(torch.utils.data.IterableDataset[dict[str, Any]]):
+    def __iter__(self) -> Any:
+        return iter(())
+
+
+class Bag(nn.Module):
+    """Takes what it names, and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(100, 2)
+
+    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"loss": nn.functional.cross_entropy(self.table(input_ids).flatten(0, 1), labels.flatten())}
+
+
+def test_a_stream_for_a_module_holds_what_its_forward_takes(tmp_path: Path) -> None:
+    workload = trainer_workload(trainer(tmp_path, Bag(), dataset=Stream()), max_length=6)
+    assert shapes(workload.batch(2, "meta")) == {"input_ids": (2, 6), "labels": (2, 6)}
+
+
+def test_a_stream_of_anything_but_tokens_is_refused_in_words(tmp_path: Path) -> None:
+    small = ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32)
+    pictures = ViTForImageClassification(small)
+    with pytest.raises(UsageError, match="ViTForImageClassification is given no input_ids"):
+        trainer_workload(trainer(tmp_path, pictures, dataset=Stream()), max_length=6)
+
+
 def kind_of(kind: Any) -> nn.Module:
     model: nn.Module = kind(BertConfig(**TINY))
     return model
@@ -166,6 +203,23 @@ def test_batches_that_do_not_grow_evenly_are_refused_in_words(tmp_path: Path) ->
         trainer_workload(trainer(tmp_path, collator=uneven))
 
 
+def test_a_model_that_can_not_be_copied_is_refused_in_words(tmp_path: Path) -> None:
+    made = trainer(tmp_path)
+    made.model.held = threading.Lock()
+    with pytest.raises(UsageError, match=r"BertForSequenceClassification can't be copied: .*lock"):
+        trainer_workload(made).build()
+
+
+@pytest.mark.parametrize("lengths", [[16] * 8, [8, 16] * 4])
+def test_sequences_in_one_row_whose_attention_grows_with_the_square_are_refused(
+    tmp_path: Path, lengths: list[int]
+) -> None:
+    flat = DataCollatorWithFlattening()
+    made = trainer(tmp_path, language_model(), Texts(lengths, labels_for_tokens=True), collator=flat)
+    with pytest.raises(TraceError, match="does not grow linearly"):
+        predicted(trainer_workload(made))
+
+
 def test_a_collator_that_makes_no_dict_is_refused_in_words(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="the data collator makes a list"):
         trainer_workload(trainer(tmp_path, collator=lambda examples: examples))
@@ -175,6 +229,17 @@ def test_evaluation_has_the_longest_of_its_own_dataset(tmp_path: Path) -> None:
     workload = trainer_workload(trainer(tmp_path, dataset=Texts([8] * 4), eval_dataset=Texts([30] * 4)))
     assert shapes(workload.batch(2, "meta"))["input_ids"] == (2, 8)
     assert shapes(workload.evaluating().batch(2, "meta"))["input_ids"] == (2, 30)
+
+
+@pytest.mark.parametrize("lengths", [(5, 30), (30, 5)])
+def test_of_several_evaluations_the_one_with_the_longest_examples_decides(
+    tmp_path: Path, lengths: tuple[int, int]
+) -> None:
+    several = {str(length): Texts([length] * (4 + place)) for place, length in enumerate(lengths)}
+    workload = trainer_workload(trainer(tmp_path, dataset=Texts([8] * 4), eval_dataset=several))
+    assert shapes(workload.evaluating().batch(2, "meta"))["input_ids"] == (2, 30)
+    assert workload.evaluated is not None
+    assert workload.evaluated.total == 5
 
 
 def test_it_goes_to_another_process_without_weights(tmp_path: Path) -> None:
