@@ -9,10 +9,11 @@ yet made that depends on the size. Classes and modules of transformers stay as t
 
 from __future__ import annotations
 
-import functools
+import copy
 import logging
 import sys
 import weakref
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -103,8 +104,7 @@ class BatchSizeCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         if args.auto_find_batch_size:
             check(trainer)
         self._trainer = weakref.ref(trainer)
-        shadow = functools.partial(_size_and_go_on, self, self._trainer, vars(trainer).get(SHADOWED))
-        vars(trainer)[SHADOWED] = shadow
+        vars(trainer)[SHADOWED] = _Shadow(self, self._trainer, vars(trainer).get(SHADOWED))
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -156,6 +156,7 @@ class BatchSizeCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
 
     def size(self, trainer: Trainer, checkpoint: str | None) -> None:
         """Finds and sets it, or takes that of ``checkpoint``."""
+        self._trainer = weakref.ref(trainer)  # a copy of the one that it was made in, maybe
         here = Remembered.of(trainer)
         before = None if checkpoint is None else remembered_in(Path(checkpoint))
         if before is not None and before.suits(here):
@@ -177,19 +178,32 @@ class BatchSizeCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         return None if self._trainer is None else self._trainer()
 
 
-def _size_and_go_on(callback: BatchSizeCallback, its: weakref.ref[Trainer], before: Any) -> Any:
+@dataclass(frozen=True)
+class _Shadow:
     """In the place of ``get_train_dataloader``, until it is called within ``train()``."""
-    trainer = its()
-    assert trainer is not None  # it is the one whose attribute was called
-    vars(trainer).pop(SHADOWED, None)
-    if before is not None:
-        vars(trainer)[SHADOWED] = before
-    if not trainer.is_in_train:  # somebody wants to know how many batches there are
-        loader = trainer.get_train_dataloader()
-        vars(trainer)[SHADOWED] = functools.partial(_size_and_go_on, callback, its, before)
-        return loader
-    callback.size(trainer, _checkpoint_of(trainer))
-    return trainer.get_train_dataloader()
+
+    callback: BatchSizeCallback
+    its: weakref.ref[Trainer]
+    before: Any
+
+    def __call__(self) -> Any:
+        trainer = self.its()
+        assert trainer is not None  # it is the one whose attribute was called
+        vars(trainer).pop(SHADOWED, None)
+        if self.before is not None:
+            vars(trainer)[SHADOWED] = self.before
+        if not trainer.is_in_train:  # somebody wants to know how many batches there are
+            loader = trainer.get_train_dataloader()
+            vars(trainer)[SHADOWED] = self
+            return loader
+        self.callback.size(trainer, _checkpoint_of(trainer))
+        return trainer.get_train_dataloader()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Shadow:
+        """That of a trainer's copy sizes the copy, which is in ``memo`` by now."""
+        copied = memo.get(id(self.its()))
+        its = self.its if copied is None else weakref.ref(copied)
+        return _Shadow(copy.deepcopy(self.callback, memo), its, copy.deepcopy(self.before, memo))
 
 
 def _trainer_of(args: TrainingArguments) -> Trainer | None:

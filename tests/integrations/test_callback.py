@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import random
@@ -71,6 +72,17 @@ def test_the_shadow_is_gone_once_it_has_done_its_work(tmp_path: Path) -> None:
     made, _ = sized(tmp_path)
     made.train()
     assert "get_train_dataloader" not in vars(made)
+
+
+def test_a_copy_of_a_trainer_is_sized_by_itself(tmp_path: Path) -> None:
+    made, callback = sized(tmp_path)
+    copied = copy.deepcopy(made)
+    copied.train()
+    assert callback.report is None
+    assert (made.args.per_device_train_batch_size, copied.args.per_device_train_batch_size) == (64, 16)
+    made.train()
+    assert callback.report is not None
+    assert made.args.per_device_train_batch_size == 16
 
 
 def test_a_subclass_with_a_dataloader_of_its_own_is_sized_by_it(tmp_path: Path) -> None:
