@@ -71,7 +71,7 @@ class BatchSizeCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             "gpu": gpu,
             "device": device,
             "memory": memory,
-            "target": tuple(target),
+            "target": target,
             "multiple_of": multiple_of,
             "batch_size": batch_size,
             "effective_batch_size": effective_batch_size,
@@ -86,7 +86,8 @@ class BatchSizeCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         self.report: Report | None = None
         self._arguments = {**asked, "recover": recover, "log": log}
         self.recovery = Recovery() if recover else None
-        self._log = GaugeLog(target, memory) if log else None
+        is_here = gpu is None and device not in ("predict", "rehearse")
+        self._log = GaugeLog(target, memory if is_here else None) if log else None
         self._trainer: weakref.ref[Trainer] | None = None
 
     # ---- events, in their order

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import dis
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from types import CodeType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -24,7 +25,44 @@ from ..memory.recorder import Recorder
 from ..memory.timeline import A100_LIKE
 from ..meta import META
 
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+logger = logging.getLogger(__name__)
 ITEM_COUNT = "num_items_in_batch"
+
+
+def is_mean_of_micro_batch(trainer: Trainer, model: nn.Module, batch: Mapping[str, Any]) -> bool:
+    """Of the loss that ``trainer`` computes; ``model`` and ``batch`` are a copy of its model on ``meta`` and what that
+    takes.
+    """
+    if never_names_item_count(type(trainer).compute_loss):
+        return True
+    if trainer.compute_loss_func is not None:
+        return never_names_item_count(trainer.compute_loss_func)
+    return trainer.label_smoother is None and ignores_item_count(model, batch)
+
+
+def is_divided(trainer: Trainer, items: Any) -> bool:
+    """Whether Trainer divides the loss of a micro-batch by their number. Source: Trainer.training_step."""
+    own = getattr(trainer, "loss_is_scaled_for_ga", None)
+    if own is not None:
+        return not own
+    return not ((trainer.model_accepts_loss_kwargs and items is not None) or trainer.compute_loss_func is not None)
+
+
+def divide(trainer: Trainer) -> None:
+    """From here on Trainer divides."""
+    trainer.model_accepts_loss_kwargs = False
+    if trainer.compute_loss_func is None:
+        return
+    if hasattr(type(trainer), "loss_is_scaled_for_ga"):
+        trainer.loss_is_scaled_for_ga = False
+    else:
+        logger.warning(
+            "this release of transformers never divides what a compute_loss_func returns: divide it there by "
+            "num_items_in_batch, or gradients grow with the accumulation"
+        )
 
 
 def ignores_item_count(model: nn.Module, batch: Mapping[str, Any]) -> bool:

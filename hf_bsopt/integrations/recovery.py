@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import RecoveryError
 from ..probing.oom import out_of_memory
-from .loss_scale import ignores_item_count
+from .loss_scale import divide, is_divided, is_mean_of_micro_batch
 from .trainer_workload import copy_on_meta
 from .untouched import RandomNumbers
 
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 IGNORED_LABEL = -100
 SHADOWED = ("training_step", "get_batch_samples")
+DIVIDING = ("current_gradient_accumulation_steps", "model_accepts_loss_kwargs", "loss_is_scaled_for_ga")
+"""What decides by how much Trainer divides a loss."""
 
 
 class Recovery:
@@ -44,7 +46,7 @@ class Recovery:
         self._samples: list[Any] = []
         self._at = 0
         self._begun_with: RandomNumbers | None = None
-        self._ignores: bool | None = None
+        self._means: bool | None = None
 
     def watch(self, trainer: Trainer) -> None:
         """Shadows two methods of this one instance, until :meth:`end`."""
@@ -131,30 +133,32 @@ class Recovery:
             loss: torch.Tensor = self._step(model, inputs, items)
             return loss
         shares = _shares(parts)
-        steps, is_told = trainer.current_gradient_accumulation_steps, trainer.model_accepts_loss_kwargs
-        is_mean = is_told and items is not None and self._ignores_items(inputs)
+        steps = trainer.current_gradient_accumulation_steps
+        before = {name: vars(trainer)[name] for name in DIVIDING if name in vars(trainer)}
+        if not is_divided(trainer, items) and self._is_mean(inputs):
+            divide(trainer)  # else it would add up the means of the parts as they are
+            steps = 1
         losses = []
         try:
-            if is_mean:  # Trainer would add up the means of the parts as they are
-                trainer.model_accepts_loss_kwargs = False
             for part, share in zip(parts, shares, strict=True):
                 if share:
-                    trainer.current_gradient_accumulation_steps = (1 if is_mean else steps) / share
+                    trainer.current_gradient_accumulation_steps = steps / share
                 losses.append(self._step(model, part, items))
         finally:
-            trainer.current_gradient_accumulation_steps, trainer.model_accepts_loss_kwargs = steps, is_told
+            for name in DIVIDING:
+                vars(trainer).pop(name, None)
+            vars(trainer).update(before)
         together: torch.Tensor = sum(losses[1:], start=losses[0])
         return together
 
-    def _ignores_items(self, inputs: Any) -> bool:
+    def _is_mean(self, inputs: Any) -> bool:
         """Looked at once, on a copy that has no memory."""
-        if self._ignores is None:
+        if self._means is None:
             trainer = self._trainer
             assert trainer is not None
             shapes = {name: value.to("meta") if hasattr(value, "to") else value for name, value in inputs.items()}
-            is_models = trainer.compute_loss_func is None
-            self._ignores = is_models and ignores_item_count(copy_on_meta(trainer.model).train(), shapes)
-        return self._ignores
+            self._means = is_mean_of_micro_batch(trainer, copy_on_meta(trainer.model).train(), shapes)
+        return self._means
 
 
 def _batch_size(inputs: Any) -> int:

@@ -22,7 +22,7 @@ from ..proof import MAX_ATTEMPTS
 from ..records import GpuSpec
 from ..report import Report
 from ..search import MULTIPLE_OF, TARGET
-from .loss_scale import ignores_item_count, never_names_item_count
+from .loss_scale import divide, is_divided, is_mean_of_micro_batch
 from .ranks import agreed, first_of_its_kind
 from .trainer_workload import TrainerWorkload, trainer_workload
 from .untouched import off_the_card, same_random_numbers
@@ -63,6 +63,8 @@ class Sizing:
     def __post_init__(self) -> None:
         if self.fill and self.effective_batch_size is not None:
             raise UsageError("fill takes what the device can, effective_batch_size an exact number: give one of them")
+        if not isinstance(self.target, (tuple, list)) or len(self.target) != 2:
+            raise UsageError(f"target is two shares of the memory, such as (0.8, 0.9), not {self.target!r}")
         for name in ("batch_size", "effective_batch_size", "max_length"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -156,25 +158,29 @@ def apply(report: Report, trainer: Trainer, sizing: Sizing = Sizing()) -> None:
         asked, found = args.per_device_eval_batch_size, report.evaluation.batch_size
         was_run = report.evaluation.trial.source != "predicted"
         args.per_device_eval_batch_size = found if was_run else min(asked, found)
-    if sizing.changes_effective_batch and plan.learning_rate is not None:
+    if not sizing.changes_effective_batch or plan.learning_rate is None:
+        return
+    if trainer.optimizer is None:
         args.learning_rate = plan.learning_rate
+    elif plan.learning_rate != args.learning_rate:
+        logger.warning(
+            "the optimizer is there already and keeps its learning rate; for the effective batch of %d it would be %g "
+            "in place of %g",
+            plan.effective_batch,
+            plan.learning_rate,
+            args.learning_rate,
+        )
 
 
 def set_size(trainer: Trainer, micro_batch: int, accumulation: int, workload: TrainerWorkload) -> None:
     """Sets both, and has Trainer average over the micro-batches where the loss does not do it by itself."""
     args = trainer.args
-    if accumulation > 1 and trainer.model_accepts_loss_kwargs and _ignores_item_count(trainer, workload):
-        trainer.model_accepts_loss_kwargs = False
+    is_added_up = accumulation > 1 and not is_divided(trainer, items=1)
+    if is_added_up and is_mean_of_micro_batch(trainer, workload.build(), workload.batch(2, "meta")):
+        divide(trainer)
     args.per_device_train_batch_size = micro_batch
     args.gradient_accumulation_steps = accumulation
     trainer._train_batch_size = args.train_batch_size  # frozen in Trainer.__init__, read by the dataloader
-
-
-def _ignores_item_count(trainer: Trainer, workload: TrainerWorkload) -> bool:
-    if never_names_item_count(type(trainer).compute_loss):
-        return True
-    own_loss = workload.own.compute_loss is not None
-    return not own_loss and ignores_item_count(workload.build(), workload.batch(2, "meta"))
 
 
 def effective_batch(trainer: Trainer) -> int:
@@ -212,8 +218,9 @@ def check(trainer: Trainer) -> None:
 def told(report: Report) -> str:
     """The answer in one line, for a log."""
     plan = report.plan
+    advice = "".join(f" {sentence}" for sentence in plan.advice)
     return (
         f"batch size {plan.micro_batch} × accumulation {plan.accumulation} × {plan.processes} = effective "
         f"{plan.effective_batch}; {report.utilisation:.0%} of {report.device.name} ({report.source}). "
-        f"{report.decision.reason}"
+        f"{report.decision.reason}{advice}"
     )

@@ -65,6 +65,8 @@ def worst_case(dataset: Any, collate: Callable[[list[Any]], Any]) -> WorstCase:
     if not lengths:
         example = dataset[0]
         return WorstCase((example,), None, collate, 1, len(places), len(dataset))
+    if not any(values.max() for values in lengths.values()):
+        raise UsageError("the examples of the train_dataset are empty: not one has a token")
     total = np.sum([*lengths.values()], axis=0)
     order = np.argsort(-total, kind="stable")
     main = max(lengths, key=lambda name: (name == "input_ids", int(lengths[name].max())))

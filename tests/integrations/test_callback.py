@@ -131,6 +131,31 @@ def test_accumulation_that_is_brought_in_leaves_losses_as_they_were(tmp_path: Pa
     assert norms[0] == pytest.approx(norms[1], rel=2e-3)
 
 
+def test_a_loss_function_that_leaves_the_number_alone_is_averaged(tmp_path: Path) -> None:
+    def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(outputs.logits, labels)
+
+    made, _ = sized(tmp_path, model=classifier(), dataset=Texts([16] * 64), max_steps=3, asked=32, most=8)
+    made.compute_loss_func = loss
+    made.train()
+    assert made.args.gradient_accumulation_steps == 4
+    plain = trainer(tmp_path, classifier(), Texts([16] * 64), max_steps=3, per_device_train_batch_size=32)
+    plain.compute_loss_func = loss
+    plain.train()
+    assert losses(made) == pytest.approx(losses(plain), abs=2e-4)
+
+
+def test_an_optimizer_that_was_handed_over_keeps_its_rate_and_that_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = trainer(tmp_path, dataset=LONG, per_device_train_batch_size=64, learning_rate=1e-3)
+    made.create_optimizer()
+    with caplog.at_level(logging.WARNING, "hf_bsopt"):
+        find_batch_size(made, **SMALL, batch_size=16, effective_batch_size=256)
+    assert made.args.learning_rate == 1e-3
+    assert "for the effective batch of 256 it would be 0.002 in place of 0.001" in caplog.text
+
+
 # ---- nothing else changes
 
 
@@ -215,6 +240,8 @@ def test_fill_takes_what_the_device_can(tmp_path: Path) -> None:
     find_batch_size(made, **SMALL, fill=True)
     assert made.args.gradient_accumulation_steps == 1
     assert made.args.per_device_train_batch_size > 100
+    with pytest.raises(UsageError, match="target is two shares"):
+        BatchSizeCallback(target=0.9)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="give one of them"):
         BatchSizeCallback(fill=True, effective_batch_size=8)
 

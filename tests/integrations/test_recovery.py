@@ -95,6 +95,17 @@ def test_with_accumulation_the_whole_step_is_done_again(tmp_path: Path, model: A
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 
 
+def test_a_loss_function_of_the_users_own_is_weighted_too(tmp_path: Path) -> None:
+    def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(outputs.logits, labels)
+
+    model = classifier()
+    RunsOut(4, first=1).hang_on(model)
+    made, plain = (trainer(tmp_path, m, per_device_train_batch_size=16, max_steps=3) for m in (model, classifier()))
+    made.compute_loss_func = plain.compute_loss_func = loss
+    assert trained(made, Recovery()) == pytest.approx(trained(plain), abs=1e-4)
+
+
 def test_random_numbers_begin_where_the_step_began(tmp_path: Path) -> None:
     """What dropout would draw: the first forward pass of the second beginning draws what that of the first drew."""
     model = classifier()
