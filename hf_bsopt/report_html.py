@@ -110,8 +110,12 @@ def _contents(report: Report, pictures: str = "") -> str:
         f"<pre>{_text(chr(10).join(config_lines(report)))}</pre>"
         f"{pictures}{_size_table(report)}"
         f"{'<p>' + '<br>'.join(map(_text, proof)) + '</p>' if proof else ''}"
-        f"{_composition_table(report)}{_list(report.advice)}{_asked(report)}"
+        f"{_composition_table(report)}{_ways_out(report)}{_list(report.advice)}{_asked(report)}"
     )
+
+
+def _ways_out(report: Report) -> str:
+    return "" if report.ways_out is None else f"<pre>{_text(report.ways_out)}</pre>"
 
 
 def _gauge(report: Report) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import functools
+import html
 import importlib.util
 import re
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from hf_bsopt.cli import FOUND, USAGE, main
 from hf_bsopt.records import GpuSpec, Trial
 from hf_bsopt.report_html import page
 from hf_bsopt.report_text import size_rows
+from hf_bsopt.ways import WayOut, WaysOut
 
 CARD = GpuSpec("2 GiB card", 2 * 2**30, 75, 40, 300 * 2**20)
 VOID = {"meta", "br", "img", "source"}
@@ -130,6 +132,13 @@ def test_where_the_memory_goes_adds_up(report: Report, whole: Reader) -> None:
     shown = {row[0]: row[1] for row in whole.rows}
     assert shown["together"] == f"{(report.chosen.used_bytes or 0) / 2**30:.2f} GiB"
     assert shown["weights"] == f"{report.composition['weights'] / 2**30:.2f} GiB"
+
+
+def test_ways_out_that_were_asked_for_are_in_it(report: Report) -> None:
+    now = WayOut("now", "", 8, 1, 2**30, 2**31, 1.0, "")
+    other = WayOut("less & shorter", "--max_length 64", 16, 1, 2**30, 2**31, 0.5, "what is longer is cut")
+    with_them = dataclasses.replace(report, ways_out=WaysOut(now, (other,), 0.9))
+    assert html.escape(str(with_them.ways_out)) in page([with_them])
 
 
 def test_what_was_assumed_and_what_is_advised_is_all_there(report: Report, whole: Reader) -> None:

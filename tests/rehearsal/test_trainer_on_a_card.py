@@ -71,6 +71,10 @@ def test_the_size_was_run_on_the_card_before(trained: dict[str, Facts]) -> None:
     assert set(ours["ran"]) == {"fits"}
 
 
+def test_the_cards_random_numbers_go_on_as_if_nothing_had_been_searched(trained: dict[str, Facts]) -> None:
+    assert trained["callback"]["random_numbers"] == [True]
+
+
 def test_the_weights_are_on_the_card_again(trained: dict[str, Facts]) -> None:
     assert trained["callback"]["devices"] == ["cuda:0"]
 

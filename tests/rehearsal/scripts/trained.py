@@ -49,6 +49,15 @@ def main() -> None:
     trainer = Trainer(
         model=model, args=arguments, train_dataset=Texts(), callbacks=[callback] if way in ("callback", "full") else []
     )
+    random_numbers: list[bool] = []
+    size = callback.size
+
+    def watched(*args: Any) -> None:
+        before = torch.cuda.get_rng_state()
+        size(*args)
+        random_numbers.append(torch.equal(before, torch.cuda.get_rng_state()))
+
+    callback.size = watched  # type: ignore[method-assign]
     error = ""
     try:
         trainer.train()
@@ -67,6 +76,7 @@ def main() -> None:
                 "errors": torch.cuda.memory_stats()["num_ooms"],
                 "devices": sorted({str(parameter.device) for parameter in model.parameters()}),
                 "reserved": torch.cuda.max_memory_reserved(),
+                "random_numbers": random_numbers,
                 "source": "" if report is None else report.source,
                 "ran": [] if report is None else [t.outcome for t in report.trials if t.source != "predicted"],
                 "logged": [entry for entry in trainer.state.log_history if "memory_utilisation" in entry],
