@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import RecoveryError
 from ..probing.oom import out_of_memory
 from .loss_scale import divide, is_divided, is_mean_of_micro_batch
-from .trainer_workload import copy_on_meta
+from .trainer_step import copy_on_meta
 from .untouched import RandomNumbers
 
 if TYPE_CHECKING:
