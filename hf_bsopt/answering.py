@@ -14,12 +14,13 @@ from collections.abc import Iterator
 from .cache import AnswerCache, band
 from .device_choice import Choice, differences
 from .errors import DeviceError, ProbeError, RehearsalError, UsageError
-from .finder import Wishes, find
+from .finder import find
 from .probing import Preflight, Prober
 from .probing.prober import TIMEOUT_SECONDS
 from .proving import Remembering
 from .records import GpuSpec
 from .report import Report, versions
+from .wishes import Wishes
 from .workload import Trainable, Workload
 
 

@@ -12,13 +12,13 @@ from .batch_plan import LearningRateScaling
 from .cache import AnswerCache, default_folder
 from .device_choice import choose_device
 from .errors import UsageError
-from .finder import Wishes
 from .module_workload import module_workload
 from .probing.prober import TIMEOUT_SECONDS
 from .proof import MAX_ATTEMPTS
 from .records import GpuSpec
 from .report import Report
 from .search import MULTIPLE_OF, TARGET
+from .wishes import Wishes
 from .workload import Trainable, describe
 
 if TYPE_CHECKING:

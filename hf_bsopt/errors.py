@@ -21,12 +21,10 @@ The command line answers a `UsageError` with exit code 2 and a `NothingFitsError
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .finder import Wishes
-    from .records import GpuSpec, Trial
-    from .workload import Trainable
+    from .records import Trial
 
 
 class BatchSizeError(Exception):
@@ -71,10 +69,10 @@ class TraceError(BatchSizeError):
 
 class NothingFitsError(BatchSizeError):
     """Not even a micro-batch of one sequence fits; the message has the bytes that it would need. asked: the workload,
-    the device and the wishes of a prediction that said so, for `find_ways_out`.
+    the device and the wishes of a prediction that said so, for `find_ways_out`; None where none did.
     """
 
-    asked: tuple[Trainable, GpuSpec, Wishes] | None = None
+    asked: tuple[Any, Any, Any] | None = None
 
 
 class ReachedZeroError(NothingFitsError, RuntimeError):

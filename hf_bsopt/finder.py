@@ -4,65 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
-from .batch_plan import BatchPlan, LearningRateScaling, plan
+from .batch_plan import BatchPlan, plan
 from .errors import NothingFitsError, SearchInterrupted, UsageError
 from .memory.course import course
 from .memory.predictor import Predictor
 from .probing import Prober
-from .proof import MAX_ATTEMPTS, Proof
+from .proof import Proof
 from .proving import Prover, Remembering, nothing_held
-from .records import Bound, Decision, GpuSpec, Trial
+from .records import Decision, GpuSpec, Trial
 from .report import PhaseAnswer, Report
-from .search import LARGEST_TRIED, MULTIPLE_OF, TARGET, check_target, decide, largest_under, round_down
+from .search import LARGEST_TRIED, check_target, decide, largest_under, round_down
+from .wishes import USUAL, Wishes
 from .workload import Phase, Trainable
 
 GIB = 2**30
-
-
-@dataclass(frozen=True)
-class Wishes:
-    """What the user wants of the answer; the defaults are the house's.
-
-    target: shares of the device's memory; only the upper end decides. batch_size: an upper limit on the micro-batch.
-    dataset_size: sequences that there are to train on, shared by the processes. effective_batch (sequences) or
-    total_tokens: what one optimizer step takes over all processes, kept exactly. accumulation: micro-batches in a step,
-    where no effective batch is named. check: a micro-batch to answer for. evaluation: whether the largest evaluation
-    batch is wanted, up to evaluation_limit; prove_evaluation: and is run, where anything is. is_ddp: several processes
-    replicate the model by DistributedDataParallel, whose buckets are counted. max_attempts: sizes that may be run to
-    prove the answer. throughput: the smallest size that trains about as fast as any.
-    """
-
-    target: tuple[float, float] = TARGET
-    multiple_of: int = MULTIPLE_OF
-    batch_size: int | None = None
-    dataset_size: int | None = None
-    check: int | None = None
-    effective_batch: int | None = None
-    total_tokens: int | None = None
-    accumulation: int = 1
-    processes: int = 1
-    is_ddp: bool = True
-    learning_rate: float | None = None
-    base_batch_size: int | None = None
-    lr_scaling: LearningRateScaling = "sqrt"
-    evaluation: bool = True
-    prove_evaluation: bool = False
-    check_evaluation: int | None = None
-    evaluation_limit: int | None = None
-    expandable_segments: bool = False
-    max_attempts: int = MAX_ATTEMPTS
-    throughput: bool = False
-    notes: tuple[str, ...] = field(default=())
-
-    @property
-    def limit(self) -> tuple[int | None, Bound]:
-        """The largest micro-batch that is wanted at all, and why."""
-        share = None if self.dataset_size is None else max(1, self.dataset_size // self.processes)
-        if share is not None and share < (self.batch_size or LARGEST_TRIED):
-            return share, "dataset size"
-        return self.batch_size, "limit"
 
 
 _NAMES = {
@@ -78,7 +34,7 @@ _NAMES = {
 def find(
     workload: Trainable,
     device: GpuSpec,
-    wishes: Wishes = Wishes(),
+    wishes: Wishes = USUAL,
     prober: Prober | None = None,
     remembering: Remembering | None = None,
 ) -> Report:

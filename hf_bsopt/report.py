@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-    from .finder import Wishes
     from .plot_panels import Drawing
+    from .wishes import Wishes
 
 GIB = 2**30
 JSON_VERSION = 1

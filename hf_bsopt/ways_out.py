@@ -14,12 +14,13 @@ from dataclasses import dataclass, field, replace
 from . import catalog
 from .alternatives import Alternative, alternatives, combinations, shorter
 from .errors import BatchSizeError, NothingFitsError, UsageError
-from .finder import Wishes, foretold
+from .finder import foretold
 from .memory.flops import sequence_flops
 from .memory.predictor import Predictor
 from .records import Decision, GpuSpec
 from .report import Report
 from .ways import WayOut, WaysOut
+from .wishes import Wishes
 from .workload import Trainable
 
 USUAL_EFFECTIVE_BATCH = 16

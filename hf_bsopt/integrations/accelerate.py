@@ -17,13 +17,13 @@ from ..answering import answered, check_precision, started
 from ..batch_plan import LearningRateScaling
 from ..device_choice import choose_device
 from ..errors import UsageError
-from ..finder import Wishes
 from ..module_workload import module_workload
 from ..probing.prober import TIMEOUT_SECONDS
 from ..proof import MAX_ATTEMPTS
 from ..records import GpuSpec
 from ..report import Report
 from ..search import MULTIPLE_OF, TARGET
+from ..wishes import Wishes
 from .executable import Executable, Result
 from .ranks import agreed, first_of_its_kind
 

@@ -16,12 +16,12 @@ from ..answering import answered, check_precision, started
 from ..batch_plan import LearningRateScaling
 from ..device_choice import Choice, choose_device
 from ..errors import UsageError
-from ..finder import Wishes
 from ..probing.prober import TIMEOUT_SECONDS
 from ..proof import MAX_ATTEMPTS
 from ..records import GpuSpec
 from ..report import Report
 from ..search import MULTIPLE_OF, TARGET
+from ..wishes import Wishes
 from .loss_scale import divide, is_divided, is_mean_of_micro_batch
 from .ranks import agreed, first_of_its_kind
 from .trainer_workload import TrainerWorkload, trainer_workload

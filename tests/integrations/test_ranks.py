@@ -14,11 +14,11 @@ from torch import distributed, nn
 from hf_bsopt import catalog
 from hf_bsopt.device_choice import Choice
 from hf_bsopt.errors import UsageError
-from hf_bsopt.finder import Wishes
 from hf_bsopt.integrations import accelerate as room
 from hf_bsopt.integrations import executable
 from hf_bsopt.integrations.accelerate import find_batch_size, find_executable_batch_size
 from hf_bsopt.probing.host_memory import ProcessStatus, limit_this_process, why_no_limit
+from hf_bsopt.wishes import Wishes
 from hf_bsopt.workload import Trainable
 
 MOMENT = 30.0
