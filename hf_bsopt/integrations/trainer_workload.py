@@ -13,7 +13,6 @@ from ..module_workload import ModuleWorkload
 from ..step_settings import OwnParts, StepSettings
 from .collated import Shape, is_in_one_row, is_tensor, made, moved, shapes_of
 from .trainer_step import (
-    LIBRARIES,
     checkpoint_kwargs_of,
     copy_on_meta,
     optimizer_of,
@@ -28,6 +27,8 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import Trainer
 
+WELL_KNOWN = ("transformers.", "peft.")
+"""Modules of models whose memory grows as it should; a container of torch's may hold anything."""
 TASKS = {
     "ForSequenceClassification": (),
     "ForMultipleChoice": (),
@@ -50,7 +51,7 @@ class TrainerWorkload(ModuleWorkload):
     @property
     def is_custom(self) -> bool:
         """Sequences that are laid in one row, too: what attends to all of it can grow with its square."""
-        return not type(self.module).__module__.startswith(LIBRARIES) or is_in_one_row(self.shapes)
+        return not type(self.module).__module__.startswith(WELL_KNOWN) or is_in_one_row(self.shapes)
 
     def build(self) -> nn.Module:
         """A copy on ``meta`` that trains as Trainer will train it: without a wrapped forward of an earlier training."""

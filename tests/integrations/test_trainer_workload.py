@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from pathlib import Path
 from typing import Any
@@ -281,3 +282,9 @@ def test_heads_that_ignore_the_number_of_labels_are_known(tmp_path: Path, model:
     made = trainer(tmp_path, model(), Texts([8] * 4, of_tokens))
     workload = trainer_workload(made)
     assert ignores_item_count(workload.build(), workload.batch(2, "meta")) is ignores
+
+
+def test_a_container_may_hold_code_of_the_users_own_and_is_verified(tmp_path: Path) -> None:
+    workload = trainer_workload(trainer(tmp_path))
+    assert not workload.is_custom
+    assert dataclasses.replace(workload, module=nn.Sequential(nn.Linear(2, 2))).is_custom
