@@ -48,9 +48,11 @@ def test_within_the_limit_memory_is_given() -> None:
 
 
 def test_beyond_the_limit_the_allocation_itself_fails() -> None:
-    room = ProcessStatus.read().resident_bytes + 600 * MIB
-    said = in_a_fork(lambda: (limit_this_process(room), allocate(800))[1])  # type: ignore[func-returns-value]
-    assert said == "RuntimeError: host"
+    def in_vain() -> str:
+        limit_this_process(ProcessStatus.read().resident_bytes + 600 * MIB)  # a fork has fewer pages than its parent
+        return allocate(800)
+
+    assert in_a_fork(in_vain) == "RuntimeError: host"
 
 
 def test_a_limit_under_what_the_libraries_take_is_refused_in_words() -> None:
