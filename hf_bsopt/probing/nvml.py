@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,12 +52,21 @@ class Card:
 
 
 def first_card_name() -> str | None:
-    """As the driver spells it; None where there is none, or nobody to ask."""
+    """Of the first card that CUDA_VISIBLE_DEVICES leaves, as the driver spells it; None where there is none, or nobody
+    to ask. NVML counts cards by their bus; so does CUDA with CUDA_DEVICE_ORDER=PCI_BUS_ID, and else the fastest first.
+    """
     nvml = _started()
     if nvml is None:
         return None
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
     try:
-        return str(nvml.nvmlDeviceGetName(nvml.nvmlDeviceGetHandleByIndex(0)))
+        if first.isdecimal():
+            handle = nvml.nvmlDeviceGetHandleByIndex(int(first))
+        elif first.startswith(("GPU-", "MIG-")):
+            handle = nvml.nvmlDeviceGetHandleByUUID(first)
+        else:
+            return None
+        return str(nvml.nvmlDeviceGetName(handle))
     except nvml.NVMLError:
         return None
 

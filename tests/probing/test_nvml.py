@@ -1,0 +1,59 @@
+"""Which card is the first, told without touching it. The virtual card's NVML answers in tests/rehearsal."""
+
+from __future__ import annotations
+
+import pytest
+
+from hf_bsopt.probing import nvml
+
+
+class Cards:
+    """NVML of a machine with two cards, as far as it is asked here."""
+
+    NVMLError = type("NVMLError", (Exception,), {})
+    names = ("Tesla T4", "NVIDIA L4")
+    uuids = ("GPU-0a", "GPU-0b")
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
+        if index >= len(self.names):
+            raise self.NVMLError
+        return index
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> int:  # noqa: N802
+        if uuid not in self.uuids:
+            raise self.NVMLError
+        return self.uuids.index(uuid)
+
+    def nvmlDeviceGetName(self, handle: int) -> str:  # noqa: N802
+        return self.names[handle]
+
+
+@pytest.mark.parametrize(
+    ("visible", "name"),
+    [
+        (None, "Tesla T4"),
+        ("0", "Tesla T4"),
+        ("1", "NVIDIA L4"),
+        ("1,0", "NVIDIA L4"),
+        (" 1 , 0", "NVIDIA L4"),
+        ("GPU-0b", "NVIDIA L4"),
+        ("2", None),
+        ("GPU-0c", None),
+        ("", None),
+        ("-1", None),
+        ("NoDevFiles", None),
+    ],
+)
+def test_the_first_card_is_the_first_that_this_process_may_see(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None, name: str | None
+) -> None:
+    monkeypatch.setattr(nvml, "_started", Cards)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert nvml.first_card_name() == name
+
+
+def test_nobody_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvml, "_started", lambda: None)
+    assert nvml.first_card_name() is None
