@@ -215,13 +215,15 @@ def _divisor_advice(share: int, micro_batch: int, largest: int, processes: int, 
 
 def _slow_advice(share: int, accumulation: int, largest: int, processes: int) -> str:
     if share > SLOW_ACCUMULATION * largest:
-        cure = f"an effective batch of at most {SLOW_ACCUMULATION * largest * processes}"
+        cure = (
+            f"an effective batch of at most {SLOW_ACCUMULATION * largest * processes}, or more processes, or make room "
+            "for a larger micro-batch with a shorter max_length or activation checkpointing"
+        )
     else:
-        cure = "an effective batch with a larger divisor"
+        cure = "an effective batch with a larger divisor, or more processes"
     return (
         f"Accumulation {accumulation} is slow (2 to {SLOW_ACCUMULATION} is usual): every optimizer step waits for that "
-        f"many passes. Take {cure}, or more processes, or make room for a larger micro-batch with a shorter max_length "
-        "or activation checkpointing."
+        f"many passes. Take {cure}."
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import json
 import logging
 import os
 import platform
@@ -17,11 +18,12 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from . import progress
 from .cli_arguments import Arguments, parse
 from .errors import BatchSizeError, NothingFitsError, SearchInterrupted
+from .files import write_atomically
 from .launched import Launch
 
 if TYPE_CHECKING:
@@ -53,9 +55,7 @@ def _main(argv: Sequence[str] | None, launch: Launch) -> int:
         with launch.together(), progress.silent(arguments.quiet or not launch.tells), _logged(arguments.verbose):
             return _run(arguments, launch)
     except NothingFitsError as error:
-        print(f"❌ {error}.", file=sys.stderr, flush=True)
-        if arguments.advise is not False:
-            _show_ways_out(error)
+        _tell_that_nothing_fits(error, arguments)
         return NOTHING_FITS
     except BatchSizeError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -88,10 +88,16 @@ def _run(arguments: Arguments, launch: Launch) -> int:
             print(measured, "\n" + "─" * 78 + "\n", sep="\n", flush=True)
     processes = launch.processes(arguments.num_processes)
     reports: list[Report] = []
+    misfits: list[str] = []
     lengths: list[int | None] = [*arguments.max_length] or [None]
     for length in lengths:
         search = functools.partial(found, arguments, length, processes)
-        report = agreed(search, arguments.batch_size, arguments.probe_timeout)
+        try:
+            report = agreed(search, arguments.batch_size, arguments.probe_timeout)
+        except NothingFitsError as error:
+            misfits.append(str(error))
+            _tell_that_nothing_fits(error, arguments)
+            continue
         if arguments.packing:
             report = dataclasses.replace(report, notes=(*report.notes, PACKING))
         if arguments.advise:
@@ -100,21 +106,26 @@ def _run(arguments: Arguments, launch: Launch) -> int:
             report = advised(report)
         reports.append(report)
         _tell(report, is_quiet=arguments.quiet, is_first=len(reports) == 1, is_one_of_many=len(lengths) > 1)
-    if launch.tells:
-        _write(reports, measured, arguments)
+    if launch.tells and reports:
+        _write(reports, misfits, measured, arguments)
     asked = [report.checked for report in reports]
     asked += [report.evaluation.checked for report in reports if report.evaluation is not None]
     refused = [trial for trial in asked if trial is not None and not trial.fits]
     if arguments.quiet:
         for trial in refused:
             print(f"❌ Batch size {trial.batch_size} does not fit.", file=sys.stderr)
-    return NOTHING_FITS if refused else FOUND
+    return NOTHING_FITS if refused or misfits else FOUND
 
 
-def _write(reports: list[Report], measured: LengthsReport | None, arguments: Arguments) -> None:
+def _write(reports: list[Report], misfits: list[str], measured: LengthsReport | None, arguments: Arguments) -> None:
     """What goes into files."""
     if arguments.json is not None:
-        _save(reports, measured, Path(arguments.json))
+        values = reports[0].to_dict()
+        if len(arguments.max_length) > 1:
+            values = {"reports": [report.to_dict() for report in reports], "nothing_fits": misfits}
+        if measured is not None:
+            values["lengths"] = measured.to_dict()
+        write_atomically(Path(arguments.json), json.dumps(values, indent=2, ensure_ascii=False) + "\n")
     if arguments.plot is not None:
         from . import plots
 
@@ -145,13 +156,15 @@ def _tell(report: Report, *, is_quiet: bool, is_first: bool, is_one_of_many: boo
     print("\n".join(f'CONFIG["{name}"] = {value}' for name, value in report.config.items()), flush=True)
 
 
-def _show_ways_out(error: NothingFitsError) -> None:
-    """Whoever interrupts it has been answered already."""
+def _tell_that_nothing_fits(error: NothingFitsError, arguments: Arguments) -> None:
+    """And what would make room; whoever interrupts that has been answered already."""
     from .ways_out import find_ways_out
 
-    if error.asked is not None:
+    print(f"❌ {error}.", file=sys.stderr, flush=True)
+    is_wanted = not arguments.quiet if arguments.advise is None else arguments.advise
+    if is_wanted and error.asked is not None:
         with contextlib.suppress(KeyboardInterrupt):
-            print(f"\n{find_ways_out(error)}", flush=True)
+            print(f"\n{find_ways_out(error)}", file=sys.stderr if arguments.quiet else sys.stdout, flush=True)
 
 
 def _interrupted(error: SearchInterrupted) -> str:
@@ -162,19 +175,6 @@ def _interrupted(error: SearchInterrupted) -> str:
     if not error.trials:
         lines = ["interrupted before anything was run."]
     return "\n".join([*lines, f"Predicted, and not proved: {error.predicted}"])
-
-
-def _save(reports: list[Report], lengths: LengthsReport | None, path: Path) -> None:
-    import json
-
-    from .files import write_atomically
-
-    values: dict[str, Any] = (
-        reports[0].to_dict() if len(reports) == 1 else {"reports": [report.to_dict() for report in reports]}
-    )
-    if lengths is not None:
-        values["lengths"] = lengths.to_dict()
-    write_atomically(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
 def _quiet(verbose: bool) -> None:

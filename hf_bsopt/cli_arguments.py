@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 DESCRIPTION = (
     "The command line: arguments in, report out. Exit codes: 0 found, 1 nothing fits, 2 the arguments can't be."
 )
+WRITTEN = ("json", "html", "plot", "patch")
+EXAMPLE = {"batch_size": 8, "gradient_accumulation_steps": 1}
+"""An answer with which it is tried whether a file can be patched."""
 
 
 def _flag(help: str, default: Any = None, *aliases: str) -> Any:
@@ -133,13 +137,30 @@ def parse(argv: Sequence[str]) -> Arguments:
         raise UsageError(f"{rest[0]!r} belongs to no flag; the model is named with --model")
     arguments = Arguments(**vars(values))
     if arguments.training_args is not None:
-        given = {a.dest for a in parser._actions for o in a.option_strings if any(w.split("=")[0] == o for w in argv)}
-        for name, value in read_training_arguments(Path(arguments.training_args)).items():
-            if name not in given and not (
-                name in ("fp16", "bf16", "precision") and given & {"fp16", "bf16", "precision"}
-            ):
-                setattr(arguments, name, value)
+        words = {word.split("=")[0] for word in argv}
+        given = {action.dest for action in parser._actions if words & {*action.option_strings}}
+        _take_from_file(arguments, given)
     return _checked(arguments)
+
+
+def _take_from_file(arguments: Arguments, given: set[str]) -> None:
+    """The file's values for what is not ``given``, under this or another of its names."""
+    accumulation = arguments.gradient_accumulation_steps if "gradient_accumulation_steps" in given else None
+    values = read_training_arguments(Path(arguments.training_args or ""), accumulation)
+    if given & {"effective_batch_size", "total_tokens"}:
+        values.pop("effective_batch_size", None)
+        values.pop("gradient_accumulation_steps", None)
+    elif "effective_batch_size" in values:
+        arguments.gradient_accumulation_steps = 1  # it is in there
+    if "precision" in given or any(getattr(arguments, name) for name in given & {"fp16", "bf16"}):
+        given = given | {"precision", "fp16", "bf16"}
+    elif not any(values.get(name) for name in {"fp16", "bf16"} - given):
+        values["precision"] = "fp32"
+    if not arguments.evaluation:
+        values.pop("per_device_eval_batch_size", None)
+    for name, value in values.items():
+        if name not in given:
+            setattr(arguments, name, value)
 
 
 def _parser() -> HfArgumentParser:
@@ -174,8 +195,16 @@ def _checked(arguments: Arguments) -> Arguments:
             "Liger kernels are Triton programs, which can't be traced: predict without them, an upper bound (they save "
             "most where the vocabulary is large, since the logits are never whole)"
         )
-    if not arguments.dataset and arguments.tokenizer is not None:
-        raise UsageError("--tokenizer goes with --dataset")
+    if not arguments.dataset:
+        for name in ("tokenizer", "text_column", "split", "sample"):
+            if getattr(arguments, name) != getattr(Arguments(), name):
+                raise UsageError(f"--{name} goes with --dataset")
+    if arguments.trust_cache and not arguments.cache:
+        raise UsageError("--trust_cache and --no_cache contradict each other; give one")
+    if arguments.per_device_eval_batch_size is not None and not arguments.evaluation:
+        raise UsageError("--per_device_eval_batch_size asks about an evaluation, and --evaluation False is for none")
+    if arguments.quiet and arguments.advise and not (arguments.json or arguments.html):
+        raise UsageError("--advise is a table, and --quiet prints none: add --json FILE or --html FILE for it")
     if arguments.quiet and arguments.verbose:
         raise UsageError("--quiet and --verbose contradict each other; give one")
     if arguments.format != "text" and not arguments.is_table:
@@ -184,13 +213,28 @@ def _checked(arguments: Arguments) -> Arguments:
         raise UsageError("--key and --dry_run go with --patch FILE")
     if arguments.patch is not None and len(arguments.max_length) > 1:
         raise UsageError("--patch writes one answer: give one --max_length")
+    if arguments.dry_run and arguments.quiet:
+        raise UsageError("--dry_run shows what would change, and --quiet shows nothing; give one")
+    _check_files(arguments)
+    return arguments
+
+
+def _check_files(arguments: Arguments) -> None:
+    """What is to be written can be: said before a search that may take minutes, and not after it."""
     from .files import writable
 
-    for file in (arguments.json, arguments.html):
-        if file is not None:
-            writable(Path(file))
-    if arguments.plot is not None:
+    named = {name: Path(getattr(arguments, name)) for name in WRITTEN if getattr(arguments, name) is not None}
+    for (name, path), (other, same) in itertools.combinations(named.items(), 2):
+        if path.resolve() == same.resolve():
+            raise UsageError(f"--{name} and --{other} name one file, {path}: what one writes, the other would replace")
+    for name in ("json", "html"):
+        if name in named:
+            writable(named[name])
+    if "plot" in named:
         from .plots import check_file
 
-        check_file(Path(arguments.plot))
-    return arguments
+        check_file(named["plot"])
+    if "patch" in named and not arguments.is_table:  # which refuses it
+        from .patching import parse_keys, patch
+
+        patch(named["patch"], EXAMPLE, keys=parse_keys(arguments.key), dry_run=True)

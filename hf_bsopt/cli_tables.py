@@ -12,7 +12,7 @@ from .files import write_atomically
 from .tables import Training, batch_size_table
 from .tables_text import FORMATS
 
-ASKED = ("model", "models", "gpu", "gpus", "max_length", "format", "json", "verbose", "quiet", "device")
+ASKED = ("model", "models", "gpu", "gpus", "max_length", "format", "json", "verbose", "quiet", "device", "cache")
 TRAINING = (*(field.name for field in fields(Training)), "fp16", "bf16")
 CHOICE = ("target", "multiple_of", "expandable_segments", "evaluation", "packing")
 

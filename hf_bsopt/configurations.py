@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import json
 from pathlib import Path
@@ -73,7 +74,7 @@ def hub_answers() -> bool:
 
 
 def _config_of_folder(folder: Path) -> PreTrainedConfig:
-    from transformers import AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig
 
     path = folder / "config.json" if folder.is_dir() else folder
     if not path.is_file():
@@ -82,6 +83,10 @@ def _config_of_folder(folder: Path) -> PreTrainedConfig:
         values = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict) or "model_type" not in values:
             raise UsageError(f"{path} has no model_type, so that its architecture is not known")
+        if values["model_type"] not in CONFIG_MAPPING:
+            near = difflib.get_close_matches(str(values["model_type"]), list(CONFIG_MAPPING), n=1)
+            hint = f"; the nearest is {near[0]}" if near else ""
+            raise UsageError(f"{path}: transformers has no model_type {values['model_type']!r}{hint}")
         if "auto_map" in values:
             values = {name: value for name, value in values.items() if name != "auto_map"}
         return AutoConfig.for_model(**values)
@@ -117,7 +122,23 @@ def check_head(config: PreTrainedConfig, task: str) -> None:
         raise UsageError(f"{config.model_type} has no head for {task}; it has {', '.join(tasks)}")
 
 
-OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "longformer", "mpnet", "xlm-roberta-xl", "data2vec-text")
+OFFSET_POSITIONS = (
+    "camembert",
+    "data2vec-text",
+    "esm",
+    "ibert",
+    "layoutlmv3",
+    "lilt",
+    "longformer",
+    "luke",
+    "markuplm",
+    "mpnet",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+)
 """Their positions start after the padding token's, so that the table is two longer than the longest input."""
 
 
@@ -125,6 +146,8 @@ def position_limit(config: PreTrainedConfig) -> int | None:
     """The longest input that the model has positions for; None where it has no such limit."""
     if config.model_type in ("t5", "mt5", "longt5", "umt5"):
         return None  # relative positions in buckets
+    if config.model_type == "esm" and config.position_embedding_type != "absolute":
+        return None  # rotary positions, of any number
     limit = getattr(config, "max_position_embeddings", None)
     if not isinstance(limit, int) or limit <= 0:
         return None

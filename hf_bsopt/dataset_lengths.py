@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from . import catalog
 from .configurations import load_config, position_limit
 from .lengths import PERCENTILES, Cost, advice, candidates, costs
 from .records import GpuSpec
@@ -102,7 +103,9 @@ def dataset_lengths(
     """
     limit = position_limit(load_config(model, trust_remote_code=training.trust_remote_code))
     now = max_length or min(DEFAULT_LENGTH, limit or DEFAULT_LENGTH)
-    sample = draw_sample(dataset, tokenizer or model, text_columns=text_columns, split=split, most=most)
+    entry = catalog.model_entry(model)
+    named_after = entry.hub_id if entry is not None else model
+    sample = draw_sample(dataset, tokenizer or named_after, text_columns=text_columns, split=split, most=most)
     named = candidates(sample.lengths, now, limit)
     frame = batch_size_table(
         [model],

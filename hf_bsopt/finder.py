@@ -60,9 +60,9 @@ def find(
         if wishes.check is not None:
             checked = prover.run(wishes.check)
         proved = tuple(trial for (phase, _), trial in prover.trials.items() if phase == "training")
-        if evaluation is not None and wishes.prove_evaluation:
+        if evaluation is not None and evaluation.batch_size and wishes.prove_evaluation:
             evaluation = _proved_phase("evaluation", evaluation, prover, workload, device, wishes)
-        if generation is not None:
+        if generation is not None and generation.batch_size:
             generation = _proved_phase("generation", generation, prover, workload, device, wishes)
     return Report(
         workload=workload,
@@ -70,7 +70,7 @@ def find(
         target=wishes.target,
         trials=(*_table(predictor, decision), *proved),
         decision=decision,
-        plan=_plan(decision.batch_size, workload, wishes),
+        plan=_plan_of(decision, workload, wishes),
         composition=_composition(predictor, decision.batch_size),
         peak_origin=predictor.timeline.peak_origin(decision.batch_size, device),
         parameters=predictor.parameters,
@@ -93,7 +93,7 @@ def foretold(
     Raises NothingFitsError.
     """
     predictor, decision = _predicted(workload, device, wishes, traced)
-    return predictor, decision, _plan(decision.batch_size, workload, wishes)
+    return predictor, decision, _plan_of(decision, workload, wishes)
 
 
 def _predicted(
@@ -125,9 +125,9 @@ def _predicted(
             decision,
             batch_size=batch_plan.micro_batch,
             safe=min(decision.safe, batch_plan.micro_batch),
+            room=decision.batch_size,
             bound="divisor of the effective batch",
-            reason=f"{batch_plan.micro_batch}: largest divisor of the effective batch of "
-            f"{batch_plan.effective_batch} at or under {decision.batch_size}, which would fit",
+            reason=f"{batch_plan.micro_batch}: {_divisor_reason(batch_plan, decision.batch_size)}",
         )
     return predictor, decision
 
@@ -206,13 +206,14 @@ def _decide(predictor: Predictor, wishes: Wishes) -> Decision:
             multiple_of=wishes.multiple_of,
             limit=wishes.limit[0],
             limit_bound=wishes.limit[1],
+            limit_told=wishes.limit_told,
             guess=predictor.guess,
         )
     except NothingFitsError as error:
         needed = predictor.unlimited(1)
         raise NothingFitsError(
             f"not even one sequence of {predictor.workload.length} tokens stays under {wishes.target[1]:.0%} of "
-            f"{device.name}: it needs {needed / GIB:.1f} GiB of {device.total_bytes / GIB:.1f} GiB; ways out: a "
+            f"{device.name}: it needs {needed / GIB:.2f} GiB of {device.total_bytes / GIB:.2f} GiB; ways out: a "
             f"shorter max_length, activation checkpointing, LoRA (with 4-bit weights), a larger GPU"
         ) from error
 
@@ -232,6 +233,23 @@ def _plan(largest: int, workload: Trainable, wishes: Wishes) -> BatchPlan:
         base_batch_size=wishes.base_batch_size,
         lr_scaling=wishes.lr_scaling,
     )
+
+
+def _plan_of(decision: Decision, workload: Trainable, wishes: Wishes) -> BatchPlan:
+    """With what is to be said of an effective batch that leaves room unused."""
+    if decision.room is not None:
+        planned = _plan(decision.room, workload, wishes)
+        if planned.micro_batch == decision.batch_size:
+            return planned
+    return _plan(decision.batch_size, workload, wishes)
+
+
+def _divisor_reason(planned: BatchPlan, room: int) -> str:
+    whole = f"the effective batch of {planned.effective_batch}"
+    share = whole if planned.processes == 1 else f"a process's {planned.micro_batch * planned.accumulation} of {whole}"
+    if planned.accumulation == 1:
+        return f"all of {share}; {room} would fit"
+    return f"largest divisor of {share} at or under {room}, which would fit"
 
 
 def _table(predictor: Predictor, decision: Decision) -> tuple[Trial, ...]:
@@ -256,8 +274,8 @@ def _predictor_of(phase: Phase, workload: Trainable, device: GpuSpec) -> Predict
     return Predictor(workload.evaluating() if phase == "evaluation" else workload, device, phase=phase)
 
 
-def _phase(phase: Phase, workload: Trainable, device: GpuSpec, wishes: Wishes) -> PhaseAnswer | None:
-    """The largest batch of an evaluation or a generation, predicted; None where not even one sequence fits."""
+def _phase(phase: Phase, workload: Trainable, device: GpuSpec, wishes: Wishes) -> PhaseAnswer:
+    """The largest batch of an evaluation or a generation, predicted."""
     predictor = _predictor_of(phase, workload, device)
     _, size = largest_under(
         predictor,
@@ -269,7 +287,7 @@ def _phase(phase: Phase, workload: Trainable, device: GpuSpec, wishes: Wishes) -
     )
     asked = wishes.check_evaluation if phase == "evaluation" else None
     checked = None if asked is None else predictor(asked)
-    return PhaseAnswer(size, predictor(size), checked) if size else None
+    return PhaseAnswer(size, predictor(max(1, size)), checked)
 
 
 def _most(phase: Phase, wishes: Wishes) -> int:

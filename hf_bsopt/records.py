@@ -131,6 +131,7 @@ class Decision:
     bound: what kept it from being larger.
     largest: the true largest that fits the whole device ("max, risky").
     safe: the size to fall back to.
+    room: what would be chosen, were it not for an effective batch of which it is no divisor; else None.
     """
 
     batch_size: int
@@ -138,6 +139,7 @@ class Decision:
     bound: Bound
     largest: int
     safe: int
+    room: int | None = None
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .batch_plan import SLOW_ACCUMULATION, BatchPlan, usual_total_tokens
 from .files import write_atomically
 from .records import Course, Decision, GpuSpec, Source, Trial
+from .search import LARGEST_TRIED
 from .ways import WaysOut
 from .workload import Trainable, Workload
 
@@ -41,7 +42,8 @@ def percent(share: float) -> str:
 @dataclass(frozen=True)
 class PhaseAnswer:
     """The largest batch of an evaluation (no gradients, the optimizer's state resident, the logits kept) or of a
-    generation (with its cache of keys and values). checked: the answer to ``check_evaluation``.
+    generation (with its cache of keys and values); 0 where not even one sequence fits, whose trial it then is. checked:
+    the answer to ``check_evaluation``.
     """
 
     batch_size: int
@@ -158,8 +160,9 @@ class Report:
                 f"faster; the memory that is left is free for longer sequences."
             )
         elif self.decision.bound != "memory" and self.utilisation < LOW_UTILISATION:
+            more = " and more" if self.decision.largest >= LARGEST_TRIED else ""
             sentences.append(
-                f"{used}, under {percent(LOW_UTILISATION)}: memory alone would allow {self.decision.largest}."
+                f"{used}, under {percent(LOW_UTILISATION)}: memory alone would allow {self.decision.largest}{more}."
             )
         if self._memory_makes_it_slow and self.ways_out is None:
             many = f", {self.plan.accumulation} to an optimizer step" if self.plan.accumulation > 1 else ""
@@ -185,7 +188,7 @@ class Report:
         if not self.device.supports_bfloat16 and precision.startswith("bf16"):
             sentences.append(
                 f"{self.device.name} has no bf16 units (compute {self.device.capability}): bf16 runs slowly there or "
-                f"not at all; fp16 needs as much memory."
+                f"not at all; --fp16 is what it computes in, and takes no more memory."
             )
         if not self.asked_effective_batch:
             sentences.append(usual_total_tokens(self.parameters[0])[2])

@@ -15,6 +15,7 @@ WIDTH = 78
 WIDTHS = {"batch size": 10, "samples/s": 9}
 """Of columns; 8 for a share, 11 for memory."""
 DOUBTFUL_SPREAD = 0.2
+NOT_EVEN_ONE = "not even one sequence stays under the target"
 EXPECTED_PARTS = ("weights", "gradients", "optimizer", "activations")
 
 
@@ -185,16 +186,16 @@ def answer_sentences(report: Report) -> list[str]:
     """What leads to the answer."""
     sentences = []
     if report.evaluation is not None:
-        share = percent(report.share(report.evaluation.trial))
-        label = f", {report.evaluation.trial.source}" if report.ran else ""
-        size = report.evaluation.batch_size
-        sentences.append(f"Evaluation: per_device_eval_batch_size up to {size} ({share}{label}).")
+        trial, size = report.evaluation.trial, report.evaluation.batch_size
+        label = f", {trial.source}" if report.ran else ""
+        largest = f"per_device_eval_batch_size up to {size} ({percent(report.share(trial))}{label})"
+        sentences.append(f"Evaluation: {largest if size else NOT_EVEN_ONE}.")
         if report.evaluation.checked is not None:
             sentences.append("In evaluation: " + checked_sentence(report, report.evaluation.checked))
     if report.generation is not None:
-        trial = report.generation.trial
-        size = report.generation.batch_size
-        sentences.append(f"Generation: up to {size} prompts at once ({percent(report.share(trial))}, {trial.source}).")
+        trial, size = report.generation.trial, report.generation.batch_size
+        largest = f"up to {size} prompts at once ({percent(report.share(trial))}, {trial.source})"
+        sentences.append(f"Generation: {largest if size else NOT_EVEN_ONE}.")
     if report.checked is not None and report.checked.fits:
         sentences.append(checked_sentence(report, report.checked))
     low, high = report.target

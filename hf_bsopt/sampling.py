@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".txt": ("text", {}),
     ".parquet": ("parquet", {}),
 }
+OF_NO_ROWS = ("StopIteration", "corresponds to no data", "at least one example", "No columns to parse")
+"""What the builders of datasets say where there is nothing to build from."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model")
 
 
@@ -97,30 +100,39 @@ def _text(value: Any, column: str) -> str:
 
 def load_rows(dataset: Sequence[str], split: str) -> Dataset:
     """The rows of one split. Raises UsageError where they can't be had."""
-    import datasets
-
     if not dataset:
         raise UsageError("which dataset? For example --dataset train.jsonl")
-    paths = [Path(name) for name in dataset]
     try:
-        with _without_bars():
-            if len(paths) == 1 and paths[0].is_dir():
-                return _of_split(datasets.load_from_disk(str(paths[0])), split)
-            if all(path.is_file() for path in paths):
-                builder, options = _builder(paths)
-                files = [str(path.resolve()) for path in paths]
-                return datasets.load_dataset(builder, data_files=files, split="train", **options)
-            if len(paths) > 1 or paths[0].suffix in BUILDERS:
-                missing = next(path for path in paths if not path.is_file())
-                raise UsageError(f"there is no file {missing}")
-            if not hub_answers():
-                raise UsageError(f"{dataset[0]} is no file and no folder here, and the hub does not answer")
-            return datasets.load_dataset(dataset[0], split=split)
+        rows = _loaded(dataset, split)
     except UsageError:
         raise
     except Exception as error:  # parsers, builders and the hub's client fail each in their own way
-        reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
+        reason = str(error.__cause__ or error).strip().splitlines() or [type(error.__cause__ or error).__name__]
+        if any(word in reason[0] for word in OF_NO_ROWS):
+            raise UsageError(f"{', '.join(dataset)}: there are no rows in it") from error
         raise UsageError(f"{', '.join(dataset)} can't be read as a dataset: {reason[0]}") from error
+    if not len(rows):
+        raise UsageError(f"{', '.join(dataset)}: there are no rows in it")
+    return rows
+
+
+def _loaded(dataset: Sequence[str], split: str) -> Dataset:
+    import datasets
+
+    paths = [Path(name) for name in dataset]
+    with _quietly():
+        if len(paths) == 1 and paths[0].is_dir():
+            return _of_split(datasets.load_from_disk(str(paths[0])), split)
+        if all(path.is_file() for path in paths):
+            builder, options = _builder(paths)
+            files = [str(path.resolve()) for path in paths]
+            return datasets.load_dataset(builder, data_files=files, split="train", **options)
+        if len(paths) > 1 or paths[0].suffix in BUILDERS:
+            missing = next(path for path in paths if not path.is_file())
+            raise UsageError(f"there is no file {missing}")
+        if not hub_answers():
+            raise UsageError(f"{dataset[0]} is no file and no folder here, and the hub does not answer")
+        return datasets.load_dataset(dataset[0], split=split)
 
 
 def _builder(paths: Sequence[Path]) -> tuple[str, dict[str, Any]]:
@@ -142,18 +154,20 @@ def _of_split(loaded: Any, split: str) -> Dataset:
 
 
 @contextlib.contextmanager
-def _without_bars() -> Iterator[None]:
-    """The line of :mod:`progress` is enough."""
-    from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+def _quietly() -> Iterator[None]:
+    """Without bars, for there is a line of :mod:`progress`, and log lines, for there is the error that is raised."""
+    from datasets.utils import logging as its_logging
 
-    was_on = is_progress_bar_enabled()
-    disable_progress_bar()
+    was_on, level = its_logging.is_progress_bar_enabled(), its_logging.get_verbosity()
+    its_logging.disable_progress_bar()
+    its_logging.set_verbosity(logging.CRITICAL)
     try:
         with progress.task("loading the dataset"):
             yield
     finally:
+        its_logging.set_verbosity(level)
         if was_on:
-            enable_progress_bar()
+            its_logging.enable_progress_bar()
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:

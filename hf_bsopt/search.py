@@ -102,13 +102,15 @@ def decide(
     multiple_of: int = MULTIPLE_OF,
     limit: int | None = None,
     limit_bound: Bound = "limit",
+    limit_told: str = "",
     guess: Guess = _no_idea,
 ) -> Decision:
     """The size to train with, the largest that runs at all, and a safe one.
 
     ``total_bytes`` is the device's whole memory, of which ``target`` is a share and which each Trial's ``used_bytes``
-    counts against. ``limit`` is the largest size wanted; ``guess(share)`` says about how many sequences fill a share
-    of the device. Raises NothingFitsError if not even one sequence stays under the target.
+    counts against. ``limit`` is the largest size wanted, ``limit_told`` what it is in words; ``guess(share)``
+    says about how many sequences fill a share of the device. Raises NothingFitsError if not even one sequence stays
+    under the target.
     """
     check_target(target)
     if multiple_of < 1:
@@ -124,7 +126,12 @@ def decide(
     _, safe = under(min(SAFE_UTILISATION, target[1]), limit=size)
     largest = largest_that(lambda n: probe(n).fits, guess=max(guess(1.0), ceiling))
     utilisation = (probe(size).used_bytes or 0) / total_bytes
-    reason, bound = _reason(size, ceiling, limit, target[1], utilisation, multiple_of, limit_bound)
+    if ceiling == limit:
+        within = f"largest multiple of {multiple_of} within" if size < limit else "at"
+        reason, bound = f"{within} {limit_told or f'the {limit_bound} of {limit}'}", limit_bound
+    else:
+        reason, bound = _reason(size, ceiling, target[1], multiple_of)
+    reason = f"{size}: {reason} ({utilisation * 100:.0f} %)"
     return Decision(size, reason, bound, largest, safe or round_down(1, multiple_of))
 
 
@@ -135,17 +142,11 @@ def _step_down(holds: Callable[[int], bool], size: int, multiple_of: int) -> int
     return size
 
 
-def _reason(
-    size: int, ceiling: int, limit: int | None, high: float, utilisation: float, multiple_of: int, limit_bound: Bound
-) -> tuple[str, Bound]:
-    share = f"({utilisation * 100:.0f} %)"
-    if ceiling == limit:
-        of_eight = f"largest multiple of {multiple_of} within" if size < limit else "at"
-        return f"{size}: {of_eight} the {limit_bound} of {limit} {share}", limit_bound
+def _reason(size: int, ceiling: int, high: float, multiple_of: int) -> tuple[str, Bound]:
     if ceiling == LARGEST_TRIED:
-        return f"{size}: no larger size is tried {share}", "limit"
+        return "no larger size is tried", "limit"
     if size % multiple_of == 0 and multiple_of > 1:
         what = f"largest multiple of {multiple_of}"
     else:
         what = "largest size" if multiple_of == 1 else f"largest size, since no multiple of {multiple_of} is"
-    return f"{size}: {what} under {high * 100:.0f} % {share}", "memory"
+    return f"{what} under {high * 100:.0f} %", "memory"

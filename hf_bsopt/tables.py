@@ -157,7 +157,7 @@ def _decided(cell: Cell, predictor: Predictor, target: tuple[float, float], mult
         decision = decide(predictor, total_bytes=total, target=target, multiple_of=multiple_of, guess=predictor.guess)
     except NothingFitsError:
         needed = predictor.unlimited(1) / GIB
-        why = f"one sequence needs {needed:.1f} GiB, {target[1]:.0%} of the GPU are {target[1] * total / GIB:.1f} GiB"
+        why = f"one sequence needs {needed:.2f} GiB, {target[1]:.0%} of the GPU are {target[1] * total / GIB:.2f} GiB"
         return dataclasses.replace(cell, parameters=predictor.parameters[0], why=why)
     return dataclasses.replace(
         cell,

@@ -28,8 +28,9 @@ SHARDING = ("deepspeed", "fsdp")
 MICRO_BATCH = "per_device_train_batch_size"
 
 
-def read_training_arguments(path: Path) -> dict[str, Any]:
+def read_training_arguments(path: Path, accumulation: int | None = None) -> dict[str, Any]:
     """The command line's values that this file means; the effective batch of one GPU that it asks for is kept.
+    ``accumulation``: in place of the file's.
 
     JSON as ``TrainingArguments.to_json_string`` writes it, or YAML. Raises UsageError for anything else.
     """
@@ -43,6 +44,8 @@ def read_training_arguments(path: Path) -> dict[str, Any]:
     for name in (*SAME_NAME, *OTHER_NAME, MICRO_BATCH):
         if name in values:
             _check(path, name, values[name])
+    if accumulation is not None:
+        values["gradient_accumulation_steps"] = accumulation
     found: dict[str, Any] = {name: values[name] for name in SAME_NAME if name in values}
     found |= {ours: values[theirs] for theirs, ours in OTHER_NAME.items() if theirs in values}
     if not found.get("fp16") and not found.get("bf16"):

@@ -53,6 +53,14 @@ class Wishes:
             return share, "dataset size"
         return self.batch_size, "limit"
 
+    @property
+    def limit_told(self) -> str:
+        """The limit in words, where it is one."""
+        size, bound = self.limit
+        if bound == "dataset size" and self.processes > 1:
+            return f"a process's share of the dataset, {size} of {self.dataset_size}"
+        return f"the {bound} of {size}"
+
 
 USUAL = Wishes()
 """Where nothing is asked for."""

@@ -327,6 +327,8 @@ def describe(
         raise UsageError("4-bit weights can't be trained themselves: add adapters, such as --lora_r 16")
     if num_labels is not None and num_labels < 1:
         raise UsageError(f"num_labels is at least 1, not {num_labels}")
+    if num_labels is not None and task not in DEFAULT_LABELS:
+        raise UsageError(f"num_labels are those of a classification, and the task is {task}")
     labels = num_labels or DEFAULT_LABELS.get(task)
     if labels is not None:
         config.num_labels = labels

@@ -147,6 +147,8 @@ def test_poor_divisor_is_told_with_both_effective_batches() -> None:
     assert "97" in advice
     assert "96 sequences (49,152 tokens): micro-batch 48 × accumulation 2." in advice
     assert "Accumulation 97 is slow" in slow
+    assert "a larger divisor" in slow
+    assert "max_length" not in slow  # room is not what is wanting
 
 
 def test_poor_divisor_also_names_the_nearest_batch_that_uses_the_largest() -> None:

@@ -72,6 +72,28 @@ def test_several_lengths_give_a_report_each(capsys: Capture, tmp_path: Path) -> 
     assert sizes[0] > sizes[1]
 
 
+def test_a_length_that_does_not_fit_keeps_no_other_from_its_answer(capsys: Capture, tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    flags = ["--model", "bert-mini", "--gpu", "1GiB", "--device", "predict", "--target", "0", "0.62"]
+    flags += ["--evaluation", "False", "--advise", "False", "--json", str(path)]
+    assert main([*flags, "--max_length", "512", "16"]) == NOTHING_FITS
+    streams = capsys.readouterr()
+    assert "one sequence of 512 tokens" in streams.err
+    assert streams.out.count("OPTIMAL BATCH SIZE") == 1
+    written = json.loads(path.read_text())
+    assert [each["workload"]["max_length"] for each in written["reports"]] == [16]
+    assert "512 tokens" in written["nothing_fits"][0]
+
+
+def test_quietly_nothing_but_the_answer_is_on_standard_output(capsys: Capture) -> None:
+    flags = ["--model", "bert-mini", "--gpu", "1GiB", "--device", "predict", "--target", "0", "0.5", "--quiet"]
+    assert main(flags) == NOTHING_FITS
+    streams = capsys.readouterr()
+    assert streams.out == ""
+    assert streams.err.startswith("❌ not even one sequence")
+    assert "Ways out" not in streams.err
+
+
 def test_a_size_that_does_not_fit_is_answered_with_exit_code_1(capsys: Capture) -> None:
     assert main([*MINI, "--check", "1000000"]) == NOTHING_FITS
     assert "does not fit" in capsys.readouterr().out.strip().splitlines()[-1]
@@ -85,7 +107,7 @@ def test_a_size_that_fits_is_answered_with_how_full_it_is(capsys: Capture) -> No
 def test_nothing_fits_is_exit_code_1_with_the_memory_needed(capsys: Capture) -> None:
     flags = ["--model", "bert-tiny", "--gpu", "1GiB", "--device", "predict", "--max_length", "32"]
     assert main([*flags, "--target", "0", "0.43", "--advise", "False"]) == NOTHING_FITS
-    assert "GiB of 1.0 GiB" in capsys.readouterr().err
+    assert "GiB of 1.00 GiB" in capsys.readouterr().err
 
 
 def test_an_effective_batch_that_cannot_be_shared_gets_the_nearest(capsys: Capture) -> None:
@@ -139,6 +161,15 @@ def test_bf16_on_a_t4_is_a_warning(capsys: Capture) -> None:
         (["--model", "bert-mini", "--use_liger_kernel"], "Liger"),
         (["--model", "bert-mini", "--json", "/no/such/folder/x.json"], "no folder"),
         (["--model", "bert-mini", "--training_args", "/no/such/file.json"], "no such file"),
+        (["--model", "bert-mini", "--no_cache", "--trust_cache"], "contradict"),
+        (["--model", "bert-mini", "--evaluation", "False", "--per_device_eval_batch_size", "8"], "--evaluation False"),
+        (["--model", "bert-mini", "--quiet", "--advise"], "--json"),
+        (["--model", "bert-mini", "--text_column", "words"], "--dataset"),
+        (["--model", "bert-mini", "--split", "test"], "--dataset"),
+        (["--model", "bert-mini", "--sample", "3"], "--dataset"),
+        (["--model", "gpt2", "--num_labels", "7"], "causal-lm"),
+        (["--model", "bert-mini", "--json", "a.out", "--html", "./a.out"], "one file"),
+        (["--model", "bert-mini", "--patch", "/no/such/train.py"], "no such file"),
         (["bert-mini"], "--model"),
         ([], "--model"),
     ],
@@ -191,6 +222,38 @@ def test_saved_training_arguments_are_the_defaults_and_flags_go_before(tmp_path:
     assert (read.effective_batch_size, read.learning_rate) == (32, 3e-5)
     assert parse(["--model", "x", "--training_args", str(path), "--optim", "sgd"]).optimizer == "sgd"
     assert parse(["--model", "x", "--training_args", str(path), "--fp16"]).precision == "fp16"
+
+
+@pytest.mark.parametrize(
+    ("flags", "effective", "tokens", "precision"),
+    [
+        ([], 64, None, "bf16"),
+        (["--total_tokens", "4096"], None, 4096, "bf16"),
+        (["--effective_batch_size", "8"], 8, None, "bf16"),
+        (["--gradient_accumulation_steps", "2"], 32, None, "bf16"),
+        (["--gradient_accumulation_steps=1"], 16, None, "bf16"),
+        (["--fp16", "False"], 64, None, "bf16"),
+        (["--bf16", "False"], 64, None, "fp32"),
+        (["--precision", "fp16"], 64, None, "fp16"),
+    ],
+)
+def test_one_thing_under_two_names_is_given_by_either(
+    flags: list[str], effective: int | None, tokens: int | None, precision: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "args.json"
+    path.write_text('{"per_device_train_batch_size": 16, "gradient_accumulation_steps": 4, "bf16": true}')
+    read = parse(["--model", "x", "--training_args", str(path), *flags])
+    assert (read.effective_batch_size, read.total_tokens, read.precision) == (effective, tokens, precision)
+    assert read.gradient_accumulation_steps == 1
+
+
+def test_an_effective_batch_of_the_flags_leaves_no_accumulation_of_the_files(tmp_path: Path) -> None:
+    path = tmp_path / "args.json"
+    path.write_text('{"gradient_accumulation_steps": 4, "fp16": true}')
+    command = ["--model", "x", "--training_args", str(path)]
+    assert parse(command).gradient_accumulation_steps == 4
+    read = parse([*command, "--effective_batch_size", "64"])
+    assert (read.effective_batch_size, read.gradient_accumulation_steps) == (64, 1)
 
 
 @pytest.mark.parametrize(
@@ -263,6 +326,19 @@ def test_the_answer_is_written_where_it_stands_in_a_script(tmp_path: Path, capsy
     assert script.read_text() == SCRIPT
     assert cli.main([*ASKED, "--batch_size", "64", "--patch", str(script)]) == cli.FOUND
     assert script.read_text() == SCRIPT.replace("16", "64")
+
+
+def test_whether_it_can_be_written_is_known_before_anything_is_searched(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "_run", lambda *_: pytest.fail("it was searched"))
+    script = tmp_path / "train.py"
+    script.write_text("print('no size in here')\n")
+    assert cli.main([*ASKED, "--patch", str(script)]) == cli.USAGE
+    script.write_text(SCRIPT)
+    assert cli.main([*ASKED, "--patch", str(script), "--key", "every=8"]) == cli.USAGE
+    assert cli.main([*ASKED, "--patch", str(script), "--json", f"{tmp_path}/../{tmp_path.name}/train.py"]) == cli.USAGE
+    assert script.read_text() == SCRIPT
 
 
 @pytest.mark.parametrize("wrong", [["--dry_run"], ["--key", "bs"], ["--patch", "a.py", "--max_length", "32", "64"]])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
 from huggingface_hub import constants
 from transformers import AutoConfig, BertConfig, LlamaConfig, RobertaConfig, T5Config, ViTConfig
@@ -20,6 +21,7 @@ from hf_bsopt import catalog, configurations
 from hf_bsopt.configurations import (
     AUTO_CLASSES,
     MAPPINGS,
+    OFFSET_POSITIONS,
     check_head,
     default_task,
     load_config,
@@ -294,6 +296,43 @@ def test_a_head_that_the_architecture_lacks_is_refused_with_those_it_has() -> No
 )
 def test_the_longest_input_is_known(config: Any, limit: int | None) -> None:
     assert position_limit(config) == limit
+
+
+SMALL = {
+    "vocab_size": 20,
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "intermediate_size": 8,
+    "max_position_embeddings": 12,
+}
+OWN: dict[str, dict[str, Any]] = {
+    "esm": {"position_embedding_type": "absolute", "mask_token_id": 2, "pad_token_id": 1},
+    "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
+}
+
+
+@pytest.mark.parametrize("kind", sorted({*OFFSET_POSITIONS} - {"layoutlmv3", "lilt", "longformer", "markuplm"}))
+def test_one_token_more_than_the_longest_input_is_one_too_many(kind: str) -> None:
+    """For those that take nothing but tokens, and do not pad them to a window."""
+    config = transformers.AutoConfig.for_model(kind, **{**SMALL, **OWN.get(kind, {})})
+    model = transformers.AutoModel.from_config(config).eval()
+    longest = position_limit(config)
+    assert longest == 10
+    model(input_ids=torch.full((1, longest), 5))
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=torch.full((1, longest + 1), 5))
+
+
+def test_rotary_positions_have_no_limit() -> None:
+    assert position_limit(transformers.EsmConfig(position_embedding_type="rotary", max_position_embeddings=12)) is None
+
+
+def test_an_unknown_architecture_is_told_with_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "berrt"}')
+    with pytest.raises(UsageError, match="no model_type 'berrt'; the nearest is") as caught:
+        load_config(str(tmp_path))
+    assert len(str(caught.value)) < 300 + len(str(tmp_path))
 
 
 def test_deberta_has_no_sdpa_and_bert_has() -> None:

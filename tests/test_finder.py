@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -111,8 +112,32 @@ def test_flash_attention_needs_no_more_than_sdpa_with_a_mask() -> None:
     assert (flash.used_bytes or 0) <= (sdpa.used_bytes or 0)
 
 
+def test_an_effective_batch_that_leaves_room_unused_is_told_with_a_better_one() -> None:
+    found = find(effective_batch_size=1009)
+    assert found.batch_size == 1
+    assert any("The nearest better effective batch is" in sentence for sentence in found.advice)
+    assert any("an effective batch with a larger divisor" in sentence for sentence in found.advice)
+
+
+def test_what_the_processes_share_is_told() -> None:
+    whole = find(dataset_size=100, num_processes=4, batch_size=50)
+    assert "within a process's share of the dataset, 25 of 100" in whole.decision.reason
+    shared = find(effective_batch_size=96, num_processes=2)
+    assert "48: all of a process's 48 of the effective batch of 96" in shared.decision.reason
+    parts = find(effective_batch_size=4096, num_processes=2)
+    assert "largest divisor of a process's 2048 of the effective batch of 4096" in parts.decision.reason
+
+
+def test_an_evaluation_of_which_not_even_one_sequence_fits_is_told() -> None:
+    found = find(evaluation=True, target=(0.0, 0.9), check_evaluation=1_000_000)
+    assert found.evaluation is not None
+    assert found.evaluation.batch_size > 0
+    none = dataclasses.replace(found, evaluation=dataclasses.replace(found.evaluation, batch_size=0))
+    assert "Evaluation: not even one sequence stays under the target." in str(none)
+
+
 def test_nothing_fits_names_what_it_would_need() -> None:
-    with pytest.raises(NothingFitsError, match=r"needs \d+\.\d GiB"):
+    with pytest.raises(NothingFitsError, match=r"needs \d+\.\d\d GiB"):
         find_batch_size("bert-base", gpu="1GiB", max_length=512)
 
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from hf_bsopt import sampling
 from hf_bsopt.cli import FOUND, USAGE, main
+from hf_bsopt.dataset_lengths import dataset_lengths
 from hf_bsopt.errors import UsageError
 from hf_bsopt.lengths import Cost, Lengths, advice, candidates, costs
 from hf_bsopt.sampling import draw_sample, load_rows, load_tokenizer
@@ -173,6 +174,33 @@ def test_a_saved_dataset_is_read_by_its_split(tmp_path: Path, tokenizer: str) ->
     assert draw_sample([str(tmp_path / "saved")], tokenizer, split="test").rows == 1
     with pytest.raises(UsageError, match="train, test"):
         load_rows([str(tmp_path / "saved")], "validation")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.jsonl", ""), ("a.json", "[]"), ("a.csv", "text\n"), ("b.csv", ""), ("a.txt", "")],
+)
+def test_a_dataset_without_rows_is_told_in_words(
+    name: str, content: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UsageError, match="no rows in it"):
+        load_rows([str(tmp_path / name)], "train")
+    assert capfd.readouterr().err == ""
+
+
+def test_the_tokenizer_is_that_of_the_model_by_its_whole_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def load(name: str) -> None:
+        asked.append(name)
+        raise UsageError("there is none")
+
+    monkeypatch.setattr(sampling, "load_tokenizer", load)
+    for model in ("biobert", "dmis-lab/biobert-v1.1"):
+        with pytest.raises(UsageError, match="there is none"):
+            dataset_lengths(model, ["train.jsonl"])
+    assert asked == ["dmis-lab/biobert-v1.1"] * 2
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,7 @@ def test_a_generation_has_a_largest_batch_of_its_own() -> None:
         max_length=16,
         generate=4,
         device="cpu",
-        memory="900MiB",
+        memory="800MiB",
         batch_size=1,
         evaluation=False,
         cache=False,

@@ -154,7 +154,7 @@ def apply(report: Report, trainer: Trainer, sizing: Sizing = Sizing()) -> None:
     """Sets what the report says."""
     args, plan = trainer.args, report.plan
     set_size(trainer, plan.micro_batch, plan.accumulation, cast("TrainerWorkload", report.workload))
-    if report.evaluation is not None and trainer.eval_dataset is not None:
+    if report.evaluation is not None and report.evaluation.batch_size and trainer.eval_dataset is not None:
         asked, found = args.per_device_eval_batch_size, report.evaluation.batch_size
         was_run = report.evaluation.trial.source != "predicted"
         args.per_device_eval_batch_size = found if was_run else min(asked, found)

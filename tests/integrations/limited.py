@@ -16,7 +16,7 @@ from hf_bsopt import BatchSizeCallback
 from hf_bsopt.catalog import memory_size
 from hf_bsopt.probing.host_memory import limit_this_process
 
-ASKED, STEPS, LENGTH = 256, 2, 128
+ASKED, STEPS, LENGTH = 192, 2, 128
 MODEL = {"hidden_size": 128, "num_hidden_layers": 1, "intermediate_size": 512}
 
 
