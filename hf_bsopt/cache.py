@@ -108,7 +108,7 @@ def _user_cache() -> str:
 
 
 def _canonical(key: Mapping[str, Any]) -> str:
-    return json.dumps(dict(key), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return json.dumps(dict(key), sort_keys=True, separators=(",", ":"))
 
 
 def _read(text: str, question: str) -> Recalled:

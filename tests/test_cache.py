@@ -78,6 +78,14 @@ def test_the_last_answer_is_the_one_that_is_known(answers: AnswerCache) -> None:
 # ---- keys
 
 
+def test_a_configuration_may_hold_an_infinity(answers: AnswerCache) -> None:
+    """Mamba2's time_step_limit ends in one."""
+    key = {**KEY, "time_step_limit": [0.0, float("inf")]}
+    answers.keep(key, TRIALS, 1, True)
+    assert answers.recall(key) is not None
+    assert answers.recall({**key, "time_step_limit": [0.0, 1.0]}) is None
+
+
 @pytest.mark.parametrize(
     "other",
     [

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import nn
 
+SHARDING = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "TP")
+"""Of accelerate's DistributedType."""
+
 
 @overload
 def find_executable_batch_size(
@@ -108,6 +111,11 @@ def find_batch_size(
     """
     if "_original_forward" in vars(model) or isinstance(model, _wrappers()):
         raise UsageError("the model is prepared already: find its batch size before accelerator.prepare(model)")
+    if accelerator.distributed_type.value in SHARDING:
+        raise UsageError(
+            f"{accelerator.distributed_type.value} does not hold a whole model on each GPU, and what it holds is not "
+            f"predicted yet: one GPU and DistributedDataParallel are supported"
+        )
 
     def searched(limit: int | None) -> Report:
         with first_of_its_kind(accelerator.device):

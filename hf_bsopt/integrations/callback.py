@@ -21,6 +21,7 @@ from typing import Any
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from ..agreement import exchange
 from ..batch_plan import LearningRateScaling
 from ..errors import UsageError
 from ..proof import MAX_ATTEMPTS
@@ -35,6 +36,7 @@ from .untouched import same_random_numbers
 
 logger = logging.getLogger(__name__)
 SHADOWED = "get_train_dataloader"
+NOTHING_KEPT = "no BatchSizeCallback was there"
 
 
 class BatchSizeCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
@@ -158,22 +160,31 @@ class BatchSizeCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     def size(self, trainer: Trainer, checkpoint: str | None) -> None:
         """Finds and sets it, or takes that of ``checkpoint``."""
         self._trainer = weakref.ref(trainer)  # a copy of the one that it was made in, maybe
-        here = Remembered.of(trainer)
-        before = None if checkpoint is None else remembered_in(Path(checkpoint))
-        if before is not None and before.suits(here):
+        before = None if checkpoint is None else self._remembered_in(Path(checkpoint), trainer)
+        if before is not None:
             with same_random_numbers():
                 workload = trainer_workload(trainer, self.sizing.max_length)
                 set_size(trainer, before.micro_batch, before.accumulation, workload)
-            self.remembered = Remembered.of(trainer).to_dict()
+            self.remembered = Remembered.of(trainer, self._arguments).to_dict()
             logger.info("batch size %d of the checkpoint: it was found on the same device", before.micro_batch)
             return
-        if before is not None:
-            logger.warning("the checkpoint's batch size is not taken: %s", before.difference(here))
         self.report = report_of(trainer, self.sizing)
         apply(self.report, trainer, self.sizing)
-        self.remembered = Remembered.of(trainer).to_dict()
+        self.remembered = Remembered.of(trainer, self._arguments).to_dict()
         if trainer.is_world_process_zero():
             print(f"BatchSizeCallback: {told(self.report)}", file=sys.stderr)
+
+    def _remembered_in(self, checkpoint: Path, trainer: Trainer) -> Remembered | None:
+        """What every rank can take from there; None where one has to search, and so all do."""
+        before, why = remembered_in(checkpoint), NOTHING_KEPT
+        if before is not None:
+            asked = None if self.sizing.fill else self.sizing.effective_batch_size or effective_batch(trainer)
+            why = before.difference(Remembered.of(trainer, self._arguments), asked)
+        told_by_all = exchange(why, timeout_seconds=self.sizing.probe_timeout)
+        reason = next((word for word in told_by_all if word), "")
+        if reason not in ("", NOTHING_KEPT):
+            logger.warning("the checkpoint's batch size is not taken: %s", reason)
+        return None if reason else before
 
     def _its(self) -> Trainer | None:
         return None if self._trainer is None else self._trainer()
@@ -193,12 +204,17 @@ class _Shadow:
         vars(trainer).pop(SHADOWED, None)
         if self.before is not None:
             vars(trainer)[SHADOWED] = self.before
-        if not trainer.is_in_train:  # somebody wants to know how many batches there are
-            loader = trainer.get_train_dataloader()
-            vars(trainer)[SHADOWED] = self
-            return loader
-        self.callback.size(trainer, _checkpoint_of(trainer))
-        return trainer.get_train_dataloader()
+        is_over = False
+        try:
+            if not any(callback is self.callback for callback in trainer.callback_handler.callbacks):
+                is_over = True  # it was removed
+            elif trainer.is_in_train:  # else somebody wants to know how many batches there are
+                self.callback.size(trainer, _checkpoint_of(trainer))
+                is_over = True
+            return trainer.get_train_dataloader()
+        finally:
+            if not is_over:  # or it failed, and the next train() may find it mended
+                vars(trainer)[SHADOWED] = self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Shadow:
         """That of a trainer's copy sizes the copy, which is in ``memo`` by now."""

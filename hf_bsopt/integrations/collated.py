@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +17,8 @@ if TYPE_CHECKING:
 SIZES = (2, 3)
 """From batches of these the shapes of all others follow."""
 VERIFIED_SIZE = 5
+WITHIN = ("data_collator", "collate_fn", "collator")
+"""Where a collator keeps another one; Trainer's own, which removes columns, calls it by the first."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,29 @@ def moved(batch: Any, device: str) -> Any:
     if isinstance(batch, Mapping):
         return {name: moved(part, device) for name, part in batch.items()}
     return batch.to(device) if is_tensor(batch) else batch
+
+
+def with_own_generators(collate: Callable[..., Any]) -> Callable[..., Any]:
+    """A copy of a collator, and of the one within it, that draws from generators of its own: those that it holds go on
+    as if it had not been called. What is no object with attributes is taken as it is.
+    """
+    import numpy
+    import torch
+
+    if not hasattr(collate, "__dict__") or inspect.isroutine(collate) or isinstance(collate, torch.nn.Module):
+        return collate
+    try:
+        copied = copy.copy(collate)
+    except Exception:  # it has its reasons
+        return collate
+    for name, value in vars(collate).items():
+        if isinstance(value, torch.Generator):
+            vars(copied)[name] = value.clone_state()
+        elif isinstance(value, (random.Random, numpy.random.Generator, numpy.random.RandomState)):
+            vars(copied)[name] = copy.deepcopy(value)
+        elif name in WITHIN and callable(value):
+            vars(copied)[name] = with_own_generators(value)
+    return copied
 
 
 def is_tensor(value: object) -> bool:

@@ -10,6 +10,7 @@ must not bring that: then Trainer is told, by ``model_accepts_loss_kwargs = Fals
 from __future__ import annotations
 
 import dis
+import functools
 import inspect
 import logging
 from collections.abc import Callable, Mapping
@@ -83,7 +84,7 @@ def never_names_item_count(function: Callable[..., Any]) -> bool:
     """Whether a ``compute_loss`` leaves the count alone, by its code: neither it nor the keywords that it may be among
     are named there. A subclass's own is not run to find out, since it may keep what it is given.
     """
-    code = getattr(inspect.unwrap(function), "__code__", None)
+    code = getattr(_written(function), "__code__", None)
     if code is None:
         return False
     names = _keywords(code) | {ITEM_COUNT}
@@ -92,6 +93,17 @@ def never_names_item_count(function: Callable[..., Any]) -> bool:
         parts += [constant for constant in part.co_consts if isinstance(constant, CodeType)]
     read = {line.argval for part in parts for line in dis.get_instructions(part) if line.opname.startswith("LOAD_")}
     return not names & {name for entry in read for name in (entry if isinstance(entry, tuple) else (entry,))}
+
+
+def _written(function: Any) -> Any:
+    """What was written in Python behind a partial, a wrapper, or an object that is called like a function."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    function = inspect.unwrap(function)
+    if inspect.isroutine(function) or inspect.isclass(function):
+        return function
+    kind = type(function)
+    return inspect.unwrap(kind.forward if isinstance(function, nn.Module) else kind.__call__)
 
 
 def _keywords(code: CodeType) -> set[str]:

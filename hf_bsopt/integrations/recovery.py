@@ -98,6 +98,9 @@ class Recovery:
                 f"{_saved(trainer)} Begin again from there with a smaller per_device_train_batch_size and as much more "
                 f"accumulation"
             ) from error
+        if not _can_be_split(inputs):
+            error.add_note("it can't be done again in parts: its tensors have different first dimensions")
+            raise error
         if _batch_size(inputs) <= self.parts:
             error.add_note(
                 "not even one sequence at a time fits: a shorter max_length, activation checkpointing or LoRA"
@@ -141,8 +144,9 @@ class Recovery:
         losses = []
         try:
             for part, share in zip(parts, shares, strict=True):
-                if share:
-                    trainer.current_gradient_accumulation_steps = steps / share
+                if not share:  # without a label there is no mean
+                    continue
+                trainer.current_gradient_accumulation_steps = steps / share
                 losses.append(self._step(model, part, items))
         finally:
             for name in DIVIDING:
@@ -166,6 +170,16 @@ def _batch_size(inputs: Any) -> int:
     from accelerate.utils import find_batch_size
 
     return int(find_batch_size(inputs) or 1)
+
+
+def _can_be_split(inputs: Any) -> bool:
+    """Whether every tensor holds one thing for each sequence, or the same for all."""
+    import torch
+    from torch.utils._pytree import tree_leaves
+
+    shared = (1, _batch_size(inputs))
+    tensors = [leaf for leaf in tree_leaves(dict(inputs)) if isinstance(leaf, torch.Tensor)]
+    return all(not tensor.dim() or tensor.size(0) in shared for tensor in tensors)
 
 
 def _split(inputs: Any, count: int) -> list[Any]:

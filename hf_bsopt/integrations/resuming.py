@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,22 +15,28 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
 CALLBACK = "BatchSizeCallback"
+DECIDING = ("gpu", "device", "memory", "target", "multiple_of", "batch_size")
+"""Options that decide about the size, beside the effective batch."""
 
 
 @dataclass(frozen=True)
 class Remembered:
-    """device: its name and memory. micro_batch × accumulation × processes is the effective batch."""
+    """device: its name and memory. micro_batch × accumulation × processes is the effective batch. options: of the
+    callback, as far as they decide about the size.
+    """
 
     device: str
     micro_batch: int
     accumulation: int
     processes: int
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, trainer: Trainer) -> Remembered:
+    def of(cls, trainer: Trainer, options: Mapping[str, Any]) -> Remembered:
         """As the trainer is set now."""
         args = trainer.args
         return cls(
+            options={name: options[name] for name in DECIDING},
             device=device_name(args.device),
             micro_batch=args.per_device_train_batch_size,
             accumulation=args.gradient_accumulation_steps,
@@ -40,25 +47,27 @@ class Remembered:
     def effective_batch(self) -> int:
         return self.micro_batch * self.accumulation * self.processes
 
-    def suits(self, here: Remembered) -> bool:
-        """Whether the size can be taken as it is, where the training asks for ``here``."""
-        return not self.difference(here)
-
-    def difference(self, here: Remembered) -> str:
-        """Why it can't, in words; empty where it can."""
+    def difference(self, here: Remembered, effective_batch: int | None) -> str:
+        """Why the size can't be taken as it is, where the training asks for ``here``; empty where it can.
+        ``effective_batch``: that is asked for; None where any will do.
+        """
         if self.device != here.device:
             return f"it was found on {self.device}, and this is {here.device}"
         if self.processes != here.processes:
             return f"it trained on {self.processes} devices, and these are {here.processes}"
-        if self.effective_batch != here.effective_batch:
+        for name, value in here.options.items():
+            if json.dumps(self.options.get(name)) != json.dumps(value):
+                return f"it was found with {name}={self.options.get(name)}, and here it is {value}"
+        if effective_batch not in (None, self.effective_batch):
             return (
-                f"its effective batch was {self.effective_batch}, and the arguments ask for {here.effective_batch}; "
+                f"its effective batch was {self.effective_batch}, and {effective_batch} is asked for now; "
                 f"steps that were counted with one are skipped with the other"
             )
         return ""
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """But for the options, which are kept beside it."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "options"}
 
 
 def remembered_in(checkpoint: Path) -> Remembered | None:
@@ -67,7 +76,8 @@ def remembered_in(checkpoint: Path) -> Remembered | None:
     """
     try:
         state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-        kept = state["stateful_callbacks"][CALLBACK]["attributes"]["remembered"]
-        return None if kept is None else Remembered(**kept)
+        callback = state["stateful_callbacks"][CALLBACK]
+        kept = callback["attributes"]["remembered"]
+        return None if kept is None else Remembered(**kept, options=callback["args"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+from ..agreement import exchange
 from ..answering import answered, check_precision, started
 from ..batch_plan import LearningRateScaling
 from ..device_choice import Choice, choose_device
@@ -19,7 +20,7 @@ from ..errors import UsageError
 from ..probing.prober import TIMEOUT_SECONDS
 from ..proof import MAX_ATTEMPTS
 from ..records import GpuSpec
-from ..report import Report
+from ..report import PhaseAnswer, Report
 from ..search import MULTIPLE_OF, TARGET
 from ..wishes import Wishes
 from .loss_scale import divide, is_divided, is_mean_of_micro_batch
@@ -154,10 +155,9 @@ def apply(report: Report, trainer: Trainer, sizing: Sizing = Sizing()) -> None:
     """Sets what the report says."""
     args, plan = trainer.args, report.plan
     set_size(trainer, plan.micro_batch, plan.accumulation, cast("TrainerWorkload", report.workload))
-    if report.evaluation is not None and report.evaluation.batch_size and trainer.eval_dataset is not None:
-        asked, found = args.per_device_eval_batch_size, report.evaluation.batch_size
-        was_run = report.evaluation.trial.source != "predicted"
-        args.per_device_eval_batch_size = found if was_run else min(asked, found)
+    if trainer.eval_dataset is not None:
+        asked = args.per_device_eval_batch_size
+        args.per_device_eval_batch_size = _agreed_evaluation(report.evaluation, asked, sizing.probe_timeout)
     if not sizing.changes_effective_batch or plan.learning_rate is None:
         return
     if trainer.optimizer is None:
@@ -170,6 +170,17 @@ def apply(report: Report, trainer: Trainer, sizing: Sizing = Sizing()) -> None:
             plan.learning_rate,
             args.learning_rate,
         )
+
+
+def _agreed_evaluation(answer: PhaseAnswer | None, asked: int, timeout_seconds: float) -> int:
+    """The same on every rank, since what they compute is gathered: the smallest. That is at most what was asked for
+    where nothing larger was run.
+    """
+    size = asked
+    if answer is not None and answer.batch_size:
+        was_run = answer.trial.source != "predicted"
+        size = answer.batch_size if was_run else min(asked, answer.batch_size)
+    return min(int(word) for word in exchange(str(size), timeout_seconds=timeout_seconds))
 
 
 def set_size(trainer: Trainer, micro_batch: int, accumulation: int, workload: TrainerWorkload) -> None:
@@ -205,6 +216,21 @@ def check(trainer: Trainer) -> None:
             f"{name} shards what each GPU holds, which is not predicted yet: one GPU, DataParallel and "
             f"DistributedDataParallel (accelerate launch without {name}) are supported; with {name} set "
             f"per_device_train_batch_size by hand"
+        )
+    if getattr(trainer, "hp_search_backend", None) is not None:
+        raise UsageError(
+            "hyperparameter_search trains many times, each time with other arguments: call find_batch_size(trainer) "
+            "before it, without a BatchSizeCallback, and leave the batch size out of what is searched"
+        )
+    if len({str(place) for place in (getattr(trainer.model, "hf_device_map", None) or {}).values()}) > 1:
+        raise UsageError(
+            "the model is spread over several devices (device_map): how full each one is can't be predicted yet; load "
+            "it whole, or in 4 bits, on one"
+        )
+    if getattr(args, "train_sampling_strategy", "") == "batch_rebalance":
+        raise UsageError(
+            'train_sampling_strategy="batch_rebalance" makes batches of other sizes than the one that is asked for: '
+            '"group_by_length" keeps it'
         )
     if args.use_liger_kernel or args.torch_compile:
         name = "use_liger_kernel" if args.use_liger_kernel else "torch_compile"

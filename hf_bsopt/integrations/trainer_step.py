@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import UsageError
 from ..meta import on_meta
@@ -22,6 +22,8 @@ LIBRARIES = ("torch.", "transformers.", "peft.", "accelerate.", "bitsandbytes.")
 
 def copy_on_meta(module: nn.Module) -> Any:
     """Without the wrapped forward of an earlier training, and without what only looks at one."""
+    from accelerate.hooks import remove_hook_from_submodules
+
     try:
         model: Any = on_meta(module)
     except TypeError as error:  # pickle's and copy's own, for a lock, a file, a connection
@@ -31,6 +33,7 @@ def copy_on_meta(module: nn.Module) -> Any:
         ) from error
     if "_original_forward" in vars(model):  # Accelerator.prepare_model
         del model._original_forward, model.forward
+    remove_hook_from_submodules(model)  # accelerate's, which move tensors to the device of a device_map
     _remove_own_hooks(model)
     return model
 
@@ -48,12 +51,14 @@ def _remove_own_hooks(model: nn.Module) -> None:
 
 
 def precision_of(trainer: Trainer) -> Precision:
+    """By accelerate, which may have been told by its launcher where the arguments say nothing."""
     import torch
 
-    if trainer.args.fp16:
-        return "fp16"
-    if trainer.args.bf16:
-        return "bf16"
+    mixed = trainer.accelerator.mixed_precision
+    if mixed in ("fp16", "bf16"):
+        return cast("Precision", mixed)
+    if mixed != "no":
+        raise UsageError(f"mixed precision in {mixed} can't be predicted; fp16 and bf16 can")
     types = {parameter.dtype for parameter in trainer.model.parameters() if parameter.is_floating_point()}
     halves: dict[torch.dtype, Precision] = {torch.float16: "fp16-weights", torch.bfloat16: "bf16-weights"}
     return halves.get(types.pop(), "fp32") if len(types) == 1 else "fp32"

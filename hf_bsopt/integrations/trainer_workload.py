@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from ..errors import UsageError
 from ..module_workload import ModuleWorkload
 from ..step_settings import OwnParts, StepSettings
-from .collated import Shape, is_in_one_row, is_tensor, made, moved, shapes_of
+from .collated import Shape, is_in_one_row, is_tensor, made, moved, shapes_of, with_own_generators
 from .trainer_step import (
     checkpoint_kwargs_of,
     copy_on_meta,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 WELL_KNOWN = ("transformers.", "peft.")
 """Modules of models whose memory grows as it should; a container of torch's may hold anything."""
+KEPT_DATALOADERS = "_eval_dataloaders"
 TASKS = {
     "ForSequenceClassification": (),
     "ForMultipleChoice": (),
@@ -133,7 +135,7 @@ def _worst_of(trainer: Trainer, make_dataloader: Callable[[], Any]) -> WorstCase
     before = len(dataloaders)
     loader = make_dataloader()
     del dataloaders[before:]
-    return worst_case(loader.dataset, loader.collate_fn)
+    return worst_case(loader.dataset, with_own_generators(loader.collate_fn))
 
 
 def _worst_evaluation(trainer: Trainer) -> WorstCase | None:
@@ -141,10 +143,25 @@ def _worst_evaluation(trainer: Trainer) -> WorstCase | None:
     given = trainer.eval_dataset
     datasets = [*given.values()] if isinstance(given, dict) else [given]
     known = [dataset for dataset in datasets if dataset is not None and _has_length(dataset) and len(dataset)]
-    worst = [_worst_of(trainer, functools.partial(trainer.get_eval_dataloader, dataset)) for dataset in known]
+    worst = []
+    for dataset in known:
+        with _without_kept_dataloaders(trainer):
+            worst.append(_worst_of(trainer, functools.partial(trainer.get_eval_dataloader, dataset)))
     if not worst:
         return None
     return replace(max(worst, key=lambda case: case.length), total=max(case.total for case in worst))
+
+
+@contextlib.contextmanager
+def _without_kept_dataloaders(trainer: Trainer) -> Iterator[None]:
+    """With persistent workers Trainer keeps those of evaluations, by a name that several datasets share."""
+    kept = vars(trainer).pop(KEPT_DATALOADERS, None)
+    try:
+        yield
+    finally:
+        vars(trainer).pop(KEPT_DATALOADERS, None)
+        if kept is not None:
+            vars(trainer)[KEPT_DATALOADERS] = kept
 
 
 def _check_takes_tokens(model: nn.Module) -> None:

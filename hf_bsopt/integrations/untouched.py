@@ -68,7 +68,9 @@ def off_the_card(model: nn.Module, device: torch.device) -> Iterator[None]:
     import torch
 
     tensors = [*model.parameters(), *model.buffers()]
-    is_movable = all(tensor.device == device for tensor in tensors) and not _is_quantized(model)
+    is_whole = all(tensor.device == device for tensor in tensors)
+    is_placed = any(hasattr(module, "_hf_hook") for module in model.modules())  # by accelerate, which moves it itself
+    is_movable = is_whole and not is_placed and not _is_quantized(model)
     if device.type != "cuda" or not is_movable:
         yield
         return

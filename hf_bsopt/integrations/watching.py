@@ -25,6 +25,7 @@ from .gauges import Gauge, gauge
 from .shortage import Shortage
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
     from torch.utils.hooks import RemovableHandle
 
@@ -147,13 +148,22 @@ def _judged(error: Exception, before_forward: int, has_stepped: bool) -> tuple[i
     if model is None:
         return before_forward, 0, 1.0
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    gradients = sum(p.grad.nbytes for p in trained if p.grad is not None)
+    gradients = sum(_bytes(p.grad) for p in trained if p.grad is not None)
     weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     fixed = max(before_forward, weights) + gradients
     all_gradients = sum(p.nbytes for p in trained)
     state = max(0, MOMENTS * all_gradients - _state_bytes(trained))
     progress = 1.0 if gradients or has_stepped else _progress(model, frames)
     return fixed, all_gradients - gradients + state, progress
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    """A sparse one has no bytes of its own, but for its indices and values."""
+    import torch
+
+    if tensor.layout is torch.sparse_coo:
+        return int(tensor._indices().nbytes + tensor._values().nbytes)
+    return int(tensor.nbytes)
 
 
 def _state_bytes(parameters: list[nn.Parameter]) -> int:

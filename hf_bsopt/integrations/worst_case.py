@@ -132,14 +132,36 @@ def _column_lengths(dataset: Any) -> tuple[Sequence[int], Lengths] | None:
         for name in table.column_names:
             column = table[name]
             kind = column.type
-            if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
-                counted = compute.list_value_length(column)
+            if _is_list(kind):
+                counted = _elements(column.combine_chunks())
             elif types.is_string(kind) or types.is_large_string(kind):
                 counted = compute.utf8_length(column)
             else:
                 continue
-            found.setdefault(name, []).append(compute.fill_null(counted, 0).to_numpy())
+            found.setdefault(name, []).append(np.asarray(compute.fill_null(counted, 0)))
     return range(len(dataset)), {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+def _is_list(kind: Any) -> bool:
+    from pyarrow import types
+
+    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
+
+
+def _elements(column: Any) -> Any:
+    """Of each list; of a list of lists as many times as the longest of them has, to which the others are padded."""
+    import pyarrow
+    import pyarrow.compute as compute
+
+    if isinstance(column, pyarrow.ChunkedArray):  # of no chunk or several, in some releases
+        column = pyarrow.concat_arrays(column.chunks) if column.num_chunks else pyarrow.array([], column.type)
+    counted = compute.fill_null(compute.list_value_length(column), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    if _is_list(column.type.value_type):
+        longest = np.zeros(len(column), dtype=np.int64)
+        places = compute.list_parent_indices(column).to_numpy(zero_copy_only=False)
+        np.maximum.at(longest, places, np.asarray(_elements(compute.list_flatten(column))))
+        counted = counted * longest
+    return pyarrow.array(counted)
 
 
 def _read_lengths(dataset: Any) -> tuple[Sequence[int], Lengths]:
@@ -168,5 +190,12 @@ def _lengths_of(example: Any) -> dict[Any, int]:
             if len(shape):
                 found[name] = int(np.prod(shape))
         elif isinstance(value, (str, list, tuple)):
-            found[name] = len(value)
+            found[name] = _padded(value)
     return found
+
+
+def _padded(value: Any) -> int:
+    """Elements of a sequence, where those that are sequences themselves are as long as the longest of them."""
+    if isinstance(value, (list, tuple)) and value and all(isinstance(one, (list, tuple)) for one in value):
+        return len(value) * max(map(_padded, value))
+    return len(value)

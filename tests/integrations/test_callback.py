@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import functools
 import json
 import logging
 import random
@@ -16,7 +18,7 @@ import torch
 from trainers import Pad, Seen, Texts, arguments, classifier, language_model, losses, trainer
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainerCallback
 
-from hf_bsopt import BatchSizeCallback, UsageError, find_batch_size
+from hf_bsopt import BatchSizeCallback, NothingFitsError, UsageError, find_batch_size
 from hf_bsopt.integrations import callback as room
 from hf_bsopt.integrations.resuming import Remembered
 from hf_bsopt.integrations.trainer import Sizing, report_of
@@ -131,10 +133,30 @@ def test_accumulation_that_is_brought_in_leaves_losses_as_they_were(tmp_path: Pa
     assert norms[0] == pytest.approx(norms[1], rel=2e-3)
 
 
-def test_a_loss_function_that_leaves_the_number_alone_is_averaged(tmp_path: Path) -> None:
-    def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
-        return torch.nn.functional.cross_entropy(outputs.logits, labels)
+def mean_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+    return torch.nn.functional.cross_entropy(outputs.logits, labels)
 
+
+def weighted_loss(weight: float, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+    return weight * mean_loss(outputs, labels)
+
+
+class LossModule(torch.nn.Module):
+    def forward(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+        return mean_loss(outputs, labels)
+
+
+class LossObject:
+    def __call__(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+        return mean_loss(outputs, labels)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [mean_loss, functools.partial(weighted_loss, 1.0), LossModule(), LossObject()],
+    ids=["function", "partial", "module", "object"],
+)
+def test_a_loss_function_that_leaves_the_number_alone_is_averaged(tmp_path: Path, loss: Any) -> None:
     made, _ = sized(tmp_path, model=classifier(), dataset=Texts([16] * 64), max_steps=3, asked=32, most=8)
     made.compute_loss_func = loss
     made.train()
@@ -321,13 +343,39 @@ def first_part(folder: Path, **values: Any) -> str:
     return str(folder / "checkpoint-2")
 
 
-def test_on_the_same_device_the_size_of_the_checkpoint_is_taken(tmp_path: Path) -> None:
+def test_on_the_same_device_the_size_of_the_checkpoint_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoint = first_part(tmp_path)
-    made, callback = sized(tmp_path, max_steps=3, most=1)
+    monkeypatch.setattr(room, "report_of", lambda *_: pytest.fail("it was searched again"))
+    made, callback = sized(tmp_path, max_steps=3)
     made.train(resume_from_checkpoint=checkpoint)
     assert callback.report is None
     assert (made.args.per_device_train_batch_size, made.args.gradient_accumulation_steps) == (16, 4)
     assert made.state.global_step == 3
+
+
+def test_with_other_options_it_is_sized_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """After an out-of-memory error somebody asks for less."""
+    checkpoint = first_part(tmp_path)
+    made, callback = sized(tmp_path, max_steps=3, most=4)
+    with caplog.at_level(logging.WARNING, "hf_bsopt"):
+        made.train(resume_from_checkpoint=checkpoint)
+    assert callback.report is not None
+    assert (made.args.per_device_train_batch_size, made.args.gradient_accumulation_steps) == (4, 16)
+    assert "it was found with batch_size=16, and here it is 4" in caplog.text
+
+
+@pytest.mark.parametrize("options", [{"effective_batch_size": 32}, {"fill": True}], ids=["named", "filled"])
+def test_an_effective_batch_of_the_callbacks_own_is_the_checkpoints_too(
+    tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = first_part(tmp_path, options=options)
+    monkeypatch.setattr(room, "report_of", lambda *_: pytest.fail("it was searched again"))
+    made, _ = sized(tmp_path, max_steps=3, options=options)
+    made.train(resume_from_checkpoint=checkpoint)
+    assert made.args.per_device_train_batch_size == 16
+    assert made.args.gradient_accumulation_steps == (2 if "fill" not in options else 1)
 
 
 def test_the_resumed_losses_are_those_of_a_run_without_a_break(tmp_path: Path) -> None:
@@ -354,7 +402,7 @@ def test_on_another_device_it_is_sized_again_with_the_same_effective_batch(
 ) -> None:
     checkpoint = first_part(tmp_path)
     here = Remembered.of
-    elsewhere = classmethod(lambda cls, trainer: Remembered(**{**here(trainer).to_dict(), "device": "another card"}))
+    elsewhere = classmethod(lambda cls, *given: dataclasses.replace(here(*given), device="another card"))
     monkeypatch.setattr(Remembered, "of", elsewhere)
     made, callback = sized(tmp_path, max_steps=3, most=8)
     with caplog.at_level(logging.WARNING, "hf_bsopt"):
@@ -370,7 +418,7 @@ def test_another_effective_batch_than_the_checkpoints_is_told(tmp_path: Path, ca
     with caplog.at_level(logging.WARNING, "hf_bsopt"):
         made.train(resume_from_checkpoint=checkpoint)
     assert callback.report is not None
-    assert "its effective batch was 64, and the arguments ask for 32" in caplog.text
+    assert "its effective batch was 64, and 32 is asked for now" in caplog.text
 
 
 def test_a_callback_that_trainer_makes_anew_from_the_checkpoint_goes_on(tmp_path: Path) -> None:
@@ -416,6 +464,31 @@ def test_sharded_training_is_refused_with_what_is_supported(tmp_path: Path, name
         find_batch_size(made)
 
 
+def test_a_search_of_hyperparameters_is_refused(tmp_path: Path) -> None:
+    """Each of its trials sets arguments anew, beside what the last one's sizing has left."""
+    made, _ = sized(tmp_path)
+    made.hp_search_backend = "optuna"
+    with pytest.raises(UsageError, match=r"call find_batch_size\(trainer\) before it"):
+        made.train()
+
+
+def test_a_model_in_several_places_is_refused(tmp_path: Path) -> None:
+    model = classifier()
+    made = trainer(tmp_path, model)
+    model.hf_device_map = {"bert": 0, "classifier": "cpu"}
+    with pytest.raises(UsageError, match="spread over several devices"):
+        find_batch_size(made)
+    model.hf_device_map = {"": "cpu"}
+    assert find_batch_size(made, **SMALL).batch_size
+
+
+def test_batches_of_other_sizes_are_refused(tmp_path: Path) -> None:
+    made = trainer(tmp_path)
+    made.args.train_sampling_strategy = "batch_rebalance"
+    with pytest.raises(UsageError, match="group_by_length"):
+        find_batch_size(made)
+
+
 @pytest.mark.parametrize("name", ["torch_compile", "use_liger_kernel"])
 def test_what_can_not_be_traced_is_refused(tmp_path: Path, name: str) -> None:
     made = trainer(tmp_path)
@@ -445,6 +518,27 @@ def test_options_that_the_trainer_decides_are_refused(tmp_path: Path) -> None:
 def test_a_number_that_is_none_is_refused_before_the_training(name: str) -> None:
     with pytest.raises(UsageError, match=f"{name} is at least 1, not 0"):
         BatchSizeCallback(**{name: 0})
+
+
+def test_a_training_that_could_not_be_sized_is_sized_when_it_begins_again(tmp_path: Path) -> None:
+    made, callback = sized(tmp_path)
+    whole = callback.sizing
+    callback.sizing = dataclasses.replace(whole, memory="450MiB")
+    for _ in range(2):
+        with pytest.raises(NothingFitsError):
+            made.train()
+    callback.sizing = whole
+    made.train()
+    assert made.args.per_device_train_batch_size == 16
+    assert "get_train_dataloader" not in vars(made)
+
+
+def test_a_callback_that_was_removed_sizes_nothing(tmp_path: Path) -> None:
+    made, callback = sized(tmp_path, max_steps=1)
+    made.remove_callback(BatchSizeCallback)
+    made.train()
+    assert callback.report is None
+    assert made.args.per_device_train_batch_size == 64
 
 
 def test_nothing_is_set_where_nothing_fits(tmp_path: Path) -> None:

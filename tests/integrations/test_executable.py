@@ -258,6 +258,22 @@ def test_garbage_of_a_failed_attempt_is_collected_before_the_first_forward() -> 
     assert alive == [False]
 
 
+def test_sparse_gradients_are_counted_too() -> None:
+    tried: list[int] = []
+
+    @find_executable_batch_size(starting_batch_size=8)
+    def train(batch_size: int) -> int:
+        tried.append(batch_size)
+        model = nn.Sequential(nn.Embedding(100, 8, sparse=True), nn.Linear(8, 2))
+        model(torch.ones(batch_size, 3, dtype=torch.long)).sum().backward()
+        if batch_size > 4:
+            fake_out_of_memory()
+        return batch_size
+
+    assert train() <= 4
+    assert tried[0] == 8
+
+
 def test_no_hook_is_left() -> None:
     for fits in (lambda size: size < 100, lambda size: False):
         train, _ = training(fits)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import DistributedType
 from ranks import run
 from torch import distributed, nn
 
@@ -234,6 +235,7 @@ EXAMPLE = {"x": torch.zeros(1, 64), "labels": torch.zeros(1, dtype=torch.long)}
 
 def accelerator(processes: int = 1, precision: str = "no", accumulation: int = 1, device: str = "cpu") -> Any:
     return SimpleNamespace(
+        distributed_type=DistributedType.NO,
         mixed_precision=precision,
         num_processes=processes,
         gradient_accumulation_steps=accumulation,
@@ -337,6 +339,14 @@ def test_each_rank_searches_on_its_own_card(
 def test_a_precision_that_is_not_known_is_refused(asked: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="'fp8' can't be predicted; fp16 and bf16 can"):
         find_batch_size(Classifier(), accelerator=accelerator(precision="fp8"), example_batch=EXAMPLE)
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
+def test_sharding_is_refused(name: str) -> None:
+    of = accelerator()
+    of.distributed_type = DistributedType[name]
+    with pytest.raises(UsageError, match=f"{name} does not hold a whole model"):
+        find_batch_size(Classifier(), accelerator=of, example_batch=EXAMPLE)
 
 
 def test_a_model_that_is_prepared_is_refused() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from trainers import Seen, Texts, classifier, language_model, losses, trainer
+from trainers import Pad, Seen, Texts, classifier, language_model, losses, trainer
 from transformers import Trainer
 
 from hf_bsopt.integrations.recovery import Recovery, _shares, _split
@@ -116,6 +116,64 @@ def test_random_numbers_begin_where_the_step_began(tmp_path: Path) -> None:
     trained(made, Recovery())
     assert drawn[1] == drawn[2]
     assert len(set(drawn[2:])) == len(drawn[2:])
+
+
+class MeanOfLabels(nn.Module):
+    """Its loss is nan where there is not one label."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.head = nn.Embedding(100, 8), nn.Linear(8, 100)
+
+    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        logits = self.head(self.embedding(input_ids))
+        known = labels != -100
+        each = nn.functional.cross_entropy(logits.transpose(1, 2), labels.clamp(min=0), reduction="none")
+        return {"loss": (each * known).sum() / known.sum(), "logits": logits}
+
+
+class HalfWithoutLabels(Texts):
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        example = super().__getitem__(index)
+        labels = [-100] * len(example["labels"]) if index % 8 >= 4 else example["labels"]
+        return {"input_ids": example["input_ids"], "labels": labels}
+
+
+def test_a_part_without_a_label_is_left_out(tmp_path: Path) -> None:
+    values = {"per_device_train_batch_size": 8, "train_sampling_strategy": "sequential", "max_steps": 2}
+    data = HalfWithoutLabels([12] * 32, labels_for_tokens=True)
+    model = MeanOfLabels()
+    RunsOut(4).hang_on(model)
+    made = trainer(tmp_path, model, data, logging_nan_inf_filter=False, **values)
+    plain = trainer(tmp_path, MeanOfLabels(), data, **values)
+    assert trained(made, Recovery()) == pytest.approx(trained(plain), rel=1e-4)
+    for one, other in zip(weights(made), weights(plain), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_what_can_not_be_divided_by_sequences_is_the_error_itself(tmp_path: Path) -> None:
+    """Patches of pictures in one row: which belong to which sequence is the model's affair."""
+
+    class Patches(Pad):
+        def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+            return {**super().__call__(examples), "patches": torch.ones(4 * len(examples), 3)}
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = classifier()
+
+        def forward(self, patches: torch.Tensor, **kwargs: Any) -> Any:
+            return self.inner(**kwargs)
+
+    model = Model()
+    RunsOut(4).hang_on(model)
+    values = {"per_device_train_batch_size": 8, "remove_unused_columns": False}
+    made = trainer(tmp_path, model, collator=Patches(), **values)
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory") as raised:
+        trained(made, Recovery())
+    assert "different first dimensions" in raised.value.__notes__[0]
 
 
 def test_a_single_sequence_that_does_not_fit_is_the_error_itself(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from ranks import run
 from trainers import Seen, Texts, classifier, losses, trainer
 
 from hf_bsopt import BatchSizeCallback
+from hf_bsopt.integrations import resuming
 
 SOON = 30.0
 LONG = Texts([8] * 40 + [128] * 216)
@@ -37,6 +38,27 @@ def train_with(memory: str) -> dict[str, Any]:
         "losses": losses(made),
         "notes": list(callback.report.notes),
     }
+
+
+def evaluate_with(memory: str) -> dict[str, Any]:
+    """Each rank on a card of its own size; what they compute of an evaluation is gathered."""
+    callback = BatchSizeCallback(device="predict", gpu="T4", memory=memory, target=(0.0, 1.0))
+    values = {"per_device_train_batch_size": 4, "per_device_eval_batch_size": 400, "max_steps": 1}
+    data = Texts([128] * 600)
+    made = trainer(Path(tempfile.mkdtemp()), classifier(), data, [callback], eval_dataset=data, **values)
+    made.train()
+    return {"size": made.args.per_device_eval_batch_size, "predicted": made.predict(data).predictions.shape}
+
+
+def resume_as(given: tuple[str, str, bool]) -> dict[str, Any]:
+    """On a machine with cards of two kinds, of which the checkpoint knows that of rank 0."""
+    device, folder, is_resumed = given
+    resuming.device_name = lambda _: device  # type: ignore[assignment]  # of this process alone
+    callback = BatchSizeCallback(device="predict", gpu="T4", memory="1GiB")
+    values = {"per_device_train_batch_size": 8, "max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    made = trainer(Path(folder), classifier(), Texts([24] * 64), [callback], **values)
+    made.train(resume_from_checkpoint=f"{folder}/checkpoint-1" if is_resumed else None)
+    return {"size": made.args.per_device_train_batch_size, "searched": callback.report is not None}
 
 
 def train_or_fail(memory: str) -> None:
@@ -72,6 +94,22 @@ def test_both_train_with_the_size_that_the_smaller_takes() -> None:
     assert first.value["micro_batch"] * first.value["accumulation"] == 128
     assert first.value["sizes"] == second.value["sizes"] == [first.value["micro_batch"]]
     assert any("rank 1 can take no more" in note for note in first.value["notes"])
+
+
+def test_both_evaluate_with_the_size_that_the_smaller_takes() -> None:
+    first, second = run(evaluate_with, "2GiB", "500MiB")
+    assert first.value is not None, first.words
+    assert second.value is not None, second.words
+    assert first.value == second.value
+    assert first.value["size"] < 400
+    assert first.value["predicted"] == (600, 2)
+
+
+def test_where_one_rank_has_to_search_again_all_do(tmp_path: Path) -> None:
+    kinds = ("Tesla T4, 14.6 GiB", "Tesla P100, 15.9 GiB")
+    for is_resumed in (False, True):
+        answers = run(resume_as, *[(kind, str(tmp_path), is_resumed) for kind in kinds])
+        assert [answer.value for answer in answers] == [{"size": 8, "searched": True}] * 2, answers[1].words
 
 
 def test_a_search_that_fails_on_one_rank_ends_both_at_once_with_the_reason() -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 import threading
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
+from accelerate import dispatch_model
 from torch import nn
-from trainers import TINY, Texts, classifier, language_model, trainer
+from trainers import TINY, Pad, Texts, classifier, language_model, trainer
 from transformers import (
     BertConfig,
     BertForQuestionAnswering,
@@ -55,12 +58,27 @@ def test_what_reaches_a_device_is_what_the_collator_made(tmp_path: Path) -> None
     assert batch["attention_mask"].sum(1).tolist() == [40, 40, 40, 8]
 
 
-@pytest.mark.parametrize(("values", "precision"), [({}, "fp32"), ({"bf16": True}, "bf16"), ({"fp16": True}, "fp16")])
+@pytest.mark.parametrize(("values", "precision"), [({}, "fp32"), ({"bf16": True}, "bf16")])
 def test_precision_is_the_arguments(tmp_path: Path, values: dict[str, Any], precision: str) -> None:
+    assert trainer_workload(trainer(tmp_path, **values)).settings.precision == precision
+
+
+def test_precision_is_the_launchers_where_the_arguments_say_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert trainer_workload(trainer(tmp_path)).settings.precision == "bf16"
+
+
+@pytest.mark.parametrize("mixed", ["fp16", "fp8"])
+def test_precision_is_that_of_the_accelerator(tmp_path: Path, mixed: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made = trainer(tmp_path)
-    for name, value in values.items():
-        setattr(made.args, name, value)  # fp16 on a CPU is refused by their constructor
-    assert trainer_workload(made).settings.precision == precision
+    monkeypatch.setattr(type(made.accelerator), "mixed_precision", mixed)  # fp16 on a CPU is refused
+    if mixed == "fp16":
+        assert trainer_workload(made).settings.precision == "fp16"
+    else:
+        with pytest.raises(UsageError, match="fp8 can't be predicted"):
+            trainer_workload(made)
 
 
 def test_weights_in_half_precision_are_trained_so(tmp_path: Path) -> None:
@@ -270,6 +288,53 @@ def test_the_dataloader_that_was_made_to_look_is_forgotten(tmp_path: Path) -> No
     made = trainer(tmp_path, eval_dataset=Texts([8] * 4))
     trainer_workload(made)
     assert made.accelerator._dataloaders == []
+
+
+def test_dataloaders_of_evaluations_that_trainer_keeps_are_its_own(tmp_path: Path) -> None:
+    """With persistent workers it keeps them by a name, "eval", under which the next dataset would find this one's."""
+    values = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
+    several = {"short": Texts([5] * 6), "long": Texts([30] * 4)}
+    made = trainer(tmp_path, dataset=Texts([8] * 4), eval_dataset=several, **values)
+    workload = trainer_workload(made)
+    assert shapes(workload.evaluating().batch(2, "meta"))["input_ids"] == (2, 30)
+    assert len(made.get_eval_dataloader(Texts([8] * 9)).dataset) == 9
+    kept = dict(made._eval_dataloaders)
+    trainer_workload(made)
+    assert made._eval_dataloaders == kept
+
+
+class Draws(Pad):
+    """A collator that masks by generators of its own; made at the first call, as transformers' are."""
+
+    def __init__(self) -> None:
+        self.generator: torch.Generator | None = None
+        self.numbers = random.Random(7)
+        self.arrays = numpy.random.default_rng(7)
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        self.generator = self.generator or torch.Generator().manual_seed(7)
+        self.drawn = torch.rand(1, generator=self.generator).item(), self.numbers.random(), self.arrays.random()
+        return super().__call__(examples)
+
+
+def test_generators_of_the_collator_go_on_as_if_nobody_had_looked(tmp_path: Path) -> None:
+    collator = Draws()
+    trainer_workload(trainer(tmp_path, collator=collator))
+    assert collator.generator is None  # each worker makes one of its own
+    for _ in range(2):
+        collator([Texts([8])[0]])
+    again = Draws()
+    again([Texts([8])[0]])
+    trainer_workload(trainer(tmp_path, collator=again))
+    again([Texts([8])[0]])
+    assert again.drawn == collator.drawn
+
+
+def test_a_model_that_accelerate_has_placed_is_followed_without_its_hooks(tmp_path: Path) -> None:
+    before = predicted(trainer_workload(trainer(tmp_path)))
+    placed = dispatch_model(classifier(), {"": "cpu"}, force_hooks=True)
+    assert predicted(trainer_workload(trainer(tmp_path, placed))) == before
+    assert hasattr(placed, "_hf_hook")
 
 
 @pytest.mark.parametrize(

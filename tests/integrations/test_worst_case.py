@@ -35,6 +35,17 @@ def test_one_example_is_padded_so_that_the_mask_is_needed(make: Any) -> None:
     assert worst.batch(5, padded=False)["attention_mask"].sum(1).tolist() == [90] * 5
 
 
+@pytest.mark.parametrize("make", [list, datasets.Dataset.from_list], ids=["examples", "columns"])
+def test_of_choices_the_longest_counts_as_often_as_there_are_choices(make: Any) -> None:
+    """Multiple choice: each example is a list of sequences, which are padded to the longest."""
+    rows = [{"input_ids": [[1] * 5, [1] * few, [1] * 3, []]} for few in [5] * 20 + [40] + [6] * 20]
+    worst = worst_case(make(rows), lambda examples: {"longest": max(len(c) for e in examples for c in e["input_ids"])})
+    assert worst.length == 4 * 40
+    assert worst.batch(2) == {"longest": 40}
+    deeper = [{"pixels": [row["input_ids"]]} for row in rows]
+    assert worst_case(make(deeper), len).length == 4 * 40
+
+
 def test_where_all_are_equal_nothing_is_padded() -> None:
     assert worst_case(Texts([16] * 4), Pad()).batch(4)["attention_mask"].sum(1).tolist() == [16] * 4
 
