@@ -90,7 +90,7 @@ class BatchSizeCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         self.recovery = Recovery() if recover else None
         is_here = gpu is None and device not in ("predict", "rehearse")
         self._log = GaugeLog(target, memory if is_here else None) if log else None
-        self._trainer: weakref.ref[Trainer] | None = None
+        self._trainers: list[weakref.ref[Trainer]] = []  # mostly one
 
     # ---- events, in their order
 
@@ -106,16 +106,16 @@ class BatchSizeCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             raise UsageError(f"this Trainer has {len(others)} BatchSizeCallbacks; one of them sizes it")
         if args.auto_find_batch_size:
             check(trainer)
-        self._trainer = weakref.ref(trainer)
-        vars(trainer)[SHADOWED] = _Shadow(self, self._trainer, vars(trainer).get(SHADOWED))
+        self._trainers.append(weakref.ref(trainer))
+        vars(trainer)[SHADOWED] = _Shadow(self, self._trainers[-1], vars(trainer).get(SHADOWED))
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        trainer = self._its()
+        trainer = self._its(args)
         if trainer is None and self.remembered is not None:  # Trainer made it anew, from the state in a checkpoint
             trainer = _trainer_of(args)
-            self._trainer = None if trainer is None else weakref.ref(trainer)
+            self._trainers = [] if trainer is None else [weakref.ref(trainer)]
         if trainer is None:
             raise UsageError(
                 "this BatchSizeCallback was added after its Trainer was made, or belongs to another one: give it to "
@@ -127,7 +127,7 @@ class BatchSizeCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             self._log.begin()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        trainer = self._its()
+        trainer = self._its(args)
         if self._log is None or trainer is None:
             return
         self._log.step(effective_batch(trainer))
@@ -159,7 +159,8 @@ class BatchSizeCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
 
     def size(self, trainer: Trainer, checkpoint: str | None) -> None:
         """Finds and sets it, or takes that of ``checkpoint``."""
-        self._trainer = weakref.ref(trainer)  # a copy of the one that it was made in, maybe
+        if self._its(trainer.args) is None:  # a copy of the one that it was made in
+            self._trainers.append(weakref.ref(trainer))
         before = None if checkpoint is None else self._remembered_in(Path(checkpoint), trainer)
         if before is not None:
             with same_random_numbers():
@@ -186,8 +187,10 @@ class BatchSizeCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             logger.warning("the checkpoint's batch size is not taken: %s", reason)
         return None if reason else before
 
-    def _its(self) -> Trainer | None:
-        return None if self._trainer is None else self._trainer()
+    def _its(self, args: TrainingArguments) -> Trainer | None:
+        """The Trainer with these arguments, of those that it was given to."""
+        known = (reference() for reference in self._trainers)
+        return next((trainer for trainer in known if trainer is not None and trainer.args is args), None)
 
 
 @dataclass(frozen=True)

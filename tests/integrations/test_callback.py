@@ -533,6 +533,28 @@ def test_a_training_that_could_not_be_sized_is_sized_when_it_begins_again(tmp_pa
     assert "get_train_dataloader" not in vars(made)
 
 
+def test_one_callback_of_two_trainers_follows_the_one_that_trains(tmp_path: Path) -> None:
+    callback = BatchSizeCallback(**SMALL, batch_size=16, recover=True)
+    model = classifier()
+    model.register_forward_pre_hook(_more_than_8, with_kwargs=True)
+    first, second = (
+        trainer(tmp_path, each, LONG, [callback], per_device_train_batch_size=64, max_steps=2)
+        for each in (model, classifier())
+    )
+    first.train()
+    assert callback.recovery is not None
+    assert (first.state.global_step, callback.recovery.parts) == (2, 2)
+    assert any("memory_used_gib" in entry for entry in first.state.log_history)
+    assert not second.state.log_history
+    second.train()
+    assert any("memory_used_gib" in entry for entry in second.state.log_history)
+
+
+def _more_than_8(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+    if len(kwargs["input_ids"]) > 8:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
 def test_a_callback_that_was_removed_sizes_nothing(tmp_path: Path) -> None:
     made, callback = sized(tmp_path, max_steps=1)
     made.remove_callback(BatchSizeCallback)
