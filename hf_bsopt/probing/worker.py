@@ -65,10 +65,17 @@ class ProbeRequest:
     timeout_seconds: float
 
     def answer(self) -> Trial:
+        from .oom import out_of_memory
         from .probe import probe
 
         self.device.prepare()
-        return probe(unpickled(self.workload), self.batch_size, self.device, self.phase)
+        try:
+            workload = unpickled(self.workload)
+        except Exception as error:
+            if out_of_memory(error) is None:
+                raise
+            return self.without_answer("oom", f"the model and its data alone, before any step: {error}")
+        return probe(workload, self.batch_size, self.device, self.phase)
 
     def without_answer(self, outcome: Outcome, why: str) -> Trial:
         return Trial(self.batch_size, outcome, None, None, self.device.source, detail=why)

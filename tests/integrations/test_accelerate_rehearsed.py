@@ -22,7 +22,7 @@ pytestmark = [
 SCRIPT = Path(__file__).with_name("decorated.py")
 CARD = "2GiB"
 MODEL = ("bert-mini", "128", "fp16")
-START = 1024
+START = 512
 CASES = [(whose, place) for whose in ("ours", "accelerates") for place in ("outside", "inside")]
 Facts = dict[str, Any]
 

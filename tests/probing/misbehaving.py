@@ -112,6 +112,17 @@ class Workload:
         return self
 
 
+def no_room() -> None:
+    raise MemoryError
+
+
+class Heavy(Workload):
+    """More than the process has room for, already when it is unpacked."""
+
+    def __reduce__(self) -> Any:
+        return no_room, ()
+
+
 class Classifier(nn.Module):
     """Behaves, but for its deed, which it does in its forward on the device."""
 

@@ -85,6 +85,13 @@ def test_what_a_model_prints_is_not_taken_for_an_answer(trials: Trials) -> None:
     assert "answer" not in trial.detail
 
 
+def test_what_has_no_room_before_any_step_is_out_of_memory() -> None:
+    with Prober(DEVICE) as ask:
+        trial = ask(misbehaving.Heavy("error", ""), 8)
+    assert trial.outcome == "oom"
+    assert trial.detail.startswith("the model and its data alone, before any step")
+
+
 def test_one_worker_answers_for_every_size(trials: Trials) -> None:
     assert len(set(trials[2])) == 1
     assert trials[2][0] != os.getpid()
