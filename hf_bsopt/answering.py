@@ -59,7 +59,7 @@ def answered(
         if prober.device.source == "rehearsed":
             notes = (*wishes.notes, *differences(workload, choice.spec))
             return find(workload, choice.spec, dataclasses.replace(wishes, notes=notes), prober)
-        found = prober.preflight()
+        found = prober.preflight(workload)
         remembering = None if keeping is None else _remembering(keeping, workload, found, wishes)
         wishes = dataclasses.replace(wishes, notes=(*wishes.notes, found.line))
         return find(workload, found.spec, wishes, prober, remembering)

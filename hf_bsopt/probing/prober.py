@@ -67,10 +67,14 @@ class Prober:
         if self._worker is None:
             self._worker = _Worker(self.device.environment(expandable_segments=self._expandable_segments))
 
-    def preflight(self) -> Preflight:
-        """What the device is like now; it is taken as that from here on. Raises DeviceError where nothing can run."""
+    def preflight(self, workload: Trainable | None = None) -> Preflight:
+        """What the device is like now, for this workload; it is taken as that from here on. Raises DeviceError where
+        nothing can run.
+        """
+        brings_imports = workload is not None and self.device.spec.kind == "cpu" and not isinstance(workload, Workload)
+        packed = self._packed(workload) if workload is not None and brings_imports else b""
         with progress.task(f"looking at {self.device.spec.name}"):
-            found: Preflight = self._ask(PreflightRequest(self.device, PREFLIGHT_SECONDS))
+            found: Preflight = self._ask(PreflightRequest(self.device, PREFLIGHT_SECONDS, packed))
         if found.problem:
             raise DeviceError(found.problem)
         self.device = dataclasses.replace(self.device, spec=found.spec)  # type: ignore[type-var]
@@ -79,16 +83,19 @@ class Prober:
     def __call__(self, workload: Trainable, batch_size: int, phase: Phase = "training") -> Trial:
         """Raises ProbeError for a workload that can't be handed to another process."""
         is_plain = isinstance(workload, Workload) and not (workload.lora_r or workload.load_in_4bit)
-        try:
-            packed = pickled(workload.portable())
-        except Exception as error:  # every class refuses in its own way
-            raise ProbeError(f"the model can't be handed to another process: {error}") from error
+        packed = self._packed(workload)
         with progress.task(self._told(batch_size, phase)):
             trial: Trial = self._ask(
                 ProbeRequest(packed, is_plain, batch_size, phase, self.device, self._timeout_seconds)
             )
         self._last = trial
         return trial
+
+    def _packed(self, workload: Trainable) -> bytes:
+        try:
+            return pickled(workload.portable())
+        except Exception as error:  # every class refuses in its own way
+            raise ProbeError(f"the model can't be handed to another process: {error}") from error
 
     def _told(self, batch_size: int, phase: Phase) -> str:
         """What is going on, for whoever waits."""

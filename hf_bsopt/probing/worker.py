@@ -83,12 +83,16 @@ class ProbeRequest:
 
 @dataclass(frozen=True)
 class PreflightRequest:
-    """What is the device like?"""
+    """What is the device like? ``workload``: pickled, for a device on which what it imports takes memory, too."""
 
     device: Device
     timeout_seconds: float
+    workload: bytes = b""
 
     def answer(self) -> Preflight:
+        if self.workload:
+            with contextlib.suppress(Exception):  # the probe will say it
+                unpickled(self.workload)
         try:
             return self.device.preflight()
         except DeviceError as error:

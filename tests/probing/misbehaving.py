@@ -123,6 +123,22 @@ class Heavy(Workload):
         return no_room, ()
 
 
+BROUGHT_BYTES = 128 * 2**20
+KEPT: list[bytes] = []
+
+
+def brought() -> Workload:
+    KEPT.append(b"\1" * BROUGHT_BYTES)
+    return Workload("error", "")
+
+
+class Bringing(Workload):
+    """Its unpacking takes memory, as the imports of a user's own classes do."""
+
+    def __reduce__(self) -> Any:
+        return brought, ()
+
+
 class Classifier(nn.Module):
     """Behaves, but for its deed, which it does in its forward on the device."""
 

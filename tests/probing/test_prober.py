@@ -18,8 +18,9 @@ from hf_bsopt import catalog, rehearsal
 from hf_bsopt.errors import DeviceError, ProbeError, RehearsalError
 from hf_bsopt.module_workload import ModuleWorkload
 from hf_bsopt.pickling import pickled
-from hf_bsopt.probing import Prober, VirtualCudaDevice, prober
-from hf_bsopt.records import Trial
+from hf_bsopt.probing import CpuDevice, Prober, VirtualCudaDevice, prober
+from hf_bsopt.probing.host_memory import why_no_limit
+from hf_bsopt.records import GpuSpec, Trial
 from hf_bsopt.step_settings import StepSettings
 
 DEVICE = misbehaving.NoDevice(catalog.gpu("T4"))
@@ -90,6 +91,14 @@ def test_what_has_no_room_before_any_step_is_out_of_memory() -> None:
         trial = ask(misbehaving.Heavy("error", ""), 8)
     assert trial.outcome == "oom"
     assert trial.detail.startswith("the model and its data alone, before any step")
+
+
+@pytest.mark.skipif(why_no_limit() is not None, reason=str(why_no_limit()))
+def test_on_a_cpu_what_a_workload_imports_is_gone_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(misbehaving.__file__).parent), prepend=os.pathsep)
+    with Prober(CpuDevice(GpuSpec("CPU", 4 * 2**30, 0, 0, 0, kind="cpu"))) as ask:
+        gone = [ask.preflight(workload).spec.context_bytes for workload in (None, misbehaving.Bringing("error", ""))]
+    assert gone[1] - gone[0] == pytest.approx(misbehaving.BROUGHT_BYTES, rel=0.2)
 
 
 def test_one_worker_answers_for_every_size(trials: Trials) -> None:
