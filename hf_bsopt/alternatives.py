@@ -129,18 +129,18 @@ def _with_eight_bits(workload: Trainable) -> Alternative:
     elif isinstance(workload, ModuleWorkload):
         changed = replace(workload, settings=replace(workload.settings, optimizer="adamw_bnb_8bit"), own=TRAINERS)
     alternative = Alternative("8-bit optimizer", "--optim adamw_8bit", COST_OF_EIGHT_BITS, changed)
-    return _installed(alternative, bitsandbytes="quant")
+    return _installed(alternative, "bitsandbytes")
 
 
 def _with_adapters(workload: Workload) -> Alternative:
     alternative = Alternative("LoRA", f"--lora_r {LORA_RANK}", COST_OF_LORA, _adapted(workload))
-    return _installed(alternative, peft="lora")
+    return _installed(alternative, "peft")
 
 
 def _in_four_bits(workload: Workload) -> Alternative:
     changed = replace(_adapted(workload), load_in_4bit=True)
     flags = "--load_in_4bit" if workload.lora_r else f"--lora_r {LORA_RANK} --load_in_4bit"
-    return _installed(Alternative("LoRA, 4-bit", flags, COST_OF_FOUR_BITS, changed), peft="lora", bitsandbytes="quant")
+    return _installed(Alternative("LoRA, 4-bit", flags, COST_OF_FOUR_BITS, changed), "peft", "bitsandbytes")
 
 
 def _adapted(workload: Workload) -> Workload:
@@ -151,9 +151,9 @@ def _adapted(workload: Workload) -> Workload:
     return replace(workload, lora_r=LORA_RANK, weights_dtype=dtype)
 
 
-def _installed(alternative: Alternative, **extras: str) -> Alternative:
+def _installed(alternative: Alternative, *packages: str) -> Alternative:
     """The alternative, or the line that installs what it needs."""
-    missing = [extra for package, extra in extras.items() if importlib.util.find_spec(package) is None]
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if not missing:
         return alternative
-    return replace(alternative, workload=None, obstacle=f"pip install 'hf-bsopt[{','.join(missing)}]'")
+    return replace(alternative, workload=None, obstacle=f"pip install {' '.join(missing)}")

@@ -22,6 +22,7 @@ from .errors import UnknownGpuError
 from .records import GpuSpec
 
 UNITS = {"mib": 2**20, "gib": 2**30, "tib": 2**40, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+SEVERAL_CARDS = re.compile(r"(?P<name>.*?\S)\s*[x×*]\s*(?P<count>[0-9]+)", re.IGNORECASE)
 SIZE = re.compile(rf"([+-]?[0-9]+(?:\.[0-9]+)?)\s*({'|'.join(UNITS)})", re.IGNORECASE)
 SMALLEST_GPU_BYTES = 2**30
 LARGEST_GPU_BYTES = 2**41
@@ -109,6 +110,12 @@ def gpu(name: str) -> GpuSpec:
         return _card(meaning["gpu"], assumed=meaning["assumed"])
     card = _gpu_names().get(_gpu_key(name))
     if card is None:
+        several = SEVERAL_CARDS.fullmatch(name.strip())
+        if several is not None and _gpu_key(several["name"]) in _gpu_names():
+            raise UnknownGpuError(
+                f"{name} is several cards, and each takes its own batch: --gpu {several['name']} --num_processes "
+                f"{several['count']}"
+            )
         nearest = ", ".join(_nearest({_gpu_key(name)}, _gpu_names(), 3))
         raise UnknownGpuError(
             f"Unknown GPU {name!r}. Nearest names: {nearest}; a memory size will do too, as in 24GiB."

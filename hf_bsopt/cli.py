@@ -154,6 +154,8 @@ def _tell(report: Report, *, is_quiet: bool, is_first: bool, is_one_of_many: boo
     if is_one_of_many:
         print(f"# max_length {report.workload.length}")
     print("\n".join(f'CONFIG["{name}"] = {value}' for name, value in report.config.items()), flush=True)
+    for sentence in report.plan.advice:
+        print(sentence, file=sys.stderr)
 
 
 def _tell_that_nothing_fits(error: NothingFitsError, arguments: Arguments) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from . import __version__
 from .errors import UsageError
 from .training_arguments import read_training_arguments
 
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from transformers import HfArgumentParser
 
 DESCRIPTION = (
-    "The command line: arguments in, report out. Exit codes: 0 found, 1 nothing fits, 2 the arguments can't be."
+    "Finds the largest batch size with which a model trains on a GPU. 'env' in place of the flags tells what a bug "
+    "report needs. Exit codes: 0 found, 1 nothing fits, 2 the arguments or the device can't be, 130 interrupted."
 )
 WRITTEN = ("json", "html", "plot", "patch")
 EXAMPLE = {"batch_size": 8, "gradient_accumulation_steps": 1}
@@ -71,7 +73,7 @@ class Arguments:
     dataset_size: int | None = _flag("sequences that there are to train on: no micro-batch is larger than their share")
     check: int | None = _flag("does this micro-batch fit, and how full is the card then?")
     effective_batch_size: int | None = _flag("sequences in an optimizer step, over all processes; kept exactly")
-    total_tokens: int | None = _flag("the same in tokens")
+    total_tokens: int | None = _flag("the same in tokens, or the nearest number that divides into sequences")
     gradient_accumulation_steps: int = _flag("micro-batches in a step, where no effective batch is given", 1)
     num_processes: int = _flag("GPUs that share the effective batch", 1)
     learning_rate: float | None = _flag("the rate that belongs to --base_batch_size")
@@ -170,7 +172,12 @@ def _parser() -> HfArgumentParser:
         def error(self, message: str) -> NoReturn:
             raise UsageError(message)
 
-    return Parser(Arguments, prog="find-optimal-batch-size", description=DESCRIPTION, allow_abbrev=False)
+    parser = Parser(Arguments, prog="find-optimal-batch-size", description=DESCRIPTION, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"hf_bsopt {__version__}")
+    for action in parser._actions:  # HfArgumentParser repeats the help of the flag that they turn off
+        if action.option_strings[0].startswith("--no_"):
+            action.help = f"not: {action.help}"
+    return parser
 
 
 def _checked(arguments: Arguments) -> Arguments:
@@ -203,6 +210,8 @@ def _checked(arguments: Arguments) -> Arguments:
         raise UsageError("--trust_cache and --no_cache contradict each other; give one")
     if arguments.per_device_eval_batch_size is not None and not arguments.evaluation:
         raise UsageError("--per_device_eval_batch_size asks about an evaluation, and --evaluation False is for none")
+    if arguments.quiet and arguments.dataset and not arguments.json:
+        raise UsageError("--dataset is a table, and --quiet prints none: add --json FILE for it")
     if arguments.quiet and arguments.advise and not (arguments.json or arguments.html):
         raise UsageError("--advise is a table, and --quiet prints none: add --json FILE or --html FILE for it")
     if arguments.quiet and arguments.verbose:

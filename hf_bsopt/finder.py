@@ -14,7 +14,7 @@ from .proof import Proof
 from .proving import Prover, Remembering, nothing_held
 from .records import Decision, GpuSpec, Trial
 from .report import PhaseAnswer, Report
-from .search import LARGEST_TRIED, check_target, decide, largest_under, round_down
+from .search import LARGEST_TRIED, check_target, decide, largest_under, round_down, shown_share
 from .wishes import USUAL, Wishes
 from .workload import Phase, Trainable
 
@@ -68,7 +68,7 @@ def find(
         workload=workload,
         device=device,
         target=wishes.target,
-        trials=(*_table(predictor, decision), *proved),
+        trials=(*_table(predictor, decision, proved), *proved),
         decision=decision,
         plan=_plan_of(decision, workload, wishes),
         composition=_composition(predictor, decision.batch_size),
@@ -162,7 +162,8 @@ def _proved(
         proof = prover.prove(predicted.batch_size, allowed, predictor)
         if not proof.batch_size:
             raise nothing_held(proof, prover.share, predictor.device.name)
-        decision = _after(predicted, proof, prover.share, predictor.device)
+        foretold = predictor(predicted.batch_size).used_bytes or 0
+        decision = _after(predicted, proof, prover.share, foretold / prover.total_bytes, predictor.device)
         if not wishes.throughput:
             return decision
         fastest = prover.measure_throughput(proof.batch_size, allowed)
@@ -180,18 +181,20 @@ def _proved(
     )
 
 
-def _after(decision: Decision, proof: Proof, share: float, device: GpuSpec) -> Decision:
-    """The decision that the proof leaves standing, its reason told anew where another size was predicted."""
-    if proof.batch_size == decision.batch_size:
-        return decision
+def _after(decision: Decision, proof: Proof, share: float, predicted: float, device: GpuSpec) -> Decision:
+    """The decision that the proof leaves standing, its reason told anew. ``predicted``: share that it was to use."""
     trial = next(trial for trial in proof.trials if trial.batch_size == proof.batch_size)
-    used = (trial.used_bytes or 0) / (device.total_bytes or 1)
+    total = device.total_bytes or 1
+    used = (trial.used_bytes or 0) / total
+    if proof.batch_size == decision.batch_size:
+        return dataclasses.replace(decision, reason=decision.reason.replace(shown_share(predicted), shown_share(used)))
     why = "largest that ran" if proof.is_settled else f"largest that ran in {len(proof.trials)} attempts"
     return dataclasses.replace(
         decision,
         batch_size=proof.batch_size,
         safe=min(decision.safe, proof.batch_size),
-        reason=f"{proof.batch_size}: {why} under {share:.0%} ({used:.0%}); the prediction was {decision.batch_size}",
+        reason=f"{proof.batch_size}: {why} under {share * 100:.0f} % {shown_share(used)}; the prediction was "
+        f"{decision.batch_size}",
     )
 
 
@@ -209,13 +212,22 @@ def _decide(predictor: Predictor, wishes: Wishes) -> Decision:
             limit_told=wishes.limit_told,
             guess=predictor.guess,
         )
-    except NothingFitsError as error:
+    except NothingFitsError:
         needed = predictor.unlimited(1)
         raise NothingFitsError(
             f"not even one sequence of {predictor.workload.length} tokens stays under {wishes.target[1]:.0%} of "
-            f"{device.name}: it needs {needed / GIB:.2f} GiB of {device.total_bytes / GIB:.2f} GiB; ways out: a "
-            f"shorter max_length, activation checkpointing, LoRA (with 4-bit weights), a larger GPU"
-        ) from error
+            f"{device.name}: it needs {needed / GIB:.2f} GiB of {device.total_bytes / GIB:.2f} GiB; "
+            + _ways_out(device, wishes)
+        ) from None
+
+
+def _ways_out(device: GpuSpec, wishes: Wishes) -> str:
+    """In short."""
+    if device.kind == "cuda":
+        return "ways out: a shorter max_length, activation checkpointing, LoRA (with 4-bit weights), a larger GPU"
+    if device.context_bytes > wishes.target[1] * (device.total_bytes or 0):
+        return f"{device.context_bytes / GIB:.2f} GiB are taken before there is a model: it takes more memory"
+    return "ways out: a shorter max_length, activation checkpointing, more memory"
 
 
 def _plan(largest: int, workload: Trainable, wishes: Wishes) -> BatchPlan:
@@ -252,11 +264,14 @@ def _divisor_reason(planned: BatchPlan, room: int) -> str:
     return f"largest divisor of {share} at or under {room}, which would fit"
 
 
-def _table(predictor: Predictor, decision: Decision) -> tuple[Trial, ...]:
-    """Doubling sizes up to the first that does not fit, the chosen one, the largest and the one after it."""
+def _table(predictor: Predictor, decision: Decision, proved: tuple[Trial, ...]) -> tuple[Trial, ...]:
+    """Doubling sizes up to the first that does not fit, the chosen one, the largest and the one after it, and what was
+    run.
+    """
     first_misfit = decision.largest + 1
     doubling = [1 << power for power in range(first_misfit.bit_length()) if 1 << power <= first_misfit]
     sizes = {*doubling, decision.batch_size, decision.safe, decision.largest, first_misfit}
+    sizes |= {trial.batch_size for trial in proved}
     return tuple(predictor(size) for size in sorted(sizes))
 
 

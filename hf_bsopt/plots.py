@@ -41,7 +41,7 @@ def is_possible() -> bool:
 def require_matplotlib() -> None:
     """Raises MissingExtraError where it is not."""
     if not is_possible():
-        raise MissingExtraError("pictures need matplotlib: pip install 'hf-bsopt[plot]'")
+        raise MissingExtraError("pictures need matplotlib: pip install matplotlib")
 
 
 def check_file(path: Path) -> None:

@@ -180,7 +180,7 @@ def _overview(reports: Sequence[Report]) -> str:
 
 def _pictures(report: Report) -> str:
     if not plots.is_possible():
-        return "<p>There are no pictures here, since matplotlib is missing: pip install 'hf-bsopt[plot]'</p>"
+        return "<p>There are no pictures here, since matplotlib is missing: pip install matplotlib</p>"
     light, dark = (_data(plots.rendered([report.drawing], "svg", theme)) for theme in ("light", "dark"))  # type: ignore[arg-type]
     words = (
         f"Memory against batch size: {report.batch_size} uses {gib(report.chosen.used_bytes)} of "

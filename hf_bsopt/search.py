@@ -131,8 +131,13 @@ def decide(
         reason, bound = f"{within} {limit_told or f'the {limit_bound} of {limit}'}", limit_bound
     else:
         reason, bound = _reason(size, ceiling, target[1], multiple_of)
-    reason = f"{size}: {reason} ({utilisation * 100:.0f} %)"
+    reason = f"{size}: {reason} {shown_share(utilisation)}"
     return Decision(size, reason, bound, largest, safe or round_down(1, multiple_of))
+
+
+def shown_share(share: float) -> str:
+    """As a reason ends with it: (79 %)."""
+    return f"({share * 100:.0f} %)"
 
 
 def _step_down(holds: Callable[[int], bool], size: int, multiple_of: int) -> int:

@@ -185,7 +185,7 @@ def make_optimizer(model: nn.Module, name: str) -> torch.optim.Optimizer:
         return Adafactor(groups, lr=5e-5, scale_parameter=False, relative_step=False)
     if name in ("adamw_bnb_8bit", "paged_adamw_8bit"):
         if importlib.util.find_spec("bitsandbytes") is None:
-            raise MissingExtraError(f"{name} needs bitsandbytes: pip install 'hf-bsopt[quant]'")
+            raise MissingExtraError(f"{name} needs bitsandbytes: pip install bitsandbytes")
         return _eight_bit_adam(model, groups, paged=name.startswith("paged"))
     if name == "adamw_torch_fused":
         return torch.optim.AdamW(groups, lr=5e-5, fused=True)

@@ -279,9 +279,9 @@ def describe(
     if lora_targets and not lora_r:
         raise UsageError("lora_targets are the modules that get adapters: add their rank, such as --lora_r 16")
     if lora_r:
-        _needs("peft", "LoRA", "lora")
+        _needs("peft", "LoRA")
     if load_in_4bit:
-        _needs("bitsandbytes", "4-bit weights", "quant")
+        _needs("bitsandbytes", "4-bit weights")
     config = load_config(model, trust_remote_code=trust_remote_code)
     chosen: list[str] = []
     if task is None:
@@ -319,7 +319,7 @@ def describe(
     optimizer = ALIASES.get(optimizer, optimizer)
     _check_choice("optimizer", optimizer, tuple(OPTIMIZERS))
     if "8bit" in optimizer:
-        _needs("bitsandbytes", optimizer, "quant")
+        _needs("bitsandbytes", optimizer)
     attention, why = _attention(config, attention, task)
     if why:
         chosen.append(f"attention {attention}: {why}")
@@ -365,9 +365,9 @@ def _check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
         raise UsageError(f"{what} {value!r} is not one of {', '.join(choices)}{hint}")
 
 
-def _needs(package: str, what: str, extra: str) -> None:
+def _needs(package: str, what: str) -> None:
     if importlib.util.find_spec(package) is None:
-        raise MissingExtraError(f"{what} needs {package}: pip install 'hf-bsopt[{extra}]'")
+        raise MissingExtraError(f"{what} needs {package}: pip install {package}")
 
 
 def _length(config: PreTrainedConfig, asked: int | None, chosen: list[str]) -> int:

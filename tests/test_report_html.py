@@ -179,7 +179,7 @@ def test_without_matplotlib_the_page_has_no_pictures_and_says_so(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None)
     reader = Reader(page([report]))
     assert reader.named("img") == []
-    assert "pip install 'hf-bsopt[plot]'" in reader.text
+    assert "pip install matplotlib" in reader.text
     assert f"OPTIMAL BATCH SIZE: {report.batch_size}" in reader.text
 
 

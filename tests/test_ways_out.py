@@ -211,11 +211,11 @@ def test_without_an_extra_there_is_the_line_that_installs_it(monkeypatch: pytest
     gone = ("peft", "bitsandbytes")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name in gone else find_spec(name, *a))
     obstacles = {other.name: other.obstacle for other in alternatives(workload, "cuda")}
-    assert obstacles["LoRA"] == "pip install 'hf-bsopt[lora]'"
-    assert obstacles["LoRA, 4-bit"] == "pip install 'hf-bsopt[lora,quant]'"
+    assert obstacles["LoRA"] == "pip install peft"
+    assert obstacles["LoRA, 4-bit"] == "pip install peft bitsandbytes"
     ways_out = find_ways_out(found)
     assert named(ways_out, "8-bit").batch_size is None
-    assert "pip install 'hf-bsopt[quant]'" in str(ways_out)
+    assert "pip install bitsandbytes" in str(ways_out)
 
 
 def test_on_a_cpu_there_is_neither_bitsandbytes_nor_a_card() -> None:

@@ -130,8 +130,9 @@ def _has_other_accelerator() -> bool:
 
 @dataclass(frozen=True)
 class DeviceUse:
-    """used_bytes: gone from the device as its driver sees it, of a CPU resident in this process. total_bytes: what
-    there is. alloc_retries: how often the caching allocator had to give its cache back. is_host: of a CPU.
+    """used_bytes: gone from the device as its driver sees it, of a CPU resident in this process, but for the pages of
+    files (libraries): a probe, which is a fork, does not have them either. total_bytes: what there is. alloc_retries:
+    how often the caching allocator had to give its cache back. is_host: of a CPU.
     """
 
     used_bytes: int
@@ -159,5 +160,6 @@ def device_use(limit_bytes: int | None = None) -> DeviceUse | None:
     host = gauge()
     if host is None or not isinstance(host, HostGauge):
         return None
-    resident = ProcessStatus.read().resident_bytes
-    return DeviceUse(resident, limit_bytes or resident + available_bytes()[0], is_host=True)
+    status = ProcessStatus.read()
+    used = status.resident_bytes - status.file_bytes
+    return DeviceUse(used, limit_bytes or used + available_bytes()[0], is_host=True)

@@ -19,6 +19,7 @@ from ..meta import META
 from ..records import GpuSpec
 from .cuda_kernels import CUBLASLT_WORKSPACE_BYTES, OUTPUT_ORDER, is_matrix_product, rule_of
 from .cuda_rules import HOST_READS
+from .in_place import INTO_ZEROS, Linears, engine_adds_in_place, engine_use_counts
 from .passes import Passes
 from .scratch import KernelRule
 from .timeline import Formula, Recording
@@ -46,7 +47,8 @@ class Recorder(TorchDispatchMode):
         self._layouts: dict[Any, tuple[Any, ...] | None] = {}
         self._workspaces: set[tuple[str, bool]] = set()
         self._recording_is_over = False
-        self._engine_counts = _engine_use_counts()
+        self._engine_counts = engine_use_counts()
+        self.linears = Linears()
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -61,12 +63,22 @@ class Recorder(TorchDispatchMode):
                 if isinstance(answer, torch.Tensor):
                     self.note(answer, operation.name)
                 return answer
-        if func is aten.add.Tensor and _engine_adds_in_place(args, self._engine_counts):
+        if func is aten.add.Tensor and (self.linears.under_way or engine_adds_in_place(args, self._engine_counts)):
             return aten.add_.Tensor(*args)
+        if operation.into_zeros is not None and self._fills_zeros(args):
+            operation.into_zeros(*args, **kwargs)
+            return args[0]
         if operation.rule is None or self._device.kind != "cuda" or not _on_device(args):
             return self._run(operation, args, kwargs)
         scratch = functools.partial(self._scratch, operation.name)
         return operation.rule(scratch, lambda: self._run(operation, args, kwargs), *args, **kwargs)
+
+    def _fills_zeros(self, args: Any) -> bool:
+        """Is this a gradient that is written into the zeros that were made for it just now?"""
+        if torch._C._current_autograd_node() is None:
+            return False
+        known = self._alive.get(args[0].untyped_storage()._cdata)
+        return known is not None and known[0] == len(self.recording.origins)
 
     def _run(self, operation: _Operation, args: Any, kwargs: Any) -> Any:
         self.passes.follow(args)
@@ -217,6 +229,7 @@ class _Operation:
     rule: KernelRule | None
     output_order: tuple[int, ...] | None
     is_matrix_product: bool
+    into_zeros: Any
     makes_fresh_tensors: bool
 
 
@@ -233,6 +246,7 @@ def _operation(func: Any) -> _Operation:
         rule=rule_of(func),
         output_order=OUTPUT_ORDER.get(func),
         is_matrix_product=is_matrix_product(func),
+        into_zeros=INTO_ZEROS.get(func),
         makes_fresh_tensors=bool(schema.returns) and all(value.alias_info is None for value in values),
     )
     return operation
@@ -264,39 +278,3 @@ def _layouts(output: Any, args: Any) -> tuple[Any, ...] | None:
         else:
             return None
     return (torch.Tensor if isinstance(output, torch.Tensor) else type(output), *layouts)
-
-
-def _engine_adds_in_place(args: Any, alone: tuple[int, int]) -> bool:
-    """Is this the autograd engine summing two gradients of one tensor?
-
-    It does so in place where nobody else holds the first (input_buffer.cpp, can_accumulate_inplace), but never under a
-    dispatch mode, so that it has to be done here. The engine's own reference makes one more than Python code has.
-    """
-    if len(args) != 2 or torch.is_grad_enabled() or torch._C._current_autograd_node() is None:
-        return False
-    first, second = args
-    return (
-        isinstance(second, torch.Tensor)
-        and first.is_meta
-        and first.shape == second.shape
-        and first.dtype == second.dtype
-        and (first._use_count(), torch._C._storage_Use_Count(first.untyped_storage()._cdata)) == alone
-    )
-
-
-@functools.cache
-def _engine_use_counts() -> tuple[int, int]:
-    """References to a gradient and its storage, as a dispatch mode sees them, when the engine alone holds it."""
-    counts: list[tuple[int, int]] = []
-
-    class Count(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if func is aten.add.Tensor:
-                counts.append((args[0]._use_count(), torch._C._storage_Use_Count(args[0].untyped_storage()._cdata)))
-            return func(*args, **(kwargs or {}))
-
-    tensor = torch.empty(2, device=META, requires_grad=True)
-    with torch.enable_grad(), Count():
-        product = tensor * 2
-        torch.autograd.grad((product.exp() * product.sin()).sum(), tensor)
-    return counts[-1]

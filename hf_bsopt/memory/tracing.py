@@ -89,7 +89,7 @@ def _record(
     gc_was_on = gc.isenabled()
     gc.disable()  # a collection in the midst of a step would free at another moment in the second trace
     try:
-        with as_device(device, asked), META, recorder, recorder.labels(model):
+        with as_device(device, asked), META, recorder.linears.watched(), recorder, recorder.labels(model):
             for _ in range(STEPS):
                 recorder.passes.begin_step()
                 step(model, batch_size)

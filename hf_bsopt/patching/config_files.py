@@ -81,7 +81,7 @@ def yaml_document(name: str, text: str) -> Document:
         from ruamel.yaml import YAML
         from ruamel.yaml.error import YAMLError
     except ImportError:
-        raise MissingExtraError("a YAML file needs ruamel.yaml: pip install 'hf-bsopt[patch]'") from None
+        raise MissingExtraError("a YAML file needs ruamel.yaml: pip install ruamel.yaml") from None
     try:
         roots = list(YAML().compose_all(text))
     except YAMLError as error:

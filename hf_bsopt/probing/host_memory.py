@@ -14,17 +14,20 @@ CGROUP = Path("/sys/fs/cgroup")
 NEVER_TOUCHED_BYTES = 64 * 2**20
 """What a training process maps and does not touch: stacks of threads, the reserve of malloc. It counts against the
 limit and is no memory."""
-_FIELDS = {"VmData": "data", "VmRSS": "resident", "VmHWM": "peak_resident", "VmSwap": "swapped"}
+_FIELDS = {"VmData": "data", "VmRSS": "resident", "VmHWM": "peak_resident", "VmSwap": "swapped", "RssFile": "file"}
 
 
 @dataclass(frozen=True)
 class ProcessStatus:
-    """From /proc/self/status (proc(5)): bytes mapped privately and writable, resident now and at most, swapped out."""
+    """From /proc/self/status (proc(5)): bytes mapped privately and writable, resident now and at most, swapped out,
+    and of what is resident the pages of files, which are given back on demand.
+    """
 
     data_bytes: int
     resident_bytes: int
     peak_resident_bytes: int
     swapped_bytes: int
+    file_bytes: int = 0
 
     @classmethod
     def read(cls) -> ProcessStatus:

@@ -105,7 +105,7 @@ def why_not() -> str | None:
     if build is None:
         return "torch is not installed"
     if build.cuda is None:
-        return f"torch {build.version} is a build without CUDA; pip install torch brings the one with it"
+        return f"torch {build.version} is a build without CUDA; one with CUDA can, and needs no GPU"
     if build.cuda_version < 12000:
         return f"torch {build.version} is built for CUDA {build.cuda}; the virtual device is for CUDA 12 and later"
     if _is_built(_folder_of(build)):

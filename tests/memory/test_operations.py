@@ -61,11 +61,7 @@ RECORDED: dict[str, tuple[Operation, int]] = {
     "batch_norm": (lambda x, rows: F.batch_norm(x, None, None, training=True), 2106880),
     "logsigmoid": (lambda x, rows: F.logsigmoid(x), 2098688),
 }
-OUT_OF_PLACE = "under a dispatch mode autograd scatters gradients out of place (areAnyTensorSubclassLike)"
 OFF = {
-    "gather": OUT_OF_PLACE,
-    "index_select": OUT_OF_PLACE,
-    "max": OUT_OF_PLACE,
     "rms_norm": "CUDA has a fused kernel, which keeps one number a row; meta has the composite",
     "group_norm": "a gradient that is not contiguous (here: of a sum) is copied",
     "batch_norm": "4 KiB: sums for each channel",

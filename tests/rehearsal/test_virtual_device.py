@@ -79,7 +79,7 @@ def test_other_machines_are_named(
         (None, "torch is not installed"),
         (
             TorchBuild("2.13.0+cpu", None, Path()),
-            "torch 2.13.0+cpu is a build without CUDA; pip install torch brings the one with it",
+            "torch 2.13.0+cpu is a build without CUDA; one with CUDA can, and needs no GPU",
         ),
         (
             TorchBuild("2.6.0+cu118", "11.8", Path()),
