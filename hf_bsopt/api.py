@@ -157,8 +157,12 @@ def find_batch_size(
             )
         else:
             workload = module_workload(model, example_batch, precision, optimizer)
-            asked = {"task": task, "max_length": max_length, "attention": attention, "lora_r": lora_r or None}
-            asked |= {"generate": generate or None, "pretrained": pretrained or None}
+            asked: dict[str, Any] = {"task": task, "max_length": max_length, "attention": attention}
+            asked |= {"lora_r": lora_r or None}
+            asked |= {"generate": generate or None, "pretrained": pretrained or None, "weights_dtype": weights_dtype}
+            asked |= {"activation_checkpointing": activation_checkpointing or None, "num_labels": num_labels}
+            asked |= {"load_in_4bit": load_in_4bit or None, "lora_targets": lora_targets}
+            asked |= {"trust_remote_code": trust_remote_code or None}
             for name, value in asked.items():
                 if value is not None:
                     raise UsageError(f"{name} goes with a model by name; a module is taken as it is")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from .batch_plan import BatchPlan, plan
 from .errors import NothingFitsError, SearchInterrupted, UsageError
@@ -15,6 +16,7 @@ from .proving import Prover, Remembering, nothing_held
 from .records import Decision, GpuSpec, Trial
 from .report import PhaseAnswer, Report
 from .search import LARGEST_TRIED, check_target, decide, largest_under, round_down, shown_share
+from .step_settings import SMALLEST_NORMED
 from .wishes import USUAL, Wishes
 from .workload import Phase, Trainable
 
@@ -55,15 +57,17 @@ def find(
     evaluation = _phase("evaluation", workload, device, wishes) if wishes.evaluation else None
     generation = _phase("generation", workload, device, wishes) if workload.new_tokens else None
     if prober is not None:
-        prover = Prover(prober, predictor.workload, wishes.target[1], wishes.max_attempts, remembering)
-        decision = _proved(prover, predictor, decision, workload, wishes)
-        if wishes.check is not None:
-            checked = prover.run(wishes.check)
-        proved = tuple(trial for (phase, _), trial in prover.trials.items() if phase == "training")
-        if evaluation is not None and evaluation.batch_size and wishes.prove_evaluation:
-            evaluation = _proved_phase("evaluation", evaluation, prover, workload, device, wishes)
-        if generation is not None and generation.batch_size:
-            generation = _proved_phase("generation", generation, prover, workload, device, wishes)
+        smallest = SMALLEST_NORMED if predictor.has_batch_norm else 1
+        prover = Prover(prober, predictor.workload, wishes.target[1], wishes.max_attempts, remembering, smallest)
+        with _told_when_interrupted(prover, decision.batch_size):
+            decision = _proved(prover, predictor, decision, workload, wishes)
+            if wishes.check is not None:
+                checked = prover.run(wishes.check)
+            proved = tuple(trial for (phase, _), trial in prover.trials.items() if phase == "training")
+            if evaluation is not None and evaluation.batch_size and wishes.prove_evaluation:
+                evaluation = _proved_phase("evaluation", evaluation, prover, workload, device, wishes)
+            if generation is not None and generation.batch_size:
+                generation = _proved_phase("generation", generation, prover, workload, device, wishes)
     return Report(
         workload=workload,
         device=device,
@@ -144,6 +148,15 @@ def _check(device: GpuSpec, wishes: Wishes) -> None:
     check_target(wishes.target)
 
 
+@contextlib.contextmanager
+def _told_when_interrupted(prover: Prover, predicted: int) -> Iterator[None]:
+    """Ctrl-C has what was run so far."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise SearchInterrupted(tuple(prover.trials.values()), predicted) from error
+
+
 def _proved(
     prover: Prover,
     predictor: Predictor,
@@ -158,17 +171,14 @@ def _proved(
         size = round_down(min(size, limit or size), wishes.multiple_of)
         return _plan(size, workload, wishes).micro_batch if size else 0
 
-    try:
-        proof = prover.prove(predicted.batch_size, allowed, predictor)
-        if not proof.batch_size:
-            raise nothing_held(proof, prover.share, predictor.device.name)
-        foretold = predictor(predicted.batch_size).used_bytes or 0
-        decision = _after(predicted, proof, prover.share, foretold / prover.total_bytes, predictor.device)
-        if not wishes.throughput:
-            return decision
-        fastest = prover.measure_throughput(proof.batch_size, allowed)
-    except KeyboardInterrupt as error:
-        raise SearchInterrupted(tuple(prover.trials.values()), predicted.batch_size) from error
+    proof = prover.prove(predicted.batch_size, allowed, predictor)
+    if not proof.batch_size:
+        raise nothing_held(proof, prover.share, predictor.device.name)
+    foretold = predictor(predicted.batch_size).used_bytes or 0
+    decision = _after(predicted, proof, prover.share, foretold / prover.total_bytes, predictor.device)
+    if not wishes.throughput:
+        return decision
+    fastest = prover.measure_throughput(proof.batch_size, allowed)
     if fastest is None or fastest.batch_size == decision.batch_size:
         return decision
     return dataclasses.replace(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from .errors import UsageError
-from .step_settings import OPTIMIZERS, TRAINERS, OwnParts, StepSettings
-from .workload import PRECISIONS, Trainable
+from .step_settings import OPTIMIZERS, TRAINERS, OwnParts, Precision, StepSettings
+from .workload import PRECISIONS, Trainable, check_choice
 
 if TYPE_CHECKING:
     from torch import nn
@@ -55,9 +56,7 @@ class ModuleWorkload:
 
     def build(self) -> nn.Module:
         """A copy on ``meta`` in training mode, ties kept: no memory is taken for the weights."""
-        from .meta import on_meta
-
-        return on_meta(self.module).train()
+        return copy_on_meta(self.module).train()
 
     def batch(self, batch_size: int, device: str, *, padded: bool = True) -> dict[str, Any]:
         """Zeros in the shapes of the example: what is padding in it is not known."""
@@ -102,9 +101,65 @@ def module_workload(
             f"next(iter(dataloader)){given}"
         )
     _check_example(example)
-    precision = precision or "fp16"
-    settings = StepSettings(precision, optimizer or "adamw_torch_fused")  # type: ignore[arg-type]
+    check_module(module)
+    settings = StepSettings(_precision(module, precision), optimizer or "adamw_torch_fused")
     return ModuleWorkload(module, example, settings)
+
+
+def copy_on_meta(module: nn.Module) -> nn.Module:
+    """Raises UsageError where the module holds what can't be copied."""
+    from .meta import on_meta
+
+    try:
+        model = on_meta(module)
+        return copy.deepcopy(module) if model is module else model
+    except Exception as error:  # of pickle and copy, for a lock, a file, a connection; of torch, for lazy parameters
+        raise UsageError(
+            f"{type(module).__name__} can't be copied: {error}; what the model holds beside its weights has to be left "
+            f"out while it is sized"
+        ) from error
+
+
+def check_module(module: nn.Module) -> None:
+    """Raises UsageError for one whose training can't be followed."""
+    if any("_orig_mod" in part._modules or part._compiled_call_impl is not None for part in module.modules()):
+        raise UsageError(
+            "the module is compiled: torch.compile fuses operations as it runs, and what it then keeps can't be "
+            "predicted; give the module itself, which needs about as much memory or more"
+        )
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        raise UsageError(f"nothing of {type(module).__name__} is trained: not one parameter requires a gradient")
+
+
+def own_precision(module: nn.Module) -> Precision:
+    """Without mixed precision: that of the weights, where it is one."""
+    import torch
+
+    halves: dict[torch.dtype, Precision] = {torch.float16: "fp16-weights", torch.bfloat16: "bf16-weights"}
+    types = {parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()}
+    return halves.get(types.pop(), "fp32") if len(types) == 1 else "fp32"
+
+
+def _precision(module: nn.Module, asked: str | None) -> Precision:
+    """As asked, if the weights can be trained so; else their own, or mixed precision over float32."""
+    own = own_precision(module)
+    if asked is None:
+        return "fp16" if own == "fp32" else own
+    check_choice("precision", asked, tuple(PRECISIONS))
+    if asked.endswith("-weights") and asked != own:
+        raise UsageError(
+            f"{asked} trains weights that are held in half precision, and those of this module are not: give it "
+            f"converted, by .half() or .bfloat16()"
+        )
+    import torch
+
+    trained = {parameter.dtype for parameter in module.parameters() if parameter.requires_grad}
+    if asked == "fp16" and trained & {torch.float16, torch.bfloat16}:
+        raise UsageError(
+            "fp16 mixed precision can't train weights that are held in half precision (its gradient scaler refuses "
+            "them): hold them in float32, or take bf16"
+        )
+    return cast("Precision", asked)
 
 
 def _check_example(example: Mapping[str, Any]) -> None:

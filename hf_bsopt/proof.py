@@ -108,6 +108,7 @@ def prove(
     prediction: Prediction | None = None,
     calibration: Sequence[float] = (),
     max_attempts: int = MAX_ATTEMPTS,
+    smallest: int = 1,
 ) -> Proof:
     """Runs ``first``, then whatever the answers require, at most ``max_attempts`` sizes.
 
@@ -115,19 +116,19 @@ def prove(
     line through those that ran takes its place. While what ran was what was believed (:data:`TRUST`), the search ends
     where the next size is believed not to hold, after :data:`TRUSTED_ATTEMPTS` sizes at the latest. Once it was
     not, it ends where the next size was run and did not hold. ``calibration``: shares of ``first`` that are run before
-    it, where small sizes are cheap and the prediction knows the device less well.
+    it, where small sizes are cheap and the prediction knows the device less well. ``smallest``: that can be trained.
     """
     if max_attempts < 1:
         raise UsageError(f"max_attempts is at least 1, not {max_attempts}")
     tried: dict[int, Trial] = {}
     is_trusted, is_surprised = prediction is not None, False
-    planned = _planned(first, limits, prediction, calibration)
+    planned = _planned(max(first, smallest), limits, prediction, calibration, smallest)
     while len(tried) < max_attempts:
         belief = _corrected(tried, prediction, limits)
         if planned:
             size = planned.pop(0)
         elif len(tried) == max_attempts - 1 and not limits.largest_held(tried):
-            size = limits.allowed(1)  # an answer, if there is one at all
+            size = limits.allowed(smallest)  # an answer, if there is one at all
         else:
             size = _next_size(tried, limits, belief, prediction, is_trusted, is_surprised)
         if not size or size in tried:
@@ -144,12 +145,14 @@ def prove(
     return Proof(good, tuple(tried.values()), bool(good) and not _open_above(tried, limits))
 
 
-def _planned(first: int, limits: Limits, prediction: Prediction | None, calibration: Sequence[float]) -> list[int]:
+def _planned(
+    first: int, limits: Limits, prediction: Prediction | None, calibration: Sequence[float], smallest: int
+) -> list[int]:
     size = max(1, first)
     if limits.is_cautious and prediction is not None:
         room = limits.total_bytes / (1 + TRUST)
         size = largest_that(lambda n: prediction.fits_within(n, room), guess=size, limit=size)
-    small = [limits.allowed(max(1, round(size * share))) for share in calibration]
+    small = [limits.allowed(max(smallest, round(size * share))) for share in calibration]
     sizes = small if calibration else [limits.allowed(max(1, size))]
     return sorted({size for size in sizes if size})
 

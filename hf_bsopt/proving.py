@@ -34,7 +34,7 @@ class Remembering:
 class Prover:
     """Runs sizes of one workload and keeps what came of them.
 
-    share: of the device's memory, that a size may use.
+    share: of the device's memory, that a size may use. smallest: that can be trained at all.
     """
 
     prober: Prober
@@ -42,6 +42,7 @@ class Prover:
     share: float
     max_attempts: int = MAX_ATTEMPTS
     remembering: Remembering | None = None
+    smallest: int = 1
     trials: dict[tuple[Phase, int], Trial] = field(default_factory=dict)
     log: TrialLog = field(default_factory=TrialLog)
 
@@ -104,6 +105,7 @@ class Prover:
             prediction=prediction,
             calibration=self.prober.device.schedule.calibration,
             max_attempts=self.max_attempts,
+            smallest=self.smallest,
         )
 
     def _held(self, size: int, limits: Limits, phase: Phase) -> Trial:
@@ -135,9 +137,10 @@ class Prover:
 
     def _failure(self, trial: Trial, phase: Phase) -> str:
         model = dict(self.workload.describe()).get("model", "the model")
+        more = "; probe_timeout gives it more" if trial.outcome == "timeout" else ""
         return (
             f"the {phase} step of {model} did not come through at batch size {trial.batch_size} on "
-            f"{self.prober.device.spec.name} ({trial.outcome}): {trial.detail}"
+            f"{self.prober.device.spec.name} ({trial.outcome}): {trial.detail}{more}"
         )
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from .errors import MissingExtraError, UsageError
-from .step_settings import ALIASES, OPTIMIZERS, TRAINERS, OwnParts, Precision, StepSettings
+from .step_settings import ALIASES, OPTIMIZERS, SMALLEST_NORMED, TRAINERS, OwnParts, Precision, StepSettings
 from .workload import Trainable
 
 Batch = Mapping[str, Any]
@@ -113,14 +113,21 @@ def gradient_buckets(model: nn.Module) -> list[torch.Tensor]:
     return [torch.empty(count, dtype=dtype, device=device) for count, dtype, device in reversed(counts)]
 
 
+def smallest_batch(model: nn.Module) -> int:
+    """That can be trained."""
+    is_normed = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    return SMALLEST_NORMED if is_normed else 1
+
+
 def loss_of(outputs: Any) -> torch.Tensor:
     """As Trainer.compute_loss finds it: ``outputs["loss"]``, the first output, or the only one. Raises UsageError where
     that is no single number.
     """
+    loss = outputs
     if isinstance(outputs, dict):
         loss = outputs.get("loss")
-    else:
-        loss = outputs if isinstance(outputs, torch.Tensor) else outputs[0]
+    elif isinstance(outputs, (tuple, list)):
+        loss = outputs[0] if outputs else None
     if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
         raise UsageError('the model returns no loss: forward has to return one as "loss", or first, or alone')
     return loss

@@ -287,7 +287,7 @@ def describe(
     if task is None:
         task, why = default_task(config)
         chosen.append(f"task {task}: {why}")
-    _check_choice("task", task, tuple(AUTO_CLASSES))
+    check_choice("task", task, tuple(AUTO_CLASSES))
     check_head(config, task)
     max_length = _length(config, max_length, chosen)
     _check_generation(config, task, max_length, new_tokens)
@@ -296,7 +296,7 @@ def describe(
     if precision is None:
         precision = "fp16"
         chosen.append("precision fp16: runs on every GPU from the T4 on")
-    _check_choice("precision", precision, tuple(PRECISIONS))
+    check_choice("precision", precision, tuple(PRECISIONS))
     if weights_dtype is None:
         weights_dtype = _default_dtype(precision, bool(lora_r or load_in_4bit))
         saved = str(getattr(config, "dtype", None) or "").removeprefix("torch.")
@@ -307,7 +307,7 @@ def describe(
             )
         if (lora_r or load_in_4bit) and weights_dtype != "float32":
             chosen.append(f"weights in {weights_dtype}: the base model is frozen, only adapters are trained in float32")
-    _check_choice("weights dtype", weights_dtype, ("float32", "float16", "bfloat16"))
+    check_choice("weights dtype", weights_dtype, ("float32", "float16", "bfloat16"))
     if precision == "fp16" and weights_dtype == "float16" and not (lora_r or load_in_4bit):
         raise UsageError(
             "fp16 mixed precision can't train weights that are held in float16 (its gradient scaler refuses them): "
@@ -317,7 +317,7 @@ def describe(
         optimizer = "adamw_torch_fused"
         chosen.append("optimizer adamw_torch_fused: Trainer's default")
     optimizer = ALIASES.get(optimizer, optimizer)
-    _check_choice("optimizer", optimizer, tuple(OPTIMIZERS))
+    check_choice("optimizer", optimizer, tuple(OPTIMIZERS))
     if "8bit" in optimizer:
         _needs("bitsandbytes", optimizer)
     attention, why = _attention(config, attention, task)
@@ -356,7 +356,8 @@ def describe(
     )
 
 
-def _check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
+def check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raises UsageError, with the nearest."""
     if value not in choices:
         import difflib
 
@@ -407,7 +408,7 @@ def _default_dtype(precision: str, frozen_base: bool) -> str:
 
 
 def _attention(config: PreTrainedConfig, asked: str | None, task: str) -> tuple[str, str]:
-    _check_choice("attention", asked or "sdpa", ("sdpa", "eager", "flash_attention_2"))
+    check_choice("attention", asked or "sdpa", ("sdpa", "eager", "flash_attention_2"))
     if asked == "eager" or supports_sdpa(config, task):
         return (asked, "") if asked else ("sdpa", "transformers' default")
     return "eager", f"{config.model_type} has no other in transformers"

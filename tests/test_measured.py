@@ -246,6 +246,20 @@ def test_ctrl_c_has_what_is_known_so_far(monkeypatch: pytest.MonkeyPatch) -> Non
     assert isinstance(caught.value, KeyboardInterrupt)
 
 
+def test_ctrl_c_in_the_evaluation_has_what_is_known_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Prober.__call__
+
+    def call(self: Prober, workload: Any, batch_size: int, phase: str = "training") -> Trial:
+        if phase == "evaluation":
+            raise KeyboardInterrupt
+        return original(self, workload, batch_size)
+
+    monkeypatch.setattr(Prober, "__call__", call)
+    with pytest.raises(SearchInterrupted) as caught:
+        find(prove_evaluation=True, batch_size=4)
+    assert [trial.batch_size for trial in caught.value.trials if trial.fits][-1] == 4
+
+
 def test_the_command_prints_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     interrupting(monkeypatch, after=1)
     arguments = ["--model", "bert-tiny", "--max_length", "64", "--device", "cpu", "--memory", MEMORY]

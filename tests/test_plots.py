@@ -341,7 +341,7 @@ def test_without_matplotlib_the_line_that_installs_it_is_the_answer(
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None)
     for ask in (lambda: plots.plot(DRAWING), lambda: plots.check_file(tmp_path / "a.png")):
-        with pytest.raises(MissingExtraError, match=r"pip install 'hf-bsopt\[plot\]'"):
+        with pytest.raises(MissingExtraError, match=r"pip install matplotlib"):
             ask()
 
 

@@ -324,7 +324,7 @@ def test_8_bit_adam_without_bitsandbytes_is_refused_with_the_line_that_installs_
     model: Toy, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'hf-bsopt\[quant\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install bitsandbytes"):
         make_optimizer(model, name)
 
 

@@ -198,10 +198,10 @@ def test_no_labels_are_refused(labels: int) -> None:
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ({"lora_r": 8}, r"pip install 'hf-bsopt\[lora\]'"),
-        ({"lora_r": 8, "load_in_4bit": True}, r"pip install 'hf-bsopt\[quant\]'"),
-        ({"optimizer": "adamw_bnb_8bit"}, r"pip install 'hf-bsopt\[quant\]'"),
-        ({"optimizer": "adamw_8bit"}, r"pip install 'hf-bsopt\[quant\]'"),
+        ({"lora_r": 8}, r"pip install peft"),
+        ({"lora_r": 8, "load_in_4bit": True}, r"pip install bitsandbytes"),
+        ({"optimizer": "adamw_bnb_8bit"}, r"pip install bitsandbytes"),
+        ({"optimizer": "adamw_8bit"}, r"pip install bitsandbytes"),
     ],
 )
 def test_a_missing_extra_is_named_with_the_line_that_installs_it(

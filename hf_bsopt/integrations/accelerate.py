@@ -17,7 +17,7 @@ from ..answering import answered, check_precision, started
 from ..batch_plan import LearningRateScaling
 from ..device_choice import choose_device
 from ..errors import UsageError
-from ..module_workload import module_workload
+from ..module_workload import module_workload, own_precision
 from ..probing.prober import TIMEOUT_SECONDS
 from ..proof import MAX_ATTEMPTS
 from ..records import GpuSpec
@@ -157,12 +157,8 @@ def _wrappers() -> tuple[type, ...]:
 
 def _precision(mixed_precision: str, model: nn.Module) -> str:
     """As this package calls it. Without mixed precision the weights' own."""
-    import torch
-
     if mixed_precision in ("fp16", "bf16"):
         return mixed_precision
     if mixed_precision != "no":
         raise UsageError(f"mixed_precision {mixed_precision!r} can't be predicted; fp16 and bf16 can")
-    types = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
-    names = {torch.float16: "fp16-weights", torch.bfloat16: "bf16-weights"}
-    return names.get(types.pop(), "fp32") if len(types) == 1 else "fp32"
+    return own_precision(model)

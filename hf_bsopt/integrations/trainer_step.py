@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+from .. import module_workload
 from ..errors import UsageError
-from ..meta import on_meta
+from ..module_workload import own_precision
 from ..step_settings import ALIASES, OPTIMIZERS, Precision
 from ..training_step import loss_of
 
@@ -24,13 +25,7 @@ def copy_on_meta(module: nn.Module) -> Any:
     """Without the wrapped forward of an earlier training, and without what only looks at one."""
     from accelerate.hooks import remove_hook_from_submodules
 
-    try:
-        model: Any = on_meta(module)
-    except TypeError as error:  # pickle's and copy's own, for a lock, a file, a connection
-        raise UsageError(
-            f"{type(module).__name__} can't be copied: {error}; what the model holds beside its weights has to be left "
-            f"out while it is sized"
-        ) from error
+    model: Any = module_workload.copy_on_meta(module)
     if "_original_forward" in vars(model):  # Accelerator.prepare_model
         del model._original_forward, model.forward
     remove_hook_from_submodules(model)  # accelerate's, which move tensors to the device of a device_map
@@ -52,16 +47,12 @@ def _remove_own_hooks(model: nn.Module) -> None:
 
 def precision_of(trainer: Trainer) -> Precision:
     """By accelerate, which may have been told by its launcher where the arguments say nothing."""
-    import torch
-
     mixed = trainer.accelerator.mixed_precision
     if mixed in ("fp16", "bf16"):
         return cast("Precision", mixed)
     if mixed != "no":
         raise UsageError(f"mixed precision in {mixed} can't be predicted; fp16 and bf16 can")
-    types = {parameter.dtype for parameter in trainer.model.parameters() if parameter.is_floating_point()}
-    halves: dict[torch.dtype, Precision] = {torch.float16: "fp16-weights", torch.bfloat16: "bf16-weights"}
-    return halves.get(types.pop(), "fp32") if len(types) == 1 else "fp32"
+    return own_precision(trainer.model)
 
 
 def optimizer_of(trainer: Trainer) -> tuple[str, Callable[[nn.Module], torch.optim.Optimizer] | None]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from ..errors import UsageError
-from ..module_workload import ModuleWorkload
+from ..module_workload import ModuleWorkload, check_module
 from ..step_settings import OwnParts, StepSettings
 from .collated import Shape, is_in_one_row, is_tensor, made, moved, shapes_of, with_own_generators
 from .trainer_step import (
@@ -95,6 +95,7 @@ def trainer_workload(trainer: Trainer, max_length: int | None = None) -> Trainer
     be sized.
     """
     args = trainer.args
+    check_module(trainer.model)
     notes = own_methods_of(trainer)
     worst, evaluated = None, None
     if _has_length(trainer.train_dataset):

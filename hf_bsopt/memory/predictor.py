@@ -11,7 +11,7 @@ from torch import nn
 
 from .. import progress
 from ..records import GpuSpec, Trial
-from ..training_step import STEPS, TrainingStep, evaluation_step
+from ..training_step import STEPS, TrainingStep, evaluation_step, smallest_batch
 from ..workload import Phase, Trainable
 from .generation import generation_at_its_end
 from .timeline import Timeline
@@ -61,7 +61,7 @@ class Predictor:
             if id(model) not in steps:
                 kept.clear()
                 for _ in range(STEPS):  # what training left of the cache is there too
-                    train(model, 1)
+                    train(model, smallest_batch(model))
             elif self._phase == "evaluation":
                 batch = self.workload.batch(batch_size, "meta")
                 kept.append(evaluation_step(model, self.workload.settings.precision, batch))

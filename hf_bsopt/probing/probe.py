@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..meta import initialized
 from ..records import Outcome, Peak, Trial
-from ..training_step import TrainingStep, evaluation_step, generation_step
+from ..training_step import TrainingStep, evaluation_step, generation_step, smallest_batch
 from ..workload import Phase, Trainable
 from .devices import Device, Schedule
 from .memory import DeviceMemory
@@ -158,7 +158,7 @@ class _Run:
         """The model after some steps at the smallest size, which leave the optimizer's state and a cache behind."""
         model = self._built()
         step = TrainingStep(model, self._workload.settings, self._kind, self._workload.own)
-        self._until_stepped(step, 1, self._schedule.stepped)
+        self._until_stepped(step, smallest_batch(model), self._schedule.stepped)
         self.seconds = []
         return model
 

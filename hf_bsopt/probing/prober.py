@@ -125,7 +125,7 @@ class _Worker:
     def __init__(self, environment: dict[str, str]) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  closed in end()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "hf_bsopt.probing.worker"],
+            [sys.executable, "-W", "ignore::RuntimeWarning:runpy", "-m", "hf_bsopt.probing.worker"],
             env=with_package(environment, sys.path),  # a module's class may lie beside the caller's script
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
