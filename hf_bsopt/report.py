@@ -57,9 +57,8 @@ class Report:
 
     trials: the predicted ones, one for each size of the table, then those that really ran. composition: bytes by what
     they are for, at the chosen size. parameters: (all, trained). checked: the answer to ``check``. notes: what was
-    assumed or chosen on the way. has_batch_norm: its statistics see micro-batches only.
-    course: where the memory goes over a step of the chosen size, as predicted.
     assumed or chosen on the way. has_batch_norm: its statistics see micro-batches only. wishes: what was asked.
+    course: where the memory goes over a step of the chosen size, as predicted.
     ways_out: what else would make room, where that was asked for.
     """
 
