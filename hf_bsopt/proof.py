@@ -23,7 +23,7 @@ BELIEVED_ATTEMPTS = 4
 """Where belief came to nothing in so many, the interval is simply halved; after MAX_ATTEMPTS where that is dear."""
 TRUST = 0.05
 """Of the device's memory: a prediction that is off by no more is corrected by what ran, and not doubted."""
-DOUBT_OF_ONE, DOUBT_OF_A_LINE = 0.06, 0.02
+DOUBT_OF_ONE, DOUBT_OF_A_LINE = 0.06, 0.03
 """Of the memory between a size that ran and one that is believed: kept free where another probe, or an out-of-memory
 error, costs something. From two sizes on the error of the prediction is a line."""
 GROWTH = 1.5
@@ -115,22 +115,25 @@ def prove(
     ``prediction``, where there is one, is corrected by every size that ran; where there is none, a
     line through those that ran takes its place. While what ran was what was believed (:data:`TRUST`), the search ends
     where the next size is believed not to hold, after :data:`TRUSTED_ATTEMPTS` sizes at the latest. Once it was
-    not, it ends where the next size was run and did not hold. ``calibration``: shares of ``first`` that are run before
-    it, where small sizes are cheap and the prediction knows the device less well. ``smallest``: that can be trained.
+    not, it ends where the next size was run and did not hold. ``calibration``: shares of the size that is believed to
+    hold, run before it, where small sizes are cheaper and the prediction knows the device less well. ``smallest``: that
+    can be trained.
     """
     if max_attempts < 1:
         raise UsageError(f"max_attempts is at least 1, not {max_attempts}")
     tried: dict[int, Trial] = {}
     is_trusted, is_surprised = prediction is not None, False
-    planned = _planned(max(first, smallest), limits, prediction, calibration, smallest)
     while len(tried) < max_attempts:
         belief = _corrected(tried, prediction, limits)
-        if planned:
-            size = planned.pop(0)
+        if not tried:
+            share = calibration[0] if calibration else None
+            size = _first_size(max(first, smallest), limits, prediction, share, smallest)
         elif len(tried) == max_attempts - 1 and not limits.largest_held(tried):
             size = limits.allowed(smallest)  # an answer, if there is one at all
         else:
-            size = _next_size(tried, limits, belief, prediction, is_trusted, is_surprised)
+            share = calibration[len(tried)] if len(tried) < min(len(calibration), max_attempts - 1) else 0
+            size = _calibrating(tried, limits, belief, prediction, share)
+            size = size or _next_size(tried, limits, belief, prediction, is_trusted, is_surprised)
         if not size or size in tried:
             return Proof(limits.largest_held(tried), tuple(tried.values()), True)
         foretold = belief(size)
@@ -145,16 +148,24 @@ def prove(
     return Proof(good, tuple(tried.values()), bool(good) and not _open_above(tried, limits))
 
 
-def _planned(
-    first: int, limits: Limits, prediction: Prediction | None, calibration: Sequence[float], smallest: int
-) -> list[int]:
+def _first_size(first: int, limits: Limits, prediction: Prediction | None, share: float | None, smallest: int) -> int:
+    """``share``: of it, that is run in its place."""
     size = max(1, first)
     if limits.is_cautious and prediction is not None:
         room = limits.total_bytes / (1 + TRUST)
         size = largest_that(lambda n: prediction.fits_within(n, room), guess=size, limit=size)
-    small = [limits.allowed(max(smallest, round(size * share))) for share in calibration]
-    sizes = small if calibration else [limits.allowed(max(1, size))]
-    return sorted({size for size in sizes if size})
+    return limits.allowed(max(1, size) if share is None else max(smallest, round(size * share)))
+
+
+def _calibrating(
+    tried: Mapping[int, Trial], limits: Limits, belief: Belief, prediction: Prediction | None, share: float
+) -> int:
+    """So large a share of what is believed to hold, 0 where that is no larger size than those that ran."""
+    good = limits.largest_held(tried)
+    if not share or not good:
+        return 0
+    size = limits.allowed(round(share * _believed(tried, limits, belief, prediction, good, LARGEST_TRIED + 1)))
+    return size if size > good else 0
 
 
 def _came_true(trial: Trial, foretold: float, limits: Limits) -> bool:

@@ -116,9 +116,10 @@ def test_small_sizes_go_first_where_the_device_is_known_less_well() -> None:
     probe, ran = card(line(2600, 95))
     proof = prove(
         probe, 77, limits=limits(1, multiple_of=1, is_cautious=True), prediction=Line(2300, 100),
-        calibration=(1 / 16, 1 / 4),
+        calibration=(1 / 16, 2 / 3),
     )  # fmt: skip
-    assert ran[:2] == [4, 18]
+    assert ran[0] == 4
+    assert 0.6 * 77 < ran[1] <= 77 * 2 / 3
     assert len(ran) == 3
     assert proof.batch_size == ran[-1] >= 0.97 * 77
     assert all(trial.fits for trial in proof.trials)
@@ -213,7 +214,7 @@ def noisy(memory: Memory, noise: float, seed: int) -> Memory:
     most=st.integers(1, 600),
     share=st.sampled_from([0.5, 0.9, 1.0]),
     is_cautious=st.booleans(),
-    calibration=st.sampled_from([(), (1 / 16, 1 / 4)]),
+    calibration=st.sampled_from([(), (1 / 100, 2 / 3), (1 / 16, 1 / 2)]),
     attempts=st.integers(1, 60),
 )
 def test_whatever_the_memory_the_answer_was_run_and_held_and_is_the_largest_where_attempts_allow(
@@ -269,7 +270,7 @@ def _largest_allowed(memory: Memory, within: Limits, most: int) -> int:
     offset=st.integers(-90, 90),
     share=st.sampled_from([0.8, 0.9, 1.0]),
     multiple_of=st.sampled_from([1, 8]),
-    calibration=st.sampled_from([(), (1 / 16, 1 / 4)]),
+    calibration=st.sampled_from([(), (1 / 100, 2 / 3), (1 / 16, 1 / 2)]),
 )
 def test_a_prediction_within_5_percent_takes_at_most_three_probes_and_no_error(
     fixed: int, each: int, scale: float, offset: int, share: float, multiple_of: int, calibration: Sequence[float]

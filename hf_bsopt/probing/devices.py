@@ -29,8 +29,8 @@ class Schedule:
 
     first_at: the micro-batch of the first step, in which the optimizer's state appears; None is the full size.
     stepped: full steps before any is timed. timed: those that are, fewer where they take more than ``timed_seconds``.
-    unpadded: one step more without padding, where the kernels may be other ones. calibration: shares of the predicted
-    size to run before it.
+    unpadded: one step more without padding, where the kernels may be other ones. calibration: shares of the size
+    that is believed to hold, to run before it.
     """
 
     first_at: int | None = None
@@ -161,7 +161,7 @@ class CpuDevice:
     spec: GpuSpec
     source: Source = "measured"
     schedule: Schedule = Schedule(
-        first_at=FEW_SEQUENCES, stepped=0, timed=3, timed_seconds=5.0, unpadded=False, calibration=(1 / 100,)
+        first_at=FEW_SEQUENCES, stepped=0, timed=3, timed_seconds=5.0, unpadded=False, calibration=(1 / 100, 2 / 3)
     )
     needs_fresh_process: bool = False
 
