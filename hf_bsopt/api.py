@@ -133,38 +133,30 @@ def find_batch_size(
         precision = "fp32"
     if throughput and choice.device is None:
         raise UsageError(f"throughput is measured on a device that computes: --device cuda or cpu; {choice.note}")
+    by_name: dict[str, Any] = {
+        "task": task,
+        "max_length": max_length,
+        "weights_dtype": weights_dtype,
+        "attention": attention,
+        "activation_checkpointing": activation_checkpointing,
+        "lora_r": lora_r,
+        "lora_targets": lora_targets,
+        "load_in_4bit": load_in_4bit,
+        "num_labels": num_labels,
+        "pretrained": pretrained,
+        "trust_remote_code": trust_remote_code,
+    }
     with started(choice, probe_timeout, expandable_segments) as prober:  # its imports take as long as the model's here
         workload: Trainable
         if isinstance(model, str):
             if example_batch is not None:
                 raise UsageError("example_batch goes with a module; a model by name makes its own batch")
-            workload = describe(
-                model,
-                task=task,
-                max_length=max_length,
-                precision=precision,
-                weights_dtype=weights_dtype,
-                optimizer=optimizer,
-                attention=attention,
-                activation_checkpointing=activation_checkpointing,
-                lora_r=lora_r,
-                lora_targets=lora_targets,
-                load_in_4bit=load_in_4bit,
-                num_labels=num_labels,
-                new_tokens=generate,
-                pretrained=pretrained,
-                trust_remote_code=trust_remote_code,
-            )
+            workload = describe(model, precision=precision, optimizer=optimizer, new_tokens=generate, **by_name)
         else:
             workload = module_workload(model, example_batch, precision, optimizer)
-            asked: dict[str, Any] = {"task": task, "max_length": max_length, "attention": attention}
-            asked |= {"lora_r": lora_r or None}
-            asked |= {"generate": generate or None, "pretrained": pretrained or None, "weights_dtype": weights_dtype}
-            asked |= {"activation_checkpointing": activation_checkpointing or None, "num_labels": num_labels}
-            asked |= {"load_in_4bit": load_in_4bit or None, "lora_targets": lora_targets}
-            asked |= {"trust_remote_code": trust_remote_code or None}
-            for name, value in asked.items():
-                if value is not None:
+            usual = dict(_usual())
+            for name, value in {**by_name, "generate": generate}.items():
+                if value != usual[name]:
                     raise UsageError(f"{name} goes with a model by name; a module is taken as it is")
         check_precision(workload, choice.spec)
         wishes = Wishes(

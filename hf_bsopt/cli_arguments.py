@@ -203,8 +203,9 @@ def _checked(arguments: Arguments) -> Arguments:
             "most where the vocabulary is large, since the logits are never whole)"
         )
     if not arguments.dataset:
+        usual = Arguments()
         for name in ("tokenizer", "text_column", "split", "sample"):
-            if getattr(arguments, name) != getattr(Arguments(), name):
+            if getattr(arguments, name) != getattr(usual, name):
                 raise UsageError(f"--{name} goes with --dataset")
     if arguments.trust_cache and not arguments.cache:
         raise UsageError("--trust_cache and --no_cache contradict each other; give one")

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from .batch_plan import BatchPlan, plan
 from .errors import NothingFitsError, SearchInterrupted, UsageError
 from .memory.course import course
 from .memory.predictor import Predictor
+from .phases import predicted_phase, proved_phase
 from .probing import Prober
 from .proof import Proof
 from .proving import Prover, Remembering, nothing_held
 from .records import Decision, GpuSpec, Trial
 from .report import PhaseAnswer, Report
-from .search import LARGEST_TRIED, check_target, decide, largest_under, round_down, shown_share
-from .step_settings import SMALLEST_NORMED
+from .search import check_target, decide, round_down, shown_share
 from .wishes import USUAL, Wishes
 from .workload import Phase, Trainable
 
@@ -54,20 +54,22 @@ def find(
     predictor, decision = _predicted(workload, device, wishes)
     proved: tuple[Trial, ...] = ()
     checked = None if wishes.check is None else predictor(wishes.check)
-    evaluation = _phase("evaluation", workload, device, wishes) if wishes.evaluation else None
-    generation = _phase("generation", workload, device, wishes) if workload.new_tokens else None
+    others: dict[Phase, PhaseAnswer] = {}
+    if wishes.evaluation:
+        others["evaluation"] = predicted_phase("evaluation", workload, device, wishes)
+    if workload.new_tokens:
+        others["generation"] = predicted_phase("generation", workload, device, wishes)
     if prober is not None:
-        smallest = SMALLEST_NORMED if predictor.has_batch_norm else 1
-        prover = Prover(prober, predictor.workload, wishes.target[1], wishes.max_attempts, remembering, smallest)
+        share, smallest = wishes.target[1], predictor.smallest_batch
+        prover = Prover(prober, predictor.workload, share, wishes.max_attempts, remembering, smallest)
         with _told_when_interrupted(prover, decision.batch_size):
             decision = _proved(prover, predictor, decision, workload, wishes)
             if wishes.check is not None:
                 checked = prover.run(wishes.check)
             proved = tuple(trial for (phase, _), trial in prover.trials.items() if phase == "training")
-            if evaluation is not None and evaluation.batch_size and wishes.prove_evaluation:
-                evaluation = _proved_phase("evaluation", evaluation, prover, workload, device, wishes)
-            if generation is not None and generation.batch_size:
-                generation = _proved_phase("generation", generation, prover, workload, device, wishes)
+            for phase, answer in others.items():
+                if answer.batch_size and (phase == "generation" or wishes.prove_evaluation):
+                    others[phase] = proved_phase(phase, answer, prover, workload, device, wishes)
     return Report(
         workload=workload,
         device=device,
@@ -80,8 +82,8 @@ def find(
         parameters=predictor.parameters,
         course=course(predictor.timeline, decision.batch_size, device),
         checked=checked,
-        evaluation=evaluation,
-        generation=generation,
+        evaluation=others.get("evaluation"),
+        generation=others.get("generation"),
         notes=wishes.notes,
         has_batch_norm=predictor.has_batch_norm,
         asked_learning_rate=wishes.learning_rate is not None,
@@ -174,8 +176,7 @@ def _proved(
     proof = prover.prove(predicted.batch_size, allowed, predictor)
     if not proof.batch_size:
         raise nothing_held(proof, prover.share, predictor.device.name)
-    foretold = predictor(predicted.batch_size).used_bytes or 0
-    decision = _after(predicted, proof, prover.share, foretold / prover.total_bytes, predictor.device)
+    decision = _after(predicted, proof, prover.share, predictor)
     if not wishes.throughput:
         return decision
     fastest = prover.measure_throughput(proof.batch_size, allowed)
@@ -191,20 +192,22 @@ def _proved(
     )
 
 
-def _after(decision: Decision, proof: Proof, share: float, predicted: float, device: GpuSpec) -> Decision:
-    """The decision that the proof leaves standing, its reason told anew. ``predicted``: share that it was to use."""
-    trial = next(trial for trial in proof.trials if trial.batch_size == proof.batch_size)
-    total = device.total_bytes or 1
-    used = (trial.used_bytes or 0) / total
+def _after(decision: Decision, proof: Proof, share: float, predictor: Predictor) -> Decision:
+    """The decision that the proof leaves standing, its reason with what was really used."""
+
+    def used_by(trial: Trial) -> str:
+        return shown_share((trial.used_bytes or 0) / (predictor.device.total_bytes or 1))
+
+    used = used_by(next(trial for trial in proof.trials if trial.batch_size == proof.batch_size))
     if proof.batch_size == decision.batch_size:
-        return dataclasses.replace(decision, reason=decision.reason.replace(shown_share(predicted), shown_share(used)))
+        foretold = used_by(predictor(decision.batch_size))
+        return dataclasses.replace(decision, reason=decision.reason.replace(foretold, used))
     why = "largest that ran" if proof.is_settled else f"largest that ran in {len(proof.trials)} attempts"
     return dataclasses.replace(
         decision,
         batch_size=proof.batch_size,
         safe=min(decision.safe, proof.batch_size),
-        reason=f"{proof.batch_size}: {why} under {share * 100:.0f} % {shown_share(used)}; the prediction was "
-        f"{decision.batch_size}",
+        reason=f"{proof.batch_size}: {why} under {share * 100:.0f} % {used}; the prediction was {decision.batch_size}",
     )
 
 
@@ -292,47 +295,3 @@ def _composition(predictor: Predictor, batch_size: int) -> dict[str, int]:
     reserved = trial.peak.reserved_bytes if trial.peak else 0
     outside = "CUDA context" if predictor.device.kind == "cuda" else "libraries"
     return {**parts, "allocator cache": reserved - sum(parts.values()), outside: predictor.device.context_bytes}
-
-
-def _predictor_of(phase: Phase, workload: Trainable, device: GpuSpec) -> Predictor:
-    workload = workload.accumulating(1)
-    return Predictor(workload.evaluating() if phase == "evaluation" else workload, device, phase=phase)
-
-
-def _phase(phase: Phase, workload: Trainable, device: GpuSpec, wishes: Wishes) -> PhaseAnswer:
-    """The largest batch of an evaluation or a generation, predicted."""
-    predictor = _predictor_of(phase, workload, device)
-    _, size = largest_under(
-        predictor,
-        wishes.target[1],
-        total_bytes=device.total_bytes or 0,
-        multiple_of=wishes.multiple_of,
-        limit=_most(phase, wishes),
-        guess=predictor.guess,
-    )
-    asked = wishes.check_evaluation if phase == "evaluation" else None
-    checked = None if asked is None else predictor(asked)
-    return PhaseAnswer(size, predictor(max(1, size)), checked)
-
-
-def _most(phase: Phase, wishes: Wishes) -> int:
-    return wishes.evaluation_limit or LARGEST_TRIED if phase == "evaluation" else LARGEST_TRIED
-
-
-def _proved_phase(
-    phase: Phase,
-    predicted: PhaseAnswer,
-    prover: Prover,
-    workload: Trainable,
-    device: GpuSpec,
-    wishes: Wishes,
-) -> PhaseAnswer:
-    predictor = _predictor_of(phase, workload, device)
-    allowed: Callable[[int], int] = lambda size: round_down(min(size, _most(phase, wishes)), wishes.multiple_of)  # noqa: E731
-    prover.workload = predictor.workload
-    proof = prover.prove(predicted.batch_size, allowed, predictor, phase)
-    if not proof.batch_size:
-        raise nothing_held(proof, prover.share, device.name)
-    asked = wishes.check_evaluation if phase == "evaluation" else None
-    checked = None if asked is None else prover.run(asked, phase)
-    return PhaseAnswer(proof.batch_size, prover.run(proof.batch_size, phase), checked)

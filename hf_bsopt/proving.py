@@ -86,13 +86,12 @@ class Prover:
         return plateau(curve)
 
     @property
-    def total_bytes(self) -> int:
-        """Of the device."""
+    def _total(self) -> int:
         return self.prober.device.spec.total_bytes or 0
 
     def _limits(self, allowed: Allowed) -> Limits:
         is_real = self.prober.device.source == "measured"
-        return Limits(self.share * self.total_bytes, self.total_bytes, allowed, is_cautious=is_real)
+        return Limits(self.share * self._total, self._total, allowed, is_cautious=is_real)
 
     def _search(self, first: int, limits: Limits, prediction: Prediction | None, phase: Phase) -> Proof:
         if prediction is None:
@@ -127,7 +126,7 @@ class Prover:
             self.trials.update({(phase, trial.batch_size): trial for trial in recalled.trials})
             return Proof(recalled.batch_size, recalled.trials, recalled.is_settled)
         trial = self.run(recalled.batch_size, phase)
-        same = abs((trial.used_bytes or 0) - (before.used_bytes or 0)) <= SAME * self.total_bytes
+        same = abs((trial.used_bytes or 0) - (before.used_bytes or 0)) <= SAME * self._total
         return Proof(trial.batch_size, (trial,), recalled.is_settled) if limits.hold(trial) and same else None
 
     def _keep(self, proof: Proof, phase: Phase) -> None:

@@ -53,6 +53,3 @@ class OwnParts:
 
 TRAINERS = OwnParts()
 """Nothing of the step is the user's own."""
-
-SMALLEST_NORMED = 2
-"""Sequences that a step has at least where BatchNorm takes statistics of them."""

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from .errors import MissingExtraError, UsageError
-from .step_settings import ALIASES, OPTIMIZERS, SMALLEST_NORMED, TRAINERS, OwnParts, Precision, StepSettings
+from .step_settings import ALIASES, OPTIMIZERS, TRAINERS, OwnParts, Precision, StepSettings
 from .workload import Trainable
 
 Batch = Mapping[str, Any]
@@ -113,10 +113,13 @@ def gradient_buckets(model: nn.Module) -> list[torch.Tensor]:
     return [torch.empty(count, dtype=dtype, device=device) for count, dtype, device in reversed(counts)]
 
 
+def has_batch_norm(model: nn.Module) -> bool:
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+
+
 def smallest_batch(model: nn.Module) -> int:
-    """That can be trained."""
-    is_normed = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
-    return SMALLEST_NORMED if is_normed else 1
+    """That can be trained: BatchNorm takes statistics of it, which need two values."""
+    return 2 if has_batch_norm(model) else 1
 
 
 def loss_of(outputs: Any) -> torch.Tensor:

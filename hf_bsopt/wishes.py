@@ -55,11 +55,11 @@ class Wishes:
 
     @property
     def limit_told(self) -> str:
-        """The limit in words, where it is one."""
+        """The limit in words, where its name and size alone would mislead."""
         size, bound = self.limit
-        if bound == "dataset size" and self.processes > 1:
-            return f"a process's share of the dataset, {size} of {self.dataset_size}"
-        return f"the {bound} of {size}"
+        if bound != "dataset size" or self.processes == 1:
+            return ""
+        return f"a process's share of the dataset, {size} of {self.dataset_size}"
 
 
 USUAL = Wishes()

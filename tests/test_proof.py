@@ -118,8 +118,7 @@ def test_small_sizes_go_first_where_the_device_is_known_less_well() -> None:
         probe, 77, limits=limits(1, multiple_of=1, is_cautious=True), prediction=Line(2300, 100),
         calibration=(1 / 16, 2 / 3),
     )  # fmt: skip
-    assert ran[0] == 4
-    assert 0.6 * 77 < ran[1] <= 77 * 2 / 3
+    assert ran[:2] == [4, 47]
     assert len(ran) == 3
     assert proof.batch_size == ran[-1] >= 0.97 * 77
     assert all(trial.fits for trial in proof.trials)
@@ -204,7 +203,7 @@ def noisy(memory: Memory, noise: float, seed: int) -> Memory:
     return lambda size: memory(size) * (1 + noise * math.sin(1e4 * (size + 1) * (seed + 1)))
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=5000, deadline=None)
 @given(
     memory=curves(),
     noise=st.sampled_from([0.0, 0.01, 0.1]),
@@ -262,7 +261,7 @@ def _largest_allowed(memory: Memory, within: Limits, most: int) -> int:
     return max((size for size in sizes if int(memory(size)) <= within.limit_bytes), default=0)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=2500, deadline=None)
 @given(
     fixed=st.integers(100, 6000),
     each=st.integers(5, 2000),
@@ -323,7 +322,7 @@ def test_scenario_c_an_estimate_that_is_right_is_bracketed() -> None:
     assert ran == [19, 28, 23]
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=2500, deadline=None)
 @given(
     memory=curves(),
     noise=st.sampled_from([0.0, 0.1]),

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import RecoveryError
 from ..probing.oom import out_of_memory
 from .loss_scale import divide, is_divided, is_mean_of_micro_batch
-from .trainer_step import copy_on_meta
+from .trainer_step import clean_copy_on_meta
 from .untouched import RandomNumbers
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ class Recovery:
             trainer = self._trainer
             assert trainer is not None
             shapes = {name: value.to("meta") if hasattr(value, "to") else value for name, value in inputs.items()}
-            self._means = is_mean_of_micro_batch(trainer, copy_on_meta(trainer.model).train(), shapes)
+            self._means = is_mean_of_micro_batch(trainer, clean_copy_on_meta(trainer.model).train(), shapes)
         return self._means
 
 

@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from .. import module_workload
 from ..errors import UsageError
-from ..module_workload import own_precision
+from ..module_workload import copy_on_meta, own_precision
 from ..step_settings import ALIASES, OPTIMIZERS, Precision
 from ..training_step import loss_of
 
@@ -21,11 +20,11 @@ if TYPE_CHECKING:
 LIBRARIES = ("torch.", "transformers.", "peft.", "accelerate.", "bitsandbytes.")
 
 
-def copy_on_meta(module: nn.Module) -> Any:
+def clean_copy_on_meta(module: nn.Module) -> Any:
     """Without the wrapped forward of an earlier training, and without what only looks at one."""
     from accelerate.hooks import remove_hook_from_submodules
 
-    model: Any = module_workload.copy_on_meta(module)
+    model: Any = copy_on_meta(module)
     if "_original_forward" in vars(model):  # Accelerator.prepare_model
         del model._original_forward, model.forward
     remove_hook_from_submodules(model)  # accelerate's, which move tensors to the device of a device_map

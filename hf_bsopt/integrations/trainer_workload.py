@@ -15,7 +15,7 @@ from ..step_settings import OwnParts, StepSettings
 from .collated import Shape, is_in_one_row, is_tensor, made, moved, shapes_of, with_own_generators
 from .trainer_step import (
     checkpoint_kwargs_of,
-    copy_on_meta,
+    clean_copy_on_meta,
     optimizer_of,
     own_loss_of,
     own_methods_of,
@@ -57,7 +57,7 @@ class TrainerWorkload(ModuleWorkload):
 
     def build(self) -> nn.Module:
         """A copy on ``meta`` that trains as Trainer will train it: without a wrapped forward of an earlier training."""
-        model = copy_on_meta(self.module)
+        model = clean_copy_on_meta(self.module)
         if self.checkpoint_kwargs is not None and not getattr(model, "is_activation_checkpointing", False):
             turn_on_checkpointing(model, self.checkpoint_kwargs)
         trained: nn.Module = model.train()

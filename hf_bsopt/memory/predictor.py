@@ -11,7 +11,7 @@ from torch import nn
 
 from .. import progress
 from ..records import GpuSpec, Trial
-from ..training_step import STEPS, TrainingStep, evaluation_step, smallest_batch
+from ..training_step import STEPS, TrainingStep, evaluation_step, has_batch_norm, smallest_batch
 from ..workload import Phase, Trainable
 from .generation import generation_at_its_end
 from .timeline import Timeline
@@ -39,7 +39,7 @@ class Predictor:
         self._phase = phase
         self._torch_version = torch_version
         self._parameters = (0, 0)
-        self.has_batch_norm = False
+        self.has_batch_norm, self.smallest_batch = False, 1
         self._trials: dict[int, Trial] = {}
 
     @functools.cached_property
@@ -72,7 +72,7 @@ class Predictor:
             model = self.workload.build()
             sizes = [(p.requires_grad, _count(p)) for p in model.parameters()]
             self._parameters = sum(n for _, n in sizes), sum(n for trained, n in sizes if trained)
-            self.has_batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+            self.has_batch_norm, self.smallest_batch = has_batch_norm(model), smallest_batch(model)
             return model
 
         model = dict(self.workload.describe()).get("model", "the model")
@@ -96,6 +96,7 @@ class Predictor:
         )
         other.timeline = self.timeline
         other._parameters, other.has_batch_norm = self._parameters, self.has_batch_norm
+        other.smallest_batch = self.smallest_batch
         return other
 
     @property

@@ -343,6 +343,13 @@ def first_part(folder: Path, **values: Any) -> str:
     return str(folder / "checkpoint-2")
 
 
+def resumed(made: Trainer, checkpoint: str, caplog: pytest.LogCaptureFixture) -> str:
+    """What is warned of meanwhile."""
+    with caplog.at_level(logging.WARNING, "hf_bsopt"):
+        made.train(resume_from_checkpoint=checkpoint)
+    return caplog.text
+
+
 def test_on_the_same_device_the_size_of_the_checkpoint_is_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -359,11 +366,10 @@ def test_with_other_options_it_is_sized_again(tmp_path: Path, caplog: pytest.Log
     """After an out-of-memory error somebody asks for less."""
     checkpoint = first_part(tmp_path)
     made, callback = sized(tmp_path, max_steps=3, most=4)
-    with caplog.at_level(logging.WARNING, "hf_bsopt"):
-        made.train(resume_from_checkpoint=checkpoint)
+    words = resumed(made, checkpoint, caplog)
     assert callback.report is not None
     assert (made.args.per_device_train_batch_size, made.args.gradient_accumulation_steps) == (4, 16)
-    assert "it was found with batch_size=16, and here it is 4" in caplog.text
+    assert "it was found with batch_size=16, and here it is 4" in words
 
 
 @pytest.mark.parametrize("options", [{"effective_batch_size": 32}, {"fill": True}], ids=["named", "filled"])
@@ -405,20 +411,18 @@ def test_on_another_device_it_is_sized_again_with_the_same_effective_batch(
     elsewhere = classmethod(lambda cls, *given: dataclasses.replace(here(*given), device="another card"))
     monkeypatch.setattr(Remembered, "of", elsewhere)
     made, callback = sized(tmp_path, max_steps=3, most=8)
-    with caplog.at_level(logging.WARNING, "hf_bsopt"):
-        made.train(resume_from_checkpoint=checkpoint)
+    words = resumed(made, checkpoint, caplog)
     assert callback.report is not None
     assert (made.args.per_device_train_batch_size, made.args.gradient_accumulation_steps) == (8, 8)
-    assert "it was found on CPU, and this is another card" in caplog.text
+    assert "it was found on CPU, and this is another card" in words
 
 
 def test_another_effective_batch_than_the_checkpoints_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     checkpoint = first_part(tmp_path)
     made, callback = sized(tmp_path, asked=32, max_steps=3)
-    with caplog.at_level(logging.WARNING, "hf_bsopt"):
-        made.train(resume_from_checkpoint=checkpoint)
+    words = resumed(made, checkpoint, caplog)
     assert callback.report is not None
-    assert "its effective batch was 64, and 32 is asked for now" in caplog.text
+    assert "its effective batch was 64, and 32 is asked for now" in words
 
 
 def test_a_callback_that_trainer_makes_anew_from_the_checkpoint_goes_on(tmp_path: Path) -> None:
