@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from hf_bsopt.cli import main
+from hf_bsopt.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

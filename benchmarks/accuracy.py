@@ -25,11 +25,11 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hf_bsopt import catalog
+from hf_bsopt.data import catalog
 from hf_bsopt.errors import BatchSizeError, UsageError
 from hf_bsopt.memory import Predictor, Timeline, trace
 from hf_bsopt.records import GpuSpec
-from hf_bsopt.workload import Workload, describe
+from hf_bsopt.workloads.workload import Workload, describe
 
 Row = dict[str, str]
 IN_ITS_PLACE = ", in its place"

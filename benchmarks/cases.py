@@ -9,7 +9,7 @@ import csv
 import dataclasses
 from pathlib import Path
 
-from hf_bsopt import catalog
+from hf_bsopt.data import catalog
 
 Row = dict[str, str]
 

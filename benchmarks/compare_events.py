@@ -25,7 +25,7 @@ sys.path.insert(0, str(HERE.parent))
 from cases import CASES, Case  # noqa: E402
 from record_truth import environment_of, gpu_of, line_of  # noqa: E402
 
-from hf_bsopt.memory.allocator import BLOCK_BYTES  # noqa: E402
+from hf_bsopt.memory.replay.caching_allocator import BLOCK_BYTES  # noqa: E402
 from hf_bsopt.records import GpuSpec  # noqa: E402
 
 SHOWN_PER_DIFFERENCE = 12

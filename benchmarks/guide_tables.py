@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import pandas as pd
 import transformers
 
-from hf_bsopt.tables import Training, batch_size_table
+from hf_bsopt.tables.table import Training, batch_size_table
 
 
 @dataclass(frozen=True)

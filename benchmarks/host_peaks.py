@@ -25,12 +25,12 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 from hf_bsopt.memory import Predictor  # noqa: E402
-from hf_bsopt.meta import initialized  # noqa: E402
 from hf_bsopt.probing.devices import FEW_SEQUENCES  # noqa: E402
 from hf_bsopt.probing.host_memory import ProcessStatus, limit_this_process  # noqa: E402
 from hf_bsopt.records import GpuSpec  # noqa: E402
-from hf_bsopt.training_step import TrainingStep  # noqa: E402
-from hf_bsopt.workload import Workload, describe  # noqa: E402
+from hf_bsopt.workloads.meta_device import initialized  # noqa: E402
+from hf_bsopt.workloads.training_step import TrainingStep  # noqa: E402
+from hf_bsopt.workloads.workload import Workload, describe  # noqa: E402
 
 CPU = GpuSpec("CPU", None, 0, 0, 0, kind="cpu")
 FULL_STEPS = 2

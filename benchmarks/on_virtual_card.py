@@ -16,7 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hf_bsopt import catalog, rehearsal
+from hf_bsopt import virtual_gpu
+from hf_bsopt.data import catalog
 from hf_bsopt.errors import BatchSizeError
 
 
@@ -30,7 +31,7 @@ def main() -> int:
         parser.error("what is to be run? For example -- bash benchmarks/on_gpu.sh")
     with tempfile.TemporaryDirectory() as folder:
         try:
-            environment = rehearsal.environment(catalog.gpu(args.gpu), shared=Path(folder) / "card")
+            environment = virtual_gpu.environment(catalog.gpu(args.gpu), shared=Path(folder) / "card")
         except BatchSizeError as error:
             parser.error(str(error))
         try:

@@ -30,10 +30,10 @@ from peers_contenders import entries, missing
 from peers_process import our_turn, truth, turn_of, worker
 from peers_telling import Comparison, line_of
 
-from hf_bsopt.device_choice import has_cuda, memory_bytes
 from hf_bsopt.errors import UsageError
 from hf_bsopt.probing.host_memory import why_no_limit
-from hf_bsopt.rehearsal import why_not
+from hf_bsopt.search.device_choice import has_cuda, memory_bytes
+from hf_bsopt.virtual_gpu import why_not
 
 PACKAGES = ("torch", "transformers", "accelerate", "lightning")
 TIMEOUT_SECONDS = {"virtual": 300.0, "cuda": 300.0, "cpu": 1800.0}

@@ -6,12 +6,12 @@ import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from hf_bsopt import catalog
-from hf_bsopt.device_choice import memory_bytes
+from hf_bsopt.data import catalog
 from hf_bsopt.probing import CpuDevice, CudaDevice, Device, VirtualCudaDevice
 from hf_bsopt.records import GpuSpec
-from hf_bsopt.rehearsal.virtual_device import VARIABLE
-from hf_bsopt.workload import Workload, describe
+from hf_bsopt.search.device_choice import memory_bytes
+from hf_bsopt.virtual_gpu.library import VARIABLE
+from hf_bsopt.workloads.workload import Workload, describe
 
 Kind = Literal["virtual", "cpu", "cuda"]
 

@@ -23,7 +23,7 @@ from peers_contenders import OURS, PEERS, Entry, import_everything, our_search, 
 from peers_watch import Watch
 
 from hf_bsopt.probing.oom import out_of_memory
-from hf_bsopt.rehearsal.processes import end_with_parent
+from hf_bsopt.virtual_gpu.processes import end_with_parent
 
 SIZES_ABOVE = 4  # tried too, since a larger size can fit where a smaller one does not
 OUTPUT = "output.txt"

@@ -40,8 +40,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cases import CASES, Case, Row, by_gpu, cases_of
 
-from hf_bsopt import catalog
-from hf_bsopt.files import write_atomically
+from hf_bsopt._utils.files import write_atomically
+from hf_bsopt.data import catalog
 from hf_bsopt.records import GpuSpec
 
 HERE = Path(__file__).resolve().parent

@@ -2,7 +2,7 @@
 
     python benchmarks/rehearse_published.py --max_worst 3
 
-Needs the CUDA build of torch and a C compiler (hf_bsopt.rehearsal.why_not says what is missing). Each row runs in a
+Needs the CUDA build of torch and a C compiler (hf_bsopt.virtual_gpu.why_not says what is missing). Each row runs in a
 process of its own. Columns of the file: benchmarks/truth/README.md. Exits with 1 when the limit is passed.
 """
 
@@ -20,7 +20,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from hf_bsopt import catalog, rehearsal  # noqa: E402
+from hf_bsopt import virtual_gpu  # noqa: E402
+from hf_bsopt.data import catalog  # noqa: E402
 
 Row = dict[str, str]
 PUBLISHED = ROOT / "benchmarks" / "truth" / "published.csv"
@@ -81,7 +82,7 @@ def main() -> int:
         rows = [row for row in csv.DictReader(file) if row["kind"] == "fwd_bwd"]
     child = subprocess.run(
         [sys.executable, __file__, "--serve"],
-        env=rehearsal.environment(catalog.gpu(rows[0]["gpu"])),
+        env=virtual_gpu.environment(catalog.gpu(rows[0]["gpu"])),
         input="".join(json.dumps(row) + "\n" for row in rows),
         stdout=subprocess.PIPE,
         text=True,

@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from hf_bsopt import rehearsal  # noqa: E402
+from hf_bsopt import virtual_gpu  # noqa: E402
 
 CASES: dict[str, tuple[list[str], float | None]] = {
     "BioBERT": (["--model", "dmis-lab/biobert-v1.1", "--gpu", "T4"], 1.7),
@@ -86,7 +86,7 @@ def main() -> int:
         if args.only and args.only.lower() not in name.lower():
             continue
         is_rehearsed = "rehearsed" in name
-        if is_rehearsed and (reason := rehearsal.why_not()) is not None:
+        if is_rehearsed and (reason := virtual_gpu.why_not()) is not None:
             print(f"{name:28} left out: {reason}")
             continue
         baseline = BARE_IMPORT if is_rehearsed else BASELINE.format(root=str(ROOT))

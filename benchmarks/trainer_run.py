@@ -24,11 +24,11 @@ from cases import Case, Row
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from hf_bsopt import catalog
+from hf_bsopt.data import catalog
 from hf_bsopt.errors import UnknownGpuError
 from hf_bsopt.records import GpuSpec
-from hf_bsopt.rehearsal.virtual_device import VARIABLE
-from hf_bsopt.workload import Workload
+from hf_bsopt.virtual_gpu.library import VARIABLE
+from hf_bsopt.workloads.workload import Workload
 
 Device = Literal["virtual", "cuda"]
 

@@ -7,33 +7,20 @@ CONFIG.update(report.config)
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ._utils.lazy_names import lazy_names
 
 if TYPE_CHECKING:
+    from .advice.evaluate import find_ways_out
     from .api import find_batch_size
     from .errors import BatchSizeError, NothingFitsError, TraceError, UsageError
-    from .integrations.callback import BatchSizeCallback
+    from .integrations.trainer.callback import BatchSizeCallback
     from .records import Decision, GpuSpec, Peak, Trial
-    from .report import Report
-    from .ways_out import find_ways_out
+    from .report.report import Report
 
 __version__ = "0.1.0"
 
-_ROOMS = {
-    "BatchSizeCallback": "integrations.callback",
-    "find_batch_size": "api",
-    "BatchSizeError": "errors",
-    "NothingFitsError": "errors",
-    "TraceError": "errors",
-    "UsageError": "errors",
-    "Decision": "records",
-    "GpuSpec": "records",
-    "Peak": "records",
-    "Trial": "records",
-    "Report": "report",
-    "find_ways_out": "ways_out",
-}
 __all__ = [
     "BatchSizeCallback",
     "BatchSizeError",
@@ -50,12 +37,23 @@ __all__ = [
     "find_ways_out",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Public names are loaded when they are asked for, so that importing the package costs next to nothing."""
-    if name in _ROOMS:
-        return getattr(importlib.import_module(f".{_ROOMS[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, _public_names = lazy_names(
+    __name__,
+    {
+        "BatchSizeCallback": "integrations.trainer.callback",
+        "BatchSizeError": "errors",
+        "Decision": "records",
+        "GpuSpec": "records",
+        "NothingFitsError": "errors",
+        "Peak": "records",
+        "Report": "report.report",
+        "TraceError": "errors",
+        "Trial": "records",
+        "UsageError": "errors",
+        "find_batch_size": "api",
+        "find_ways_out": "advice.evaluate",
+    },
+)
 
 
 def __dir__() -> list[str]:

@@ -7,19 +7,19 @@ from collections.abc import Mapping
 from inspect import signature
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from .answering import Keeping, answered, check_precision, started
-from .batch_plan import LearningRateScaling
-from .cache import AnswerCache, default_folder
-from .device_choice import choose_device
 from .errors import UsageError
-from .module_workload import module_workload
-from .probing.prober import TIMEOUT_SECONDS
-from .proof import MAX_ATTEMPTS
+from .probing.client import TIMEOUT_SECONDS
 from .records import GpuSpec
-from .report import Report
-from .search import MULTIPLE_OF, TARGET
-from .wishes import Wishes
-from .workload import Trainable, describe
+from .report.report import Report
+from .search.answer_cache import AnswerCache, default_folder
+from .search.answering import Keeping, answered, check_precision, started
+from .search.batch_plan import LearningRateScaling
+from .search.choose import MULTIPLE_OF, TARGET
+from .search.device_choice import choose_device
+from .search.verify import MAX_ATTEMPTS
+from .search.wishes import Wishes
+from .workloads.module import module_workload
+from .workloads.workload import Trainable, describe
 
 if TYPE_CHECKING:
     from torch import nn
@@ -98,7 +98,7 @@ def find_batch_size(
     """
     options = dict(locals())
     if _is_trainer(model):
-        from .integrations.trainer import find_with
+        from .integrations.trainer.sizing import find_with
 
         return find_with(model, {name: options[name] for name, usual in _usual() if options[name] != usual})
     if fill:

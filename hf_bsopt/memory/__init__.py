@@ -1,21 +1,27 @@
-"""Predicts the memory of a training step, without a device: ``trace(build, step).peak(batch_size, device)``."""
+"""Predicts the memory of a training step without a device: ``trace(build, step).peak(batch_size, device)``."""
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .._utils.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from .predictor import Predictor
-    from .timeline import Timeline
-    from .tracing import trace
+    from .replay.timeline import Timeline
+    from .tracing.tracer import trace
 
-__all__ = ["Predictor", "Timeline", "trace"]
+__all__ = [
+    "Predictor",
+    "Timeline",
+    "trace",
+]
 
-_ROOMS = {"Predictor": "predictor", "Timeline": "timeline", "trace": "tracing"}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
-        return getattr(importlib.import_module(f".{_ROOMS[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "Predictor": "predictor",
+        "Timeline": "replay.timeline",
+        "trace": "tracing.tracer",
+    },
+)

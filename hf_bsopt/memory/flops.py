@@ -15,13 +15,13 @@ from typing import Any
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from ..meta import META, on_meta
 from ..records import GpuSpec
-from ..training_step import autocast_forward, loss_of
-from ..workload import Trainable
-from .cuda_rules import as_device
-from .recorder import Recorder
-from .timeline import A100_LIKE
+from ..workloads.meta_device import META, on_meta
+from ..workloads.training_step import autocast_forward, loss_of
+from ..workloads.workload import Trainable
+from .replay.timeline import A100_LIKE
+from .rules.cuda_dispatch import as_device
+from .tracing.recorder import Recorder
 
 COUNTED_BATCH_SIZE = 2
 WITHOUT_FORMULA = "grouped_mm"

@@ -9,13 +9,13 @@ from typing import Any
 
 from torch import nn
 
-from .. import progress
+from .._utils import progress
 from ..records import GpuSpec, Trial
-from ..training_step import STEPS, TrainingStep, evaluation_step, has_batch_norm, smallest_batch
-from ..workload import Phase, Trainable
+from ..workloads.training_step import STEPS, TrainingStep, evaluation_step, has_batch_norm, smallest_batch
+from ..workloads.workload import Phase, Trainable
 from .generation import generation_at_its_end
-from .timeline import Timeline
-from .tracing import label, trace
+from .replay.timeline import Timeline
+from .tracing.tracer import label, trace
 
 
 class Predictor:

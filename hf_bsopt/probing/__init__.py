@@ -1,8 +1,8 @@
 """Runs the real training step on a device, virtual or real, in a process of its own."""
 
+from .client import Prober
 from .devices import CpuDevice, CudaDevice, Device, MpsDevice, VirtualCudaDevice, with_timed_steps
 from .preflight import Preflight
-from .prober import Prober
 
 __all__ = [
     "CpuDevice",

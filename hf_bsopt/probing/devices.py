@@ -10,10 +10,10 @@ import os
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from .. import rehearsal
+from .. import virtual_gpu
 from ..errors import DeviceError
 from ..records import GpuSpec, Source
-from ..rehearsal import processes, stand_ins
+from ..virtual_gpu import data_dependent_ops, processes
 from .memory import CpuMemory, CudaMemory, DeviceMemory, MpsMemory
 from .preflight import Preflight, cpu_preflight, cuda_preflight, mps_preflight
 
@@ -82,11 +82,11 @@ class VirtualCudaDevice:
     needs_fresh_process: bool = False
 
     def environment(self, *, expandable_segments: bool) -> dict[str, str]:
-        return with_allocator(rehearsal.environment(self.spec), expandable_segments)
+        return with_allocator(virtual_gpu.environment(self.spec), expandable_segments)
 
     def prepare(self) -> None:
         processes.check_device()
-        stand_ins.install()
+        data_dependent_ops.install()
 
     def memory(self) -> DeviceMemory:
         return CudaMemory()

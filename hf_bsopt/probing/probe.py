@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from ..meta import initialized
 from ..records import Outcome, Peak, Trial
-from ..training_step import TrainingStep, evaluation_step, generation_step, smallest_batch
-from ..workload import Phase, Trainable
+from ..workloads.meta_device import initialized
+from ..workloads.training_step import TrainingStep, evaluation_step, generation_step, smallest_batch
+from ..workloads.workload import Phase, Trainable
 from .devices import Device, Schedule
 from .memory import DeviceMemory
 from .oom import out_of_memory

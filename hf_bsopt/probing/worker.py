@@ -21,12 +21,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, Protocol
 
+from .._utils.pickling import unpickled
 from ..errors import DeviceError
-from ..meta import META
-from ..pickling import unpickled
 from ..records import Outcome, Trial
-from ..rehearsal.processes import end_with_parent
-from ..workload import Phase
+from ..virtual_gpu.processes import end_with_parent
+from ..workloads.meta_device import META
+from ..workloads.workload import Phase
 from .devices import Device
 from .preflight import Preflight
 

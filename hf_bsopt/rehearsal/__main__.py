@@ -13,15 +13,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from .. import catalog
-from ..batch_plan import BatchPlan, plan
+from ..data import catalog
 from ..errors import BatchSizeError, UsageError
-from ..proof import MAX_ATTEMPTS, Limits, prove
 from ..records import GpuSpec, Peak, Trial
-from ..search import LARGEST_TRIED, MULTIPLE_OF, TARGET, check_target, round_down
+from ..search.batch_plan import BatchPlan, plan
+from ..search.choose import LARGEST_TRIED, MULTIPLE_OF, TARGET, check_target, round_down
+from ..search.verify import MAX_ATTEMPTS, Limits, prove
+from .formatting import told
 from .outcome import Outcome
 from .run import rehearse
-from .telling import told
 
 FITS, OUT_OF_MEMORY, USAGE, FAILED, TIMEOUT = 0, 1, 2, 3, 124
 INTERRUPTED = 130

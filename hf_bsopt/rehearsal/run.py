@@ -15,11 +15,11 @@ from pathlib import Path
 
 from ..errors import UsageError
 from ..records import GpuSpec
+from ..virtual_gpu.library import environment
+from ..virtual_gpu.processes import with_package
+from .child import SETTINGS
+from .monitor import Settings
 from .outcome import Outcome
-from .processes import with_package
-from .script import SETTINGS
-from .virtual_device import environment
-from .watch import Settings
 
 GRACE_SECONDS = 30.0
 """The script's process tells where it is when its time is over; what does not even do that is ended after this."""
@@ -47,7 +47,7 @@ def rehearse(
         path = Path(scratch) / "outcome.json"
         settings = Settings(str(path), steps, timeout_seconds, micro_batch, accumulation)
         variables = {**with_package(environment(gpu)), SETTINGS: json.dumps(dataclasses.asdict(settings))}
-        command = [sys.executable, "-m", "hf_bsopt.rehearsal.script", str(script), *arguments]
+        command = [sys.executable, "-m", "hf_bsopt.rehearsal.child", str(script), *arguments]
         output = subprocess.DEVNULL if quiet else None
         with subprocess.Popen(command, env=variables, stdout=output, stderr=output, start_new_session=True) as process:
             code = _wait(process, timeout_seconds)

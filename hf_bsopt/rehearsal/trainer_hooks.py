@@ -8,8 +8,8 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from .imports import after_import
-from .nowhere import Nowhere
+from .._utils.import_hooks import after_import
+from .no_side_effects import Nowhere
 
 NOT_A_NUMBER = float("nan")
 KEPT_IN_LOGS = ("epoch", "step", "learning_rate")

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hf_bsopt import catalog
+from hf_bsopt.data import catalog
 from hf_bsopt.memory import trace
 
 A100 = catalog.gpu("A100-80GB")

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import BertConfig, LlamaConfig
 
-from hf_bsopt import catalog
+from hf_bsopt.data import catalog
 from hf_bsopt.memory import Predictor
-from hf_bsopt.module_workload import ModuleWorkload
 from hf_bsopt.records import GpuSpec
-from hf_bsopt.training_step import StepSettings
-from hf_bsopt.workload import Phase, Workload, describe
+from hf_bsopt.workloads.module import ModuleWorkload
+from hf_bsopt.workloads.training_step import StepSettings
+from hf_bsopt.workloads.workload import Phase, Workload, describe
 
 T4, A100 = catalog.gpu("T4"), catalog.gpu("A100-40GB")
 MIB = 1 << 20

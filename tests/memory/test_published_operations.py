@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hf_bsopt import catalog
+from hf_bsopt.data import catalog
 from hf_bsopt.memory import trace
 from hf_bsopt.records import GpuSpec
 

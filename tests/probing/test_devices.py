@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from hf_bsopt import catalog, rehearsal
+from hf_bsopt import virtual_gpu
+from hf_bsopt.data import catalog
 from hf_bsopt.errors import RehearsalError
 from hf_bsopt.probing import VirtualCudaDevice
 from hf_bsopt.probing.devices import with_allocator
@@ -24,12 +25,12 @@ def test_a_virtual_device_is_worth_a_rehearsal_and_tells_no_time() -> None:
 
 
 def test_its_process_sees_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rehearsal, "environment", lambda spec: {"CARD": spec.name})
+    monkeypatch.setattr(virtual_gpu, "environment", lambda spec: {"CARD": spec.name})
     assert VirtualCudaDevice(T4).environment(expandable_segments=False) == {"CARD": "T4"}
 
 
 def test_where_it_cannot_be_had_the_reason_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rehearsal.virtual_device, "why_not", lambda: "there is no C compiler")
+    monkeypatch.setattr(virtual_gpu.library, "why_not", lambda: "there is no C compiler")
     with pytest.raises(RehearsalError, match="no C compiler"):
         VirtualCudaDevice(T4).environment(expandable_segments=False)
 

@@ -12,22 +12,22 @@ import psutil
 import pytest
 import torch
 
-from hf_bsopt import rehearsal
-from hf_bsopt.module_workload import ModuleWorkload
+from hf_bsopt import virtual_gpu
 from hf_bsopt.probing import Prober, VirtualCudaDevice
 from hf_bsopt.records import GpuSpec, Trial
-from hf_bsopt.step_settings import StepSettings
-from hf_bsopt.workload import describe
+from hf_bsopt.workloads.module import ModuleWorkload
+from hf_bsopt.workloads.step_settings import StepSettings
+from hf_bsopt.workloads.workload import describe
 
 pytestmark = [
     pytest.mark.rehearsal,
-    pytest.mark.skipif(rehearsal.why_not() is not None, reason=str(rehearsal.why_not())),
+    pytest.mark.skipif(virtual_gpu.why_not() is not None, reason=str(virtual_gpu.why_not())),
 ]
 
 MIB = 2**20
 CARD = GpuSpec("2 GiB card", 2 * 2**30, 80, 108, 300 * MIB)
 WORKER = "hf_bsopt.probing.worker"
-HERE = str(Path(__file__).parent)
+HERE = str(Path(__file__).parents[1] / "helpers")
 DEEDS = ["error", "crash", "killed"]
 OTHERS = [
     "timeout",

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from hf_bsopt import catalog, rehearsal
+from hf_bsopt import virtual_gpu
+from hf_bsopt.data import catalog
 from hf_bsopt.probing import Prober, VirtualCudaDevice
-from hf_bsopt.rehearsal.virtual_device import torch_build
-from hf_bsopt.workload import describe
+from hf_bsopt.virtual_gpu.library import torch_build
+from hf_bsopt.workloads.workload import describe
 
 RECORDED_WITH = {"torch": "2.11.0+cu130", "transformers": "5.23.0"}
 INSTALLED = {
@@ -24,7 +25,7 @@ INSTALLED = {
 
 pytestmark = [
     pytest.mark.rehearsal,
-    pytest.mark.skipif(rehearsal.why_not() is not None, reason=str(rehearsal.why_not())),
+    pytest.mark.skipif(virtual_gpu.why_not() is not None, reason=str(virtual_gpu.why_not())),
     pytest.mark.skipif(INSTALLED != RECORDED_WITH, reason=f"recorded with {RECORDED_WITH}, not {INSTALLED}"),
 ]
 

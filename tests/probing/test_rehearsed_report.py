@@ -13,17 +13,17 @@ import psutil
 import pytest
 import torch
 
-from hf_bsopt import Report, find_batch_size, rehearsal
+from hf_bsopt import Report, find_batch_size, virtual_gpu
 from hf_bsopt.errors import NothingFitsError, RehearsalError
 from hf_bsopt.records import GpuSpec, Trial
 
 pytestmark = [
     pytest.mark.rehearsal,
-    pytest.mark.skipif(rehearsal.why_not() is not None, reason=str(rehearsal.why_not())),
+    pytest.mark.skipif(virtual_gpu.why_not() is not None, reason=str(virtual_gpu.why_not())),
 ]
 
 WORKER = "hf_bsopt.probing.worker"
-HERE = str(Path(__file__).parent)
+HERE = str(Path(__file__).parents[1] / "helpers")
 CARD = GpuSpec("2 GiB card", 2 * 2**30, 80, 108, 300 * 2**20)
 
 

@@ -70,7 +70,7 @@ def test_what_cannot_be_is_refused_in_one_sentence(
 def test_a_script_is_not_run_where_it_cannot_be_rehearsed(
     capsys: Capture, script: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hf_bsopt.rehearsal.virtual_device.why_not", lambda: "there is no C compiler")
+    monkeypatch.setattr("hf_bsopt.virtual_gpu.library.why_not", lambda: "there is no C compiler")
     assert "can't rehearse here: there is no C compiler" in refused(capsys, "--", script)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from rehearsing import NEEDS_THE_DEVICE, has_ended
 
-from hf_bsopt import catalog
+from hf_bsopt.data import catalog
 from hf_bsopt.rehearsal import run
 from hf_bsopt.rehearsal.outcome import Outcome
 from hf_bsopt.rehearsal.run import rehearse

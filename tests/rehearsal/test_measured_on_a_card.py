@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from hf_bsopt import rehearsal
+from hf_bsopt import virtual_gpu
 from hf_bsopt.records import GpuSpec
-from hf_bsopt.rehearsal.processes import with_package
+from hf_bsopt.virtual_gpu.processes import with_package
 
 pytestmark = [
     pytest.mark.rehearsal,
-    pytest.mark.skipif(rehearsal.why_not() is not None, reason=str(rehearsal.why_not())),
+    pytest.mark.skipif(virtual_gpu.why_not() is not None, reason=str(virtual_gpu.why_not())),
 ]
 
 SCRIPT = Path(__file__).parent / "scripts" / "measured.py"
@@ -25,7 +25,7 @@ CARD = GpuSpec("Tesla T4", 3 * GIB, 75, 40, 300 * 2**20)
 
 
 def search(folder: Path, device: str, **options: Any) -> dict[str, Any]:
-    environment = with_package(rehearsal.environment(CARD, shared=folder / "card"))
+    environment = with_package(virtual_gpu.environment(CARD, shared=folder / "card"))
     command = [sys.executable, str(SCRIPT), device, json.dumps(options)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

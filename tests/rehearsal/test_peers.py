@@ -18,7 +18,7 @@ from peers_process import Truth  # noqa: E402
 from peers_telling import NO_TIMES, Comparison  # noqa: E402
 from peers_watch import HostErrors  # noqa: E402
 
-from hf_bsopt.rehearsal.virtual_device import VARIABLE  # noqa: E402
+from hf_bsopt.virtual_gpu.library import VARIABLE  # noqa: E402
 
 CASE = CASES["cpu"][0]
 CPU = Place("cpu", "T4", "6GiB", 60.0)

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from hf_bsopt import catalog, rehearsal
+from hf_bsopt import virtual_gpu
+from hf_bsopt.data import catalog
 from hf_bsopt.memory.predictor import Predictor
-from hf_bsopt.rehearsal.processes import with_package
-from hf_bsopt.workload import describe
+from hf_bsopt.virtual_gpu.processes import with_package
+from hf_bsopt.workloads.workload import describe
 
 pytestmark = [
     pytest.mark.rehearsal,
-    pytest.mark.skipif(rehearsal.why_not() is not None, reason=str(rehearsal.why_not())),
+    pytest.mark.skipif(virtual_gpu.why_not() is not None, reason=str(virtual_gpu.why_not())),
 ]
 
 SCRIPT = Path(__file__).parent / "scripts" / "replicated.py"
@@ -29,7 +30,7 @@ A100 = catalog.gpu("A100-40GB")
 )
 def test_the_buckets_of_the_gradients_are_predicted(model: str, size: int, precision: str, within: float) -> None:
     command = [sys.executable, str(SCRIPT), model, str(size), precision]
-    environment = with_package(rehearsal.environment(A100))
+    environment = with_package(virtual_gpu.environment(A100))
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     allocated, reserved = json.loads(done.stdout.splitlines()[-1])

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from hf_bsopt._utils.import_hooks import Action
 from hf_bsopt.rehearsal import trainer_hooks
-from hf_bsopt.rehearsal.imports import Action
-from hf_bsopt.rehearsal.nowhere import Nowhere
+from hf_bsopt.rehearsal.no_side_effects import Nowhere
 from hf_bsopt.rehearsal.trainer_hooks import FirstBatches, TrainerHooks
 
 

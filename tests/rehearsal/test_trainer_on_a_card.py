@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from hf_bsopt import rehearsal
+from hf_bsopt import virtual_gpu
 from hf_bsopt.records import GpuSpec
-from hf_bsopt.rehearsal.processes import with_package
+from hf_bsopt.virtual_gpu.processes import with_package
 
 pytestmark = [
     pytest.mark.rehearsal,
-    pytest.mark.skipif(rehearsal.why_not() is not None, reason=str(rehearsal.why_not())),
+    pytest.mark.skipif(virtual_gpu.why_not() is not None, reason=str(virtual_gpu.why_not())),
 ]
 
 SCRIPT = Path(__file__).parent / "scripts" / "trained.py"
@@ -34,7 +34,7 @@ def trained(once: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) 
     folder = tmp_path_factory.mktemp("cards")
 
     def train(way: str) -> Facts:
-        environment = with_package(rehearsal.environment(CARD, shared=folder / way))
+        environment = with_package(virtual_gpu.environment(CARD, shared=folder / way))
         done = subprocess.run(
             [sys.executable, str(SCRIPT), way], env=environment, capture_output=True, text=True, check=False
         )

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from hf_bsopt.cache import default_folder
-from hf_bsopt.rehearsal import virtual_device
-from hf_bsopt.rehearsal.virtual_device import TorchBuild
+from hf_bsopt.search.answer_cache import default_folder
+from hf_bsopt.virtual_gpu import library
+from hf_bsopt.virtual_gpu.library import TorchBuild
 
 BUILD = TorchBuild("2.11.0+cu130", "13.0", Path("/nowhere/torch"))
 
@@ -23,11 +23,11 @@ def test_it_is_imported_without_what_only_the_user_needs() -> None:
 
 def test_what_is_built_lies_beside_the_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_BSOPT_CACHE", str(tmp_path))
-    assert virtual_device._folder_of(BUILD).parent == tmp_path / "virtual_device"
+    assert library._folder_of(BUILD).parent == tmp_path / "virtual_device"
     assert default_folder().parent == tmp_path
 
 
 def test_without_platformdirs_it_has_a_folder_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_BSOPT_CACHE", raising=False)
     monkeypatch.setitem(sys.modules, "platformdirs", None)
-    assert virtual_device._folder_of(BUILD).parent == default_folder().parent / "virtual_device"
+    assert library._folder_of(BUILD).parent == default_folder().parent / "virtual_device"

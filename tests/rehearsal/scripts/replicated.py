@@ -16,8 +16,8 @@ import torch.nn.parallel.distributed as ddp
 from torch import distributed
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from hf_bsopt.training_step import TrainingStep, autocast_forward
-from hf_bsopt.workload import describe
+from hf_bsopt.workloads.training_step import TrainingStep, autocast_forward
+from hf_bsopt.workloads.workload import describe
 
 
 def reduced(bucket: Any) -> torch.futures.Future[torch.Tensor]:

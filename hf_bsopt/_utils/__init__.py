@@ -1,0 +1,1 @@
+"""Helpers that know nothing of batch sizes: files, processes, pickling, progress lines."""

@@ -1,0 +1,21 @@
+"""What else would make room, each option predicted. Front door: evaluate.py."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .._utils.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from .evaluate import find_ways_out
+
+__all__ = [
+    "find_ways_out",
+]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "find_ways_out": "evaluate",
+    },
+)

@@ -1,0 +1,159 @@
+"""Workloads that would need less memory than a given one, and what each costs besides. Nothing is predicted here."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from ..workloads.model_config import supports_sdpa
+from ..workloads.module import ModuleWorkload
+from ..workloads.step_settings import TRAINERS
+from ..workloads.workload import Trainable, Workload
+
+SHORTEST_LENGTH = 32
+LORA_RANK = 16
+EIGHT_BIT_OF = ("adamw_torch_fused", "adamw_torch")
+HALF = {"fp16": "float16", "bf16": "bfloat16"}
+"""What frozen weights are held in, as in `workload.describe`."""
+
+COST_OF_CHECKPOINTING = "activations are computed again in the backward pass (Chen et al. 2016, arXiv:1604.06174)"
+COST_OF_SDPA = (
+    "none: the same result, and the matrix of attention scores never stands in memory; kernels that compute it again "
+    "in the backward pass are faster all the same (Dao et al. 2022, arXiv:2205.14135)"
+)
+COST_OF_EIGHT_BITS = (
+    "the optimizer's state is quantized in blocks, that of embeddings is not (Dettmers et al. 2021, arXiv:2110.02861)"
+)
+COST_OF_LORA = (
+    f"only adapters of rank {LORA_RANK} are trained, over frozen weights: another training (Hu et al. 2021, "
+    f"arXiv:2106.09685)"
+)
+COST_OF_FOUR_BITS = (
+    "adapters over frozen weights in nf4 (Dettmers et al. 2023, arXiv:2305.14314), which are unpacked for every "
+    "product, forward and backward: that time is not in the figure"
+)
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """A workload that needs less, or the reason why there is none here.
+
+    name, flags: in words, and as the command line takes it. cost: in words, with the source. model_of: the workload
+    whose weights, gradients and optimizer's state stay as they are, so that what they need there is needed still.
+    """
+
+    name: str
+    flags: str
+    cost: str
+    workload: Trainable | None
+    obstacle: str = ""
+    model_of: Trainable | None = None
+
+
+def shorter(workload: Trainable) -> Iterator[Alternative]:
+    """Half the length, a quarter, and so on."""
+    length = workload.max_length if isinstance(workload, Workload) else 0
+    while length // 2 >= SHORTEST_LENGTH and isinstance(workload, Workload):
+        length //= 2
+        yield Alternative(
+            f"shorter: {length} tokens",
+            f"--max_length {length}",
+            f"what is longer is cut to {length} tokens; how much of your data that is, is not known here",
+            replace(workload, max_length=length),
+            model_of=workload,
+        )
+
+
+def alternatives(workload: Trainable, device_kind: str) -> Iterator[Alternative]:
+    """Those that apply and are not taken yet, in order of preference: first what costs nothing, then time, then what
+    is another training.
+    """
+    if isinstance(workload, Workload):
+        if workload.attention == "eager" and supports_sdpa(workload.config, workload.task):
+            changed = replace(workload, attention="sdpa")
+            yield Alternative("SDPA attention", "--attention sdpa", COST_OF_SDPA, changed, model_of=workload)
+        if not workload.activation_checkpointing:
+            yield _checkpointed(workload)
+    yield from _lighter_models(workload, device_kind)
+
+
+def combinations(workload: Trainable, device_kind: str) -> Iterator[Alternative]:
+    """Several at once, for where none alone is enough: each lighter model with checkpointing, at last shorter too."""
+    if not isinstance(workload, Workload):
+        return
+    last = None
+    for lighter in _lighter_models(workload, device_kind):
+        if isinstance(lighter.workload, Workload):
+            if not workload.activation_checkpointing:
+                lighter = _joined(lighter, _checkpointed(lighter.workload), "checkpointing")
+                yield lighter
+            last = lighter
+    for cut in shorter(last.workload) if last is not None and last.workload is not None else ():
+        if last is not None and isinstance(cut.workload, Workload):
+            yield _joined(last, cut, str(cut.workload.max_length))
+
+
+def _lighter_models(workload: Trainable, device_kind: str) -> Iterator[Alternative]:
+    """Bitsandbytes is for cards; adapters have next to no optimizer's state that 8 bits could make smaller."""
+    has_adapters = isinstance(workload, Workload) and workload.lora_r > 0
+    if workload.settings.optimizer in EIGHT_BIT_OF and device_kind == "cuda" and not has_adapters:
+        yield _with_eight_bits(workload)
+    if isinstance(workload, Workload):
+        if not has_adapters:
+            yield _with_adapters(workload)
+        if not workload.load_in_4bit and device_kind == "cuda":
+            yield _in_four_bits(workload)
+
+
+def _joined(first: Alternative, second: Alternative, name: str) -> Alternative:
+    return Alternative(
+        f"{first.name}, {name}",
+        f"{first.flags} {second.flags}",
+        "what each of them costs",
+        second.workload,
+        model_of=first.model_of or first.workload,
+    )
+
+
+def _checkpointed(workload: Workload) -> Alternative:
+    changed = replace(workload, activation_checkpointing=True)
+    flags = "--gradient_checkpointing"
+    return Alternative("activation checkpointing", flags, COST_OF_CHECKPOINTING, changed, model_of=workload)
+
+
+def _with_eight_bits(workload: Trainable) -> Alternative:
+    changed = workload
+    if isinstance(workload, Workload):
+        changed = replace(workload, optimizer="adamw_bnb_8bit")
+    elif isinstance(workload, ModuleWorkload):
+        changed = replace(workload, settings=replace(workload.settings, optimizer="adamw_bnb_8bit"), own=TRAINERS)
+    alternative = Alternative("8-bit optimizer", "--optim adamw_8bit", COST_OF_EIGHT_BITS, changed)
+    return _installed(alternative, "bitsandbytes")
+
+
+def _with_adapters(workload: Workload) -> Alternative:
+    alternative = Alternative("LoRA", f"--lora_r {LORA_RANK}", COST_OF_LORA, _adapted(workload))
+    return _installed(alternative, "peft")
+
+
+def _in_four_bits(workload: Workload) -> Alternative:
+    changed = replace(_adapted(workload), load_in_4bit=True)
+    flags = "--load_in_4bit" if workload.lora_r else f"--lora_r {LORA_RANK} --load_in_4bit"
+    return _installed(Alternative("LoRA, 4-bit", flags, COST_OF_FOUR_BITS, changed), "peft", "bitsandbytes")
+
+
+def _adapted(workload: Workload) -> Workload:
+    """With adapters, if it has none, over frozen weights in half precision."""
+    if workload.lora_r:
+        return workload
+    dtype = HALF.get(workload.precision, workload.weights_dtype)
+    return replace(workload, lora_r=LORA_RANK, weights_dtype=dtype)
+
+
+def _installed(alternative: Alternative, *packages: str) -> Alternative:
+    """The alternative, or the line that installs what it needs."""
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    if not missing:
+        return alternative
+    return replace(alternative, workload=None, obstacle=f"pip install {' '.join(missing)}")

@@ -1,0 +1,1 @@
+"""The command line. Front door: main.py; a module for each subcommand."""

@@ -1,0 +1,139 @@
+"""How long the sequences of a dataset are, and what that means for max_length and the batch size.
+
+report = dataset_lengths("bert-base-uncased", ["train.jsonl"], gpu="T4", tokenizer="folder-of-a-tokenizer")
+print(report)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..data import catalog
+from ..records import GpuSpec
+from ..search.choose import MULTIPLE_OF, TARGET
+from ..tables.table import AS_USUAL, Training, batch_size_table
+from ..workloads.model_config import load_config, position_limit
+from ..workloads.workload import DEFAULT_LENGTH
+from .lengths import PERCENTILES, Cost, advice, candidates, costs
+from .sampling import SAMPLE, Sample, draw_sample
+
+WIDTH = 78
+
+
+@dataclass(frozen=True)
+class LengthsReport:
+    """compared: one Cost for each max_length, from long to short. now: the max_length that is meant. gpu: for which the
+    batch sizes are predicted.
+    """
+
+    sample: Sample
+    compared: tuple[Cost, ...]
+    now: int
+    gpu: str
+
+    @property
+    def advice(self) -> tuple[str, ...]:
+        """In sentences."""
+        return advice(self.sample.lengths, self.compared, self.now)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        lengths = self.sample.lengths
+        return {
+            "source": self.sample.source,
+            "rows": self.sample.rows,
+            "sampled": len(lengths),
+            "tokenizer": self.sample.tokenizer,
+            **{f"p{share}": lengths.percentile(share) for share in PERCENTILES},
+            "max": lengths.longest,
+            "mean": lengths.mean,
+            "gpu": self.gpu,
+            "max_lengths": [dataclasses.asdict(cost) for cost in self.compared],
+            "advice": list(self.advice),
+        }
+
+    def __str__(self) -> str:
+        lengths, rows = self.sample.lengths, self.sample.rows
+        drawn = f"all {rows:,}" if len(lengths) == rows else f"{len(lengths):,} of {rows:,}"
+        title = f"Tokens in a sequence: {drawn} rows of {self.sample.source}, tokenizer {self.sample.tokenizer}"
+        shares = "   ".join(f"p{share} {lengths.percentile(share):,}" for share in PERCENTILES)
+        meaning = (
+            f"Padding: the share of what is computed that is no text, where every sequence is padded to max_length, or "
+            f"to the longest of its batch. Batch sizes are predicted for {self.gpu}."
+        )
+        return "\n".join(
+            [
+                _wrapped(title),
+                f"  {shares}   max {lengths.longest:,}   mean {lengths.mean:,.1f}",
+                "",
+                f"{'':>10} {'sequences':>9} {'tokens':>8} {'padding':>8} {'padding':>8} {'batch':>7} {'tokens':>9}",
+                f"{'max_length':>10} {'cut':>9} {'lost':>8} {'to max':>8} {'in batch':>8} {'size':>7} {'in batch':>9}",
+                *(_row(cost) for cost in self.compared),
+                "",
+                _wrapped(meaning),
+                *(_wrapped(f"· {sentence}", "  ") for sentence in self.advice),
+            ]
+        )
+
+
+def dataset_lengths(
+    model: str,
+    dataset: Sequence[str],
+    *,
+    text_columns: Sequence[str] = ("text",),
+    tokenizer: str | None = None,
+    split: str = "train",
+    most: int = SAMPLE,
+    gpu: str | GpuSpec | None = None,
+    max_length: int | None = None,
+    training: Training = AS_USUAL,
+    target: tuple[float, float] = TARGET,
+    multiple_of: int = MULTIPLE_OF,
+    expandable_segments: bool = False,
+) -> LengthsReport:
+    """The lengths of a sample of ``dataset``, and what each max_length costs: what is cut, padding, the batch size.
+
+    ``dataset``, ``text_columns``, ``split`` and ``most`` are those of :func:`~hf_bsopt.datasets.sampling.draw_sample`;
+    ``tokenizer`` is the model's where none is named. ``max_length``: what is meant now, 512 or the model's limit where
+    it is None. Raises UsageError where the dataset or the tokenizer can't be had, or the model can't be trained so.
+    """
+    limit = position_limit(load_config(model, trust_remote_code=training.trust_remote_code))
+    now = max_length or min(DEFAULT_LENGTH, limit or DEFAULT_LENGTH)
+    entry = catalog.model_entry(model)
+    named_after = entry.hub_id if entry is not None else model
+    sample = draw_sample(dataset, tokenizer or named_after, text_columns=text_columns, split=split, most=most)
+    named = candidates(sample.lengths, now, limit)
+    frame = batch_size_table(
+        [model],
+        [] if gpu is None else [gpu],
+        [*named],
+        training=training,
+        target=target,
+        multiple_of=multiple_of,
+        expandable_segments=expandable_segments,
+    )
+    sizes = {int(row.max_length): int(row.optimal) for row in frame.dropna(subset="optimal").itertuples()}
+    return LengthsReport(sample, costs(sample.lengths, named, sizes), now, frame["gpu"].iloc[0])
+
+
+def _row(cost: Cost) -> str:
+    in_batches = "–" if cost.padding_in_batches is None else _share(cost.padding_in_batches)
+    size = "–" if cost.batch_size is None else str(cost.batch_size)
+    tokens = "–" if cost.tokens_in_batch is None else f"{cost.tokens_in_batch:,.0f}"
+    names = f"  {', '.join(cost.names)}" if cost.names else ""
+    return (
+        f"{cost.max_length:>10} {_share(cost.cut):>9} {_share(cost.lost):>8} {_share(cost.padding):>8} "
+        f"{in_batches:>8} {size:>7} {tokens:>9}{names}"
+    )
+
+
+def _share(share: float) -> str:
+    return f"{share * 100:.1f} %"
+
+
+def _wrapped(text: str, indent: str = "") -> str:
+    return textwrap.fill(text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)

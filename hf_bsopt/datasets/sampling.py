@@ -1,0 +1,195 @@
+"""A sample of a dataset as token counts: files, a saved dataset or a hub name in, one count for each row out."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .._utils import progress
+from ..errors import UsageError
+from ..workloads.model_config import hub_answers
+from .lengths import Lengths
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+SAMPLE = 10_000
+"""Rows that are tokenized at most: the 99th percentile is then known from the hundred longest."""
+SEED = 0
+CHUNK = 500
+BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".csv": ("csv", {}),
+    ".tsv": ("csv", {"sep": "\t"}),
+    ".json": ("json", {}),
+    ".jsonl": ("json", {}),
+    ".ndjson": ("json", {}),
+    ".txt": ("text", {}),
+    ".parquet": ("parquet", {}),
+}
+OF_NO_ROWS = ("StopIteration", "corresponds to no data", "at least one example", "No columns to parse")
+"""What the builders of datasets say where there is nothing to build from."""
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """source: of the rows, in words. rows: that there are; ``lengths`` are of those that were drawn."""
+
+    source: str
+    rows: int
+    tokenizer: str
+    lengths: Lengths
+
+
+def draw_sample(
+    dataset: Sequence[str],
+    tokenizer: str,
+    *,
+    text_columns: Sequence[str] = ("text",),
+    split: str = "train",
+    most: int = SAMPLE,
+) -> Sample:
+    """At most so many rows, drawn at random by a generator of its own, tokenized without truncation.
+
+    ``dataset``: files (csv, tsv, json, jsonl, txt, parquet), one folder that ``save_to_disk`` wrote, or one name on the
+    hub. ``text_columns``: one, or two for pairs of sequences; a list of words is taken as a text with blanks between.
+    ``tokenizer``: a folder, a tokenizer.json or a hub id. Raises UsageError where any of them can't be had.
+    """
+    if most < 1:
+        raise UsageError(f"a sample has at least 1 row, not {most}")
+    if not 1 <= len(text_columns) <= 2:
+        raise UsageError("a sequence is made of one text column, or of two as a pair")
+    made = load_tokenizer(tokenizer)
+    rows = load_rows(dataset, split)
+    missing = [column for column in text_columns if column not in rows.column_names]
+    if missing:
+        raise UsageError(f"there is no column {missing[0]!r}; --text_column is one of {', '.join(rows.column_names)}")
+    chosen = rows
+    if len(rows) > most:
+        chosen = rows.select(sorted(random.Random(SEED).sample(range(len(rows)), most)))
+    source = ", ".join(Path(name).name if Path(name).exists() else name for name in dataset)
+    return Sample(source, len(rows), tokenizer, Lengths(_counts(chosen, text_columns, made)))
+
+
+def _counts(rows: Dataset, columns: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[int]:
+    """Tokens of each row, special tokens included."""
+    with progress.bar(len(rows), "tokenizing") as line:
+        for start in range(0, len(rows), CHUNK):
+            chunk = rows[start : start + CHUNK]
+            texts = [[_text(value, column) for value in chunk[column]] for column in columns]
+            for tokens in tokenizer(*texts, truncation=False, padding=False)["input_ids"]:
+                yield len(tokens)
+            line.advance(len(texts[0]))
+
+
+def _text(value: Any, column: str) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (list, tuple)) and all(isinstance(word, str) for word in value):
+        return " ".join(value)
+    raise UsageError(f"column {column!r} holds a {type(value).__name__}: --text_column names one with text or words")
+
+
+def load_rows(dataset: Sequence[str], split: str) -> Dataset:
+    """The rows of one split. Raises UsageError where they can't be had."""
+    if not dataset:
+        raise UsageError("which dataset? For example --dataset train.jsonl")
+    try:
+        rows = _loaded(dataset, split)
+    except UsageError:
+        raise
+    except Exception as error:  # parsers, builders and the hub's client fail each in their own way
+        reason = str(error.__cause__ or error).strip().splitlines() or [type(error.__cause__ or error).__name__]
+        if any(word in reason[0] for word in OF_NO_ROWS):
+            raise UsageError(f"{', '.join(dataset)}: there are no rows in it") from error
+        raise UsageError(f"{', '.join(dataset)} can't be read as a dataset: {reason[0]}") from error
+    if not len(rows):
+        raise UsageError(f"{', '.join(dataset)}: there are no rows in it")
+    return rows
+
+
+def _loaded(dataset: Sequence[str], split: str) -> Dataset:
+    import datasets
+
+    paths = [Path(name) for name in dataset]
+    with _quietly():
+        if len(paths) == 1 and paths[0].is_dir():
+            return _of_split(datasets.load_from_disk(str(paths[0])), split)
+        if all(path.is_file() for path in paths):
+            builder, options = _builder(paths)
+            files = [str(path.resolve()) for path in paths]
+            return datasets.load_dataset(builder, data_files=files, split="train", **options)
+        if len(paths) > 1 or paths[0].suffix in BUILDERS:
+            missing = next(path for path in paths if not path.is_file())
+            raise UsageError(f"there is no file {missing}")
+        if not hub_answers():
+            raise UsageError(f"{dataset[0]} is no file and no folder here, and the hub does not answer")
+        return datasets.load_dataset(dataset[0], split=split)
+
+
+def _builder(paths: Sequence[Path]) -> tuple[str, dict[str, Any]]:
+    suffixes = {path.suffix.lower() for path in paths}
+    if len(suffixes) > 1:
+        raise UsageError(f"the files of a dataset are of one kind, not {', '.join(sorted(suffixes))}")
+    suffix = suffixes.pop()
+    if suffix not in BUILDERS:
+        raise UsageError(f"{paths[0].name} is not one of {', '.join(BUILDERS)}")
+    return BUILDERS[suffix]
+
+
+def _of_split(loaded: Any, split: str) -> Dataset:
+    if not hasattr(loaded, "keys"):
+        return loaded
+    if split not in loaded:
+        raise UsageError(f"there is no split {split!r}; --split is one of {', '.join(loaded)}")
+    return loaded[split]
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without bars, for there is a line of :mod:`progress`, and log lines, for there is the error that is raised."""
+    from datasets.utils import logging as its_logging
+
+    was_on, level = its_logging.is_progress_bar_enabled(), its_logging.get_verbosity()
+    its_logging.disable_progress_bar()
+    its_logging.set_verbosity(logging.CRITICAL)
+    try:
+        with progress.task("loading the dataset"):
+            yield
+    finally:
+        its_logging.set_verbosity(level)
+        if was_on:
+            its_logging.enable_progress_bar()
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """From a folder, a tokenizer.json, or the hub and its cache. Raises UsageError where it can't be had."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    path = Path(name)
+    if path.is_dir() and not any((path / file).is_file() for file in TOKENIZER_FILES):
+        raise UsageError(
+            f"there is no tokenizer in {name}; --tokenizer names the folder that tokenizer.save_pretrained wrote, or a "
+            f"tokenizer.json"
+        )
+    try:
+        with progress.task(f"loading the tokenizer {name}"):
+            if path.is_file():
+                return PreTrainedTokenizerFast(tokenizer_file=name)
+            offline = path.is_dir() or not hub_answers()
+            return AutoTokenizer.from_pretrained(name, local_files_only=offline)
+    except Exception as error:  # every kind of tokenizer fails in its own way
+        if path.exists():
+            raise UsageError(f"the tokenizer in {name} can't be loaded: {error}") from error
+        raise UsageError(
+            f"the tokenizer of {name} is neither in the cache of the hub nor can the hub be reached, and without it "
+            f"tokens can't be counted; --tokenizer names a folder with one, or a tokenizer.json"
+        ) from error

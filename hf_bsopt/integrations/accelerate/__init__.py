@@ -1,0 +1,23 @@
+"""Training loops of accelerate: its decorator with a better search, and a search for its Accelerator."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..._utils.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from .accelerator import find_batch_size, find_executable_batch_size
+
+__all__ = [
+    "find_batch_size",
+    "find_executable_batch_size",
+]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "find_batch_size": "accelerator",
+        "find_executable_batch_size": "accelerator",
+    },
+)

@@ -1,0 +1,144 @@
+"""How a Trainer trains: precision, optimizer, loss and checkpointing, and a copy of its model that has no memory."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from ...errors import UsageError
+from ...workloads.module import copy_on_meta, own_precision
+from ...workloads.step_settings import ALIASES, OPTIMIZERS, Precision
+from ...workloads.training_step import loss_of
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import Trainer, TrainingArguments
+
+LIBRARIES = ("torch.", "transformers.", "peft.", "accelerate.", "bitsandbytes.")
+
+
+def clean_copy_on_meta(module: nn.Module) -> Any:
+    """Without the wrapped forward of an earlier training, and without what only looks at one."""
+    from accelerate.hooks import remove_hook_from_submodules
+
+    model: Any = copy_on_meta(module)
+    if "_original_forward" in vars(model):  # Accelerator.prepare_model
+        del model._original_forward, model.forward
+    remove_hook_from_submodules(model)  # accelerate's, which move tensors to the device of a device_map
+    _remove_own_hooks(model)
+    return model
+
+
+def _remove_own_hooks(model: nn.Module) -> None:
+    """From a copy: what the user has hung on the modules, to look at a training, is not to see a search. Hooks that are
+    a part of the model, such as peft's for the gradients of its inputs, stay.
+    """
+    for module in model.modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks):
+            for number, hook in [*hooks.items()]:
+                place = getattr(getattr(hook, "func", hook), "__module__", None) or ""
+                if not place.startswith(LIBRARIES):
+                    del hooks[number]
+
+
+def precision_of(trainer: Trainer) -> Precision:
+    """By accelerate, which may have been told by its launcher where the arguments say nothing."""
+    mixed = trainer.accelerator.mixed_precision
+    if mixed in ("fp16", "bf16"):
+        return cast("Precision", mixed)
+    if mixed != "no":
+        raise UsageError(f"mixed precision in {mixed} can't be predicted; fp16 and bf16 can")
+    return own_precision(trainer.model)
+
+
+def optimizer_of(trainer: Trainer) -> tuple[str, Callable[[nn.Module], torch.optim.Optimizer] | None]:
+    """(name, how to make it where it is none of Trainer's that are known here)."""
+    name = str(getattr(trainer.args.optim, "value", trainer.args.optim))
+    if trainer.optimizer is None and trainer.optimizer_cls_and_kwargs is None:
+        if ALIASES.get(name, name) in OPTIMIZERS and not trainer.args.optim_args:
+            return ALIASES.get(name, name), None
+        kind, kwargs = type(trainer).get_optimizer_cls_and_kwargs(trainer.args, trainer.model)
+    elif trainer.optimizer_cls_and_kwargs is not None:
+        kind, kwargs = trainer.optimizer_cls_and_kwargs
+    else:
+        given = getattr(trainer.optimizer, "optimizer", trainer.optimizer)  # accelerate's wrapper, after a training
+        kind, known = type(given), inspect.signature(type(given)).parameters
+        kwargs = {name: value for name, value in given.defaults.items() if name in known}
+    return kind.__name__, OptimizerLike(kind, dict(kwargs))
+
+
+@dataclass(frozen=True)
+class OptimizerLike:
+    """Makes an optimizer of this class, with these arguments, for another model."""
+
+    kind: type[torch.optim.Optimizer]
+    arguments: Mapping[str, Any]
+
+    def __call__(self, model: nn.Module) -> torch.optim.Optimizer:
+        return self.kind([p for p in model.parameters() if p.requires_grad], **self.arguments)
+
+
+def own_methods_of(trainer: Trainer) -> list[str]:
+    """What of the step a subclass does in its own way, as far as it is not followed."""
+    from transformers import Trainer as Base
+
+    kind = type(trainer)
+    own = [name for name in ("compute_loss", "training_step") if getattr(kind, name) is not getattr(Base, name)]
+    if not own:
+        return []
+    return [
+        f"{kind.__name__} has its own {' and '.join(own)}: what that does beside the model's forward and backward pass "
+        f"is not counted; BatchSizeCallback(recover=True) survives it"
+    ]
+
+
+def own_loss_of(trainer: Trainer) -> OwnLoss | None:
+    if trainer.compute_loss_func is None and trainer.label_smoother is None:
+        return None
+    return OwnLoss(trainer.compute_loss_func, trainer.label_smoother, trainer._loss_shifts_labels)
+
+
+@dataclass(frozen=True)
+class OwnLoss:
+    """As Trainer.compute_loss has it, where labels are not the model's affair."""
+
+    function: Callable[..., Any] | None
+    smoother: Callable[..., Any] | None
+    shifts_labels: bool
+
+    def __call__(self, forward: Callable[..., Any], batch: dict[str, Any], items: Any) -> torch.Tensor:
+        labels = batch.pop("labels", None)
+        outputs = forward(**batch)
+        loss: torch.Tensor
+        if self.function is not None:
+            loss = self.function(outputs, labels, num_items_in_batch=items)
+        elif labels is not None and self.smoother is not None:
+            loss = self.smoother(outputs, labels, shift_labels=self.shifts_labels)
+        else:
+            loss = loss_of(outputs)
+        return loss
+
+
+def checkpoint_kwargs_of(args: TrainingArguments) -> Mapping[str, Any] | None:
+    """Of activation checkpointing, where it is asked for. Transformers 5.23 gave both arguments new names."""
+    asked = getattr(args, "activation_checkpointing", None) or getattr(args, "gradient_checkpointing", None)
+    if not asked:
+        return None
+    kwargs = getattr(args, "activation_checkpointing_kwargs", None) or getattr(
+        args, "gradient_checkpointing_kwargs", None
+    )
+    return dict(kwargs or {})
+
+
+def turn_on_checkpointing(model: Any, kwargs: Mapping[str, Any]) -> None:
+    """As Trainer.train does."""
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    if enable is not None:
+        own = {name: value for name, value in kwargs.items() if name in ("every_n_layers", "offload")}
+        passed = {name: value for name, value in kwargs.items() if name not in own}
+        enable(activation_checkpointing_kwargs=passed or None, **own)
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(kwargs) or None)

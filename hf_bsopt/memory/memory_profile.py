@@ -1,0 +1,78 @@
+"""Where the memory goes over a training step: what is live after each allocation and free, by what it is for.
+
+course(timeline, 48)  # Course: bytes of weights, optimizer, gradients, activations, temporary
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import numpy.typing as npt
+
+from ..records import Course, GpuSpec
+from .replay.caching_allocator import BLOCK_BYTES
+from .replay.timeline import Timeline
+
+PARTS = ("weights", "optimizer", "gradients", "activations", "temporary")
+PART_OF = {"weights": 0, "optimizer": 1, "gradients": 2, "activations": 3, "workspace": 4}
+TEMPORARY = PARTS.index("temporary")
+POINTS = 300
+
+
+def course(timeline: Timeline, batch_size: int, device: GpuSpec | None = None, *, points: int = POINTS) -> Course:
+    """The step in which most is live, at most ``points`` of its moments: the peak is among them.
+
+    At each point the parts add up to the bytes in live blocks, each rounded up to 512 as in Timeline.live_bytes.
+    """
+    timeline = timeline.on(device or timeline.device)
+    events = timeline.events
+    if not len(events):
+        return Course(0, (), dict.fromkeys(PARTS, ()), 0, ())
+    sizes = -(-timeline.sizes(batch_size, device) // BLOCK_BYTES) * BLOCK_BYTES
+    blocks = np.abs(events) - 1
+    change = np.sign(events) * sizes[blocks]
+    total = np.cumsum(change)
+    begin, end = _step_of(int(np.argmax(total)), timeline.steps, len(events))
+    moments = begin + _highest(total[begin:end], points)
+    part = _parts(timeline, blocks)[blocks]
+    parts = {
+        name: tuple(np.cumsum(np.where(part == index, change, 0))[moments].tolist()) for index, name in enumerate(PARTS)
+    }
+    return Course(
+        length=end - begin,
+        moments=tuple((moments - begin).tolist()),
+        parts=parts,
+        peak_at=int(np.argmax(total[moments])),
+        phases=tuple((at - begin, name) for at, name in timeline.phases if begin <= at < end),
+    )
+
+
+def _step_of(event: int, steps: tuple[int, ...], length: int) -> tuple[int, int]:
+    """(first event, the one after the last) of the step with this event; all of them where steps are not told apart."""
+    bounds = [*steps, length] if steps else [0, length]
+    after = next((index for index, bound in enumerate(bounds) if bound > event), len(bounds) - 1)
+    return (bounds[after - 1] if after else 0), bounds[after]
+
+
+def _highest(total: npt.NDArray[np.int64], points: int) -> npt.NDArray[np.int64]:
+    """Indices, in order: all of them, or the highest of each of ``points`` stretches."""
+    if len(total) <= points:
+        return np.arange(len(total))
+    bounds = np.linspace(0, len(total), points + 1).astype(int).tolist()
+    stretches = itertools.pairwise(bounds)
+    return np.array([start + int(np.argmax(total[start:stop])) for start, stop in stretches])
+
+
+def _parts(timeline: Timeline, blocks: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """What each block is for: index in :data:`PARTS`. An activation that dies in the pass that made it is temporary."""
+    part = np.array([PART_OF[category] for category in timeline.categories])
+    if not timeline.phases:
+        return part
+    births = timeline.events > 0
+    born, died = np.zeros(len(part), dtype=np.int64), np.full(len(part), -1)
+    phases = np.searchsorted([at for at, _ in timeline.phases], np.arange(len(blocks)), side="right")
+    born[blocks[births]] = phases[births]
+    died[blocks[~births]] = phases[~births]
+    part[(part == PART_OF["activations"]) & (born == died)] = TEMPORARY
+    return part

@@ -1,0 +1,1 @@
+"""What CUDA does that meta tensors do not: kernels, autocast, workspaces. Front door: cuda_dispatch.py."""

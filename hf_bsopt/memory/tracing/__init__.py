@@ -1,0 +1,1 @@
+"""Follows one training step on meta tensors and records what it allocates. Front door: tracer.py."""

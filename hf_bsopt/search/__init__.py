@@ -1,0 +1,1 @@
+"""From a workload and a device to the batch size. Front door: pipeline.py."""

@@ -1,0 +1,103 @@
+"""From a device, a workload and wishes to the Report: predicted, and proved where something can be run.
+
+with started(choice) as prober:
+    report = answered(workload, choice, wishes, prober)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator
+
+from ..errors import DeviceError, ProbeError, RehearsalError, UsageError
+from ..probing import Preflight, Prober
+from ..probing.client import TIMEOUT_SECONDS
+from ..records import GpuSpec
+from ..report.report import Report, versions
+from ..workloads.workload import Trainable, Workload
+from .answer_cache import AnswerCache, band
+from .device_choice import Choice, differences
+from .pipeline import find
+from .verifier import Remembering
+from .wishes import Wishes
+
+
+@dataclasses.dataclass(frozen=True)
+class Keeping:
+    """Where measured answers are kept, and whether they are taken without running them once more."""
+
+    cache: AnswerCache
+    is_trusted: bool
+
+
+@contextlib.contextmanager
+def started(
+    choice: Choice, probe_timeout: float = TIMEOUT_SECONDS, expandable_segments: bool = False
+) -> Iterator[Prober | None]:
+    """None where nothing is run."""
+    if choice.device is None:
+        yield None
+        return
+    with Prober(choice.device, timeout_seconds=probe_timeout, expandable_segments=expandable_segments) as prober:
+        with contextlib.suppress(RehearsalError):  # said where it is asked something
+            prober.start()
+        yield prober
+
+
+def answered(
+    workload: Trainable,
+    choice: Choice,
+    wishes: Wishes,
+    prober: Prober | None,
+    keeping: Keeping | None = None,
+) -> Report:
+    if prober is None:
+        return find(workload, choice.spec, wishes)
+    try:
+        if prober.device.source == "rehearsed":
+            notes = (*wishes.notes, *differences(workload, choice.spec))
+            return find(workload, choice.spec, dataclasses.replace(wishes, notes=notes), prober)
+        found = prober.preflight(workload)
+        remembering = None if keeping is None else _remembering(keeping, workload, found, wishes)
+        wishes = dataclasses.replace(wishes, notes=(*wishes.notes, found.line))
+        return find(workload, found.spec, wishes, prober, remembering)
+    except (ProbeError, DeviceError) as error:
+        failed_for_real = isinstance(error, ProbeError) and prober.device.source == "measured"
+        if choice.is_demanded or failed_for_real:
+            raise
+        note = f"predicted only, nothing could be run: {error}"
+    return find(workload, choice.spec, dataclasses.replace(wishes, notes=(*choice.notes, note)))
+
+
+def _remembering(keeping: Keeping, workload: Trainable, found: Preflight, wishes: Wishes) -> Remembering | None:
+    """All that decides a measured answer. A module is known by nothing that could be compared with another day's."""
+    if not isinstance(workload, Workload):
+        return None
+    spec = found.spec
+    total = spec.total_bytes or 1
+    asked = {k: v for k, v in dataclasses.asdict(wishes).items() if k not in ("notes", "max_attempts")}
+    key = {
+        "workload": workload.values(),
+        "config": workload.config.to_dict(),
+        "wishes": asked,
+        "device": {**dataclasses.asdict(spec), "context_bytes": None},
+        "driver": found.driver,
+        "free_band": band(total - spec.context_bytes, total),
+        "versions": versions(),
+    }
+    plain = json.loads(json.dumps(key, default=str))
+    return Remembering(keeping.cache, plain, keeping.is_trusted)
+
+
+def check_precision(workload: Trainable, device: GpuSpec) -> None:
+    """Raises UsageError where the device does not compute so."""
+    if device.kind == "cpu" and workload.settings.precision.startswith("fp16"):
+        raise UsageError("a CPU does not train in fp16, and Trainer refuses it there: take --precision fp32 or bf16")
+    if not isinstance(workload, Workload) or workload.attention != "flash_attention_2":
+        return
+    if device.compute_capability < 80:
+        raise UsageError(f"flash_attention_2 runs from compute capability 8.0 on; {device.name} has sdpa and eager")
+    if workload.precision == "fp32":
+        raise UsageError("flash_attention_2 computes in half precision only: add --fp16 or --bf16, or take sdpa")

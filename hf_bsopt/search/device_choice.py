@@ -1,0 +1,170 @@
+"""Which device is meant, and whether anything is run on it: a card by name, the one here, a virtual one, none."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+from unittest import mock
+
+from .. import virtual_gpu
+from ..data import catalog
+from ..errors import DeviceError, RehearsalError, UnknownGpuError, UsageError
+from ..probing import CpuDevice, CudaDevice, Device, MpsDevice, VirtualCudaDevice, nvml
+from ..records import GpuSpec
+from ..workloads.workload import Trainable, Workload
+
+if TYPE_CHECKING:
+    import torch
+
+DEFAULT_GPU = "T4"
+DEVICES = ("auto", "predict", "rehearse", "cuda", "mps", "cpu")
+CUDNN_ATTENTION = (90, 100, 103)
+"""Compute capabilities on which SDPA prefers cuDNN. Source: check_prefer_cudnn_attention in PyTorch's sdp_utils.cpp."""
+METAL_BYTES = 64 * 2**20
+"""What Metal takes for itself, assumed until it was asked."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """spec: the device, as far as it is known before it is asked. device: where to run; None predicts only.
+    note: which and why. is_demanded: the user named it, so that nothing else will do.
+    """
+
+    spec: GpuSpec
+    device: Device | None
+    note: str
+    notes: tuple[str, ...] = ()
+    is_demanded: bool = False
+
+
+def choose_device(device: str, gpu: str | GpuSpec | None, memory: str | None) -> Choice:
+    """Raises UsageError for what is not known or contradicts itself, RehearsalError or DeviceError for a way to run
+    that was asked for by name and can't be.
+    """
+    if device not in DEVICES:
+        raise UsageError(f"device {device!r} is not one of {', '.join(DEVICES)}")
+    limit = None if memory is None else memory_bytes(memory)
+    if device in ("cuda", "mps", "cpu"):
+        return _demanded(device, gpu, limit)
+    if device == "auto" and _is_here(gpu):
+        kind = "cuda" if has_cuda() else "mps"
+        return replace(_local(kind, limit), note="measured: the GPU that is here", is_demanded=False)
+    spec, notes = named_gpu(gpu, limit)
+    if device == "predict":
+        return Choice(spec, None, "predicted: from one traced training step, as asked", notes)
+    reason = virtual_gpu.why_not()
+    if reason is None:
+        note = "rehearsed: real training steps on a virtual card, with the CUDA build of torch that is here"
+        return Choice(spec, VirtualCudaDevice(spec), note, notes, is_demanded=device == "rehearse")
+    if device == "rehearse":
+        raise RehearsalError(f"can't rehearse here: {reason}; --device predict needs none of it")
+    return Choice(spec, None, f"predicted, not rehearsed: {reason}", notes)
+
+
+def _demanded(device: str, gpu: str | GpuSpec | None, limit: int | None) -> Choice:
+    if gpu is not None and not (device == "cuda" and _is_here(gpu)):
+        raise UsageError(
+            f"--device {device} measures on what is here, not on another: leave out --gpu, or let --memory make it as "
+            f"small as that; --device rehearse runs on a virtual one"
+        )
+    if device == "cuda" and not has_cuda():
+        raise DeviceError("there is no CUDA device here; --device predict or rehearse needs none")
+    choice = _local(device, limit)
+    return replace(choice, note=f"measured: real training steps on this {device.upper()} device, as asked")
+
+
+def _local(kind: str, limit: int | None) -> Choice:
+    if kind == "cpu":
+        spec = GpuSpec("CPU", limit, 0, 0, 0, kind="cpu")
+        return Choice(spec, CpuDevice(spec), "", is_demanded=True)
+    if kind == "mps":
+        spec = GpuSpec("MPS", limit, 0, 0, METAL_BYTES, kind="mps")
+        return Choice(spec, MpsDevice(spec), "", is_demanded=True)
+    spec = replace(catalog.gpu(DEFAULT_GPU), name="CUDA device")  # the preflight will know
+    return Choice(spec, CudaDevice(spec, limit), "", is_demanded=True)
+
+
+def named_gpu(gpu: str | GpuSpec | None, limit: int | None = None) -> tuple[GpuSpec, tuple[str, ...]]:
+    """The card meant, and what was assumed on the way. ``limit``: as much of its memory."""
+    notes: tuple[str, ...] = ()
+    if isinstance(gpu, GpuSpec):
+        spec = gpu
+    elif gpu is not None and not isinstance(gpu, str):
+        raise UsageError(f'gpu is a name or a size, such as "T4" or "24GiB", not {gpu!r}')
+    elif gpu is not None:
+        spec = catalog.gpu(gpu)
+        notes = (spec.assumed,) if spec.assumed else ()
+    else:
+        spec, notes = _card_here()
+    if limit is None:
+        return spec, notes
+    if spec.total_bytes is not None and limit > spec.total_bytes:
+        raise UsageError(f"{spec.name} has {spec.total_bytes / 2**30:.1f} GiB, not the {limit / 2**30:.1f} of --memory")
+    return replace(spec, total_bytes=limit), (*notes, f"{limit / 2**30:.1f} GiB of {spec.name}, as --memory says")
+
+
+def _card_here() -> tuple[GpuSpec, tuple[str, ...]]:
+    """By its name, which is asked without touching it."""
+    name = nvml.first_card_name()
+    if name is not None:
+        try:
+            return catalog.gpu(name), (f"{name}: the CUDA device of this machine",)
+        except UnknownGpuError:
+            return catalog.gpu(DEFAULT_GPU), (f"{DEFAULT_GPU}: {name} is not in the catalog; --gpu names another",)
+    return catalog.gpu(DEFAULT_GPU), (f"{DEFAULT_GPU}: there is no CUDA device here; --gpu names another",)
+
+
+def _is_here(gpu: str | GpuSpec | None) -> bool:
+    """Whether the GPU that is meant can be measured on: the one that is here, by its name or by none."""
+    if gpu is None:
+        return has_cuda() or _has_mps()
+    if isinstance(gpu, GpuSpec) or not has_cuda():
+        return False
+    name = nvml.first_card_name()
+    try:
+        return name is not None and catalog.gpu(name).name == catalog.gpu(gpu).name
+    except UnknownGpuError:
+        return False
+
+
+def has_cuda() -> bool:
+    """Asked of NVML where it answers, so that the driver is not started in the caller's process."""
+    import torch
+
+    with mock.patch.dict(os.environ, {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}):
+        return bool(torch.cuda.is_available())
+
+
+def _has_mps() -> bool:
+    import torch
+
+    return bool(torch.backends.mps.is_available())
+
+
+def memory_bytes(memory: str) -> int:
+    """Raises UsageError for what is no size."""
+    size = catalog.memory_size(memory) if isinstance(memory, str) else None
+    if size is None or size <= 0:
+        raise UsageError(f"memory is a size such as 15GiB, not {memory!r}")
+    return size
+
+
+def differences(workload: Trainable, spec: GpuSpec) -> tuple[str, ...]:
+    """What runs otherwise on the virtual card than on the real one."""
+    attention = workload.attention if isinstance(workload, Workload) else "sdpa"
+    if attention == "sdpa" and spec.compute_capability in CUDNN_ATTENTION:
+        return ("the virtual card has no cuDNN: its attention is replaced by the flash kernel, which keeps as much",)
+    if attention == "flash_attention_2":
+        return ("flash_attention_2 is rehearsed as the flash kernel of PyTorch's own SDPA",)
+    return ()
+
+
+def device_name(device: torch.device) -> str:
+    """What is trained on, so that two can be told apart: name and memory."""
+    import torch
+
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return f"{properties.name}, {properties.total_memory / 2**30:.1f} GiB"
+    return device.type.upper()

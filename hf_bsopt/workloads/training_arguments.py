@@ -1,0 +1,92 @@
+"""A saved TrainingArguments file, read for what decides about memory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..errors import UsageError
+
+SAME_NAME = (
+    "fp16",
+    "bf16",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "per_device_eval_batch_size",
+    "torch_compile",
+    "use_liger_kernel",
+)
+OTHER_NAME = {
+    "optim": "optimizer",
+    "gradient_checkpointing": "activation_checkpointing",
+    "activation_checkpointing": "activation_checkpointing",
+}
+
+FLAGS = ("fp16", "bf16", "torch_compile", "use_liger_kernel", "gradient_checkpointing", "activation_checkpointing")
+SHARDING = ("deepspeed", "fsdp")
+MICRO_BATCH = "per_device_train_batch_size"
+
+
+def read_training_arguments(path: Path, accumulation: int | None = None) -> dict[str, Any]:
+    """The command line's values that this file means; the effective batch of one GPU that it asks for is kept.
+    ``accumulation``: in place of the file's.
+
+    JSON as ``TrainingArguments.to_json_string`` writes it, or YAML. Raises UsageError for anything else.
+    """
+    values = {name: value for name, value in _read(path).items() if value is not None}
+    for name in SHARDING:
+        if values.get(name):
+            raise UsageError(
+                f"{path} asks for {name}: what is sharded over GPUs can't be predicted yet; without it, the prediction "
+                f"is for a whole model on each GPU"
+            )
+    for name in (*SAME_NAME, *OTHER_NAME, MICRO_BATCH):
+        if name in values:
+            _check(path, name, values[name])
+    if accumulation is not None:
+        values["gradient_accumulation_steps"] = accumulation
+    found: dict[str, Any] = {name: values[name] for name in SAME_NAME if name in values}
+    found |= {ours: values[theirs] for theirs, ours in OTHER_NAME.items() if theirs in values}
+    if not found.get("fp16") and not found.get("bf16"):
+        found["precision"] = "fp32"
+    if MICRO_BATCH in values:
+        found["effective_batch_size"] = values[MICRO_BATCH] * found.pop("gradient_accumulation_steps", 1)
+    return found
+
+
+def _check(path: Path, name: str, value: object) -> None:
+    if name in FLAGS:
+        wrong, wanted = not isinstance(value, bool), "true or false"
+    elif name == "optim":
+        wrong, wanted = not isinstance(value, str), "a name"
+    elif name == "learning_rate":
+        wrong, wanted = isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0, "a number above 0"
+    else:
+        wrong, wanted = isinstance(value, bool) or not isinstance(value, int) or value < 1, "a whole number from 1 on"
+    if wrong:
+        raise UsageError(f"{path}: {name} is {wanted}, not {value!r}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UsageError(f"--training_args {path}: there is no such file") from None
+    except (UnicodeDecodeError, OSError):
+        raise UsageError(
+            f"--training_args {path} is not JSON or YAML; a training_args.bin can be saved as JSON with "
+            f"Path('args.json').write_text(torch.load(path, weights_only=False).to_json_string())"
+        ) from None
+    try:
+        if path.suffix == ".json":
+            values = json.loads(text)
+        else:
+            import yaml
+
+            values = yaml.safe_load(text)
+    except Exception as error:  # yaml's and json's own errors share no class
+        raise UsageError(f"--training_args {path}: {error}") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"--training_args {path} holds no names and values")
+    return values

@@ -1,0 +1,126 @@
+"""What the command says while it searches, and how little with --quiet."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import pytest
+
+from hf_bsopt.cli.main import FOUND, NOTHING_FITS, USAGE, main
+from hf_bsopt.errors import RehearsalError
+from hf_bsopt.probing.devices import Schedule
+from hf_bsopt.records import GpuSpec, Outcome, Peak, Trial
+from hf_bsopt.search import trial_log
+from hf_bsopt.search.verifier import Prover
+from hf_bsopt.workloads.workload import Phase, Trainable, describe
+
+Capture = pytest.CaptureFixture[str]
+MINI = ["--model", "bert-tiny", "--gpu", "2GiB", "--device", "predict", "--evaluation", "False", "--batch_size", "64"]
+
+
+def test_quiet_prints_the_two_config_lines_and_nothing_else(capsys: Capture) -> None:
+    assert main([*MINI, "--max_length", "16", "--quiet"]) == FOUND
+    streams = capsys.readouterr()
+    assert streams.out == 'CONFIG["batch_size"] = 64\nCONFIG["gradient_accumulation_steps"] = 1\n'
+    assert streams.err == ""
+
+
+def test_quiet_output_of_several_lengths_can_be_run(capsys: Capture) -> None:
+    assert main([*MINI, "--max_length", "16", "32", "-q"]) == FOUND
+    out = capsys.readouterr().out
+    assert [line for line in out.splitlines() if line.startswith("#")] == ["# max_length 16", "# max_length 32"]
+    config: dict[str, int] = {}
+    exec(out, {"CONFIG": config})
+    assert config == {"batch_size": 64, "gradient_accumulation_steps": 1}
+
+
+def test_a_check_that_fails_is_said_even_so(capsys: Capture) -> None:
+    assert main([*MINI, "--max_length", "16", "--quiet", "--check", "10000000"]) == NOTHING_FITS
+    streams = capsys.readouterr()
+    assert len(streams.out.splitlines()) == 2
+    assert "10000000 does not fit" in streams.err
+
+
+def test_quiet_and_verbose_contradict_each_other(capsys: Capture) -> None:
+    assert main([*MINI, "-q", "-v"]) == USAGE
+    assert "--quiet" in capsys.readouterr().err
+
+
+# ---- the log of what is run
+
+CARD = GpuSpec("1000-byte card", 1000, 75, 40, 0)
+
+
+def ran(batch_size: int, outcome: Outcome = "fits", detail: str = "") -> Trial:
+    return Trial(batch_size, outcome, Peak(0, 0), 2**30, "rehearsed", detail=detail)
+
+
+def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == trial_log.__name__]
+
+
+@pytest.fixture(autouse=True)
+def verbose(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger=trial_log.__name__)
+
+
+def test_a_size_that_failed_is_told_with_the_one_that_follows(caplog: pytest.LogCaptureFixture) -> None:
+    log = trial_log.TrialLog()
+    with log.search():
+        for trial in (ran(19), ran(36, "oom", "CUDA out of memory. Tried to allocate"), ran(27)):
+            log.trying(trial.batch_size)
+            log.tried(trial)
+    assert logged(caplog) == [
+        "✓ Batch size 19 works (1.00 GiB)",
+        "✗ Batch size 36: out of memory → trying 27",
+        "✓ Batch size 27 works (1.00 GiB)",
+    ]
+
+
+def test_the_last_that_failed_is_told_without_one(caplog: pytest.LogCaptureFixture) -> None:
+    log = trial_log.TrialLog()
+    with log.search():
+        log.trying(36)
+        log.tried(ran(36, "oom"))
+    log.trying(8)
+    log.tried(ran(8, "crash", "SIGSEGV"))
+    assert logged(caplog) == ["✗ Batch size 36: out of memory", "✗ Batch size 8: crash, SIGSEGV"]
+
+
+class Stub:
+    """A prober whose device holds so many sequences."""
+
+    def __init__(self, answer: Callable[[int], Trial]) -> None:
+        self.answer = answer
+        self.device = self
+        self.source = "rehearsed"
+        self.spec = CARD
+        self.schedule = Schedule()
+
+    def __call__(self, workload: Trainable, batch_size: int, phase: Phase) -> Trial:
+        return self.answer(batch_size)
+
+
+def test_a_search_logs_every_size_that_it_runs(caplog: pytest.LogCaptureFixture) -> None:
+    def answer(size: int) -> Trial:
+        return Trial(size, "fits" if size <= 27 else "oom", Peak(0, 0), 10 * size, "rehearsed")
+
+    workload = describe("bert-tiny", max_length=8)
+    prover = Prover(Stub(answer), workload, 1.0)  # type: ignore[arg-type]
+    proof = prover.prove(24, lambda size: size, None)
+    assert proof.batch_size == 27
+    lines = logged(caplog)
+    assert len(lines) == len(proof.trials)
+    failed = [trial.batch_size for trial in proof.trials if not trial.fits]
+    after = {a.batch_size: b.batch_size for a, b in zip(proof.trials, proof.trials[1:], strict=False)}
+    for size in failed:
+        follows = f" → trying {after[size]}" if size in after else ""
+        assert f"✗ Batch size {size}: out of memory{follows}" in lines
+
+
+def test_a_search_that_breaks_off_tells_what_failed(caplog: pytest.LogCaptureFixture) -> None:
+    prover = Prover(Stub(lambda size: ran(size, "error", "no kernel")), describe("bert-tiny"), 1.0)  # type: ignore[arg-type]
+    with pytest.raises(RehearsalError, match="no kernel"):
+        prover.prove(24, lambda size: size, None)
+    assert logged(caplog) == ["✗ Batch size 24: error, no kernel"]

@@ -1,0 +1,358 @@
+"""The decorator: what accelerate's tests ask of theirs (tests/test_memory_utils.py), and what only ours does."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import logging
+import multiprocessing
+import sys
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from accelerate.utils.memory import find_executable_batch_size as accelerates
+from torch import nn
+from torch.nn.modules import module
+from torch.optim import optimizer
+
+from hf_bsopt.errors import NothingFitsError, ReachedZeroError
+from hf_bsopt.integrations.accelerate.accelerator import find_executable_batch_size
+from hf_bsopt.integrations.accelerate.executable_batch_size import Attempt, Executable, SearchReport
+from hf_bsopt.probing.host_memory import limit_this_process, why_no_limit
+
+ROOM = 600 * 2**20
+START = 64
+LENGTH = 2**17
+
+
+def fake_out_of_memory() -> None:
+    raise RuntimeError("CPU out of memory.")
+
+
+def training(fits: Callable[[int], bool], start: int = 128) -> tuple[Executable[int], list[int]]:
+    """One that runs out of memory where its size does not fit, and the sizes that it was called with."""
+    tried: list[int] = []
+
+    @find_executable_batch_size(starting_batch_size=start)
+    def train(batch_size: int) -> int:
+        tried.append(batch_size)
+        if not fits(batch_size):
+            fake_out_of_memory()
+        return batch_size
+
+    return train, tried
+
+
+# ---- as accelerate's
+
+
+def test_what_the_function_returns_is_returned_and_what_it_is_given_is_passed_on() -> None:
+    @find_executable_batch_size(starting_batch_size=128)
+    def train(batch_size: int, word: str, *, other: str) -> tuple[int, str, str]:
+        if batch_size != 8:
+            fake_out_of_memory()
+        return batch_size, word, other
+
+    assert train("hello", other="world") == (8, "hello", "world")
+
+
+def test_it_decorates_without_parentheses_and_with_all_arguments_at_once() -> None:
+    plain = find_executable_batch_size(lambda batch_size: batch_size)
+    assert plain() == 128
+    assert find_executable_batch_size(lambda batch_size: batch_size, 16)() == 16
+
+
+@pytest.mark.parametrize("start", [0, 16])
+def test_at_zero_it_says_so(start: int) -> None:
+    train, tried = training(lambda size: size < 1, start)
+    with pytest.raises(RuntimeError, match="No executable batch size found, reached zero"):
+        train()
+    assert 0 not in tried
+
+
+def test_at_zero_it_is_an_error_of_this_package_too() -> None:
+    assert issubclass(ReachedZeroError, NothingFitsError)
+
+
+def test_a_batch_size_that_the_caller_passes_is_refused() -> None:
+    @find_executable_batch_size(starting_batch_size=128)
+    def train(batch_size: int, first: str, second: str) -> None:
+        raise AssertionError("not called")
+
+    with pytest.raises(TypeError, match="Batch size was passed into `train`") as refused:
+        train(128, "hello", "world")
+    assert "`train(first=hello, second=world)`" in str(refused.value)
+
+
+def test_a_function_of_any_number_of_arguments_is_not_refused() -> None:
+    train = find_executable_batch_size(lambda *arguments: arguments, 8)
+    assert train("a", "b") == (8, "a", "b")
+
+
+def test_any_other_error_passes_as_it_is() -> None:
+    error = ValueError("out of ideas")
+
+    @find_executable_batch_size(starting_batch_size=16)
+    def train(batch_size: int) -> None:
+        raise error
+
+    with pytest.raises(ValueError, match="out of ideas") as raised:
+        train()
+    assert raised.value is error
+    assert train.report == SearchReport(16, ())
+
+
+def test_a_function_that_reduces_is_obeyed_in_either_form() -> None:
+    def sizes(decorate: Callable[..., Any]) -> list[int]:
+        tried: list[int] = []
+        reduced = iter([100, 99, 5])
+
+        def train(batch_size: int) -> None:
+            tried.append(batch_size)
+            if batch_size > 5:
+                fake_out_of_memory()
+
+        decorate(train, lambda: next(reduced))()
+        return tried
+
+    def at_once(function: Callable[..., Any], reduce: Callable[[], int]) -> Any:
+        return find_executable_batch_size(function, 256, reduce)
+
+    def decorated(function: Callable[..., Any], reduce: Callable[[], int]) -> Any:
+        return find_executable_batch_size(starting_batch_size=256, reduce_batch_size_fn=reduce)(function)
+
+    assert sizes(at_once) == sizes(decorated) == [256, 100, 99, 5]
+
+
+def test_a_method_that_is_bound_is_a_function_too() -> None:
+    class Trainer:
+        def loop(self, batch_size: int, steps: int) -> tuple[int, int]:
+            return batch_size, steps
+
+    assert find_executable_batch_size(Trainer().loop, 32)(3) == (32, 3)
+
+
+def test_a_further_call_begins_where_the_last_one_ended() -> None:
+    train, tried = training(lambda size: size <= 16)
+    assert (train(), train()) == (16, 16)
+    assert tried == [128, 64, 32, 16, 16]
+
+
+# ---- ours
+
+
+def test_the_name_and_the_documentation_stay() -> None:
+    @find_executable_batch_size(starting_batch_size=8)
+    def train(batch_size: int) -> None:
+        """Of the training."""
+
+    assert (train.__name__, train.__doc__) == ("train", "Of the training.")
+
+
+def test_a_partial_has_no_name_and_can_be_decorated() -> None:
+    train = find_executable_batch_size(functools.partial(lambda batch_size, by: batch_size * by, by=3), 8)
+    assert train() == 24
+    with pytest.raises(TypeError, match="passed into `function`"):
+        train(1, 2)
+
+
+def test_the_report_tells_every_attempt() -> None:
+    train, _ = training(lambda size: size <= 32)
+    assert train.report == SearchReport(128, ())
+    train()
+    assert train.report.batch_size == 32
+    assert [(attempt.batch_size, attempt.fits) for attempt in train.report.attempts] == [
+        (128, False),
+        (64, False),
+        (32, True),
+    ]
+    assert train.report.attempts[0].detail == "CPU out of memory.; 64: half, since what it needed is not known"
+
+
+def test_the_report_can_be_read_while_the_training_runs() -> None:
+    seen: list[SearchReport] = []
+
+    @find_executable_batch_size(starting_batch_size=8)
+    def train(batch_size: int) -> None:
+        seen.append(train.report)
+        if batch_size > 4:
+            fake_out_of_memory()
+
+    train()
+    assert seen[0] == SearchReport(8, ())
+    assert seen[1].batch_size == 4
+    assert [type(attempt) for attempt in seen[1].attempts] == [Attempt]
+
+
+def test_a_size_that_failed_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    train, _ = training(lambda size: size <= 64)
+    with caplog.at_level(logging.WARNING):
+        train()
+    assert caplog.messages == ["128 sequences: CPU out of memory.; 64: half, since what it needed is not known"]
+
+
+@pytest.mark.parametrize("said", ["CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"])
+def test_errors_that_accelerate_does_not_know_are_tried_again(said: str) -> None:
+    @find_executable_batch_size(starting_batch_size=4)
+    def train(batch_size: int) -> int:
+        if batch_size > 1:
+            raise RuntimeError(said)
+        return batch_size
+
+    assert train() == 1
+
+
+def test_an_error_without_words_is_another_error() -> None:
+    @find_executable_batch_size(starting_batch_size=4)
+    def train(batch_size: int) -> None:
+        raise RuntimeError(17)
+
+    with pytest.raises(RuntimeError, match="17"):
+        train()
+
+
+def test_what_a_failed_attempt_held_is_released_before_the_next() -> None:
+    held: list[weakref.ref[torch.Tensor]] = []
+    alive: list[bool] = []
+
+    @find_executable_batch_size(starting_batch_size=4)
+    def train(batch_size: int) -> None:
+        alive.extend(tensor() is not None for tensor in held)
+        tensor = torch.zeros(batch_size)
+        held.append(weakref.ref(tensor))
+        if batch_size > 1:
+            nn.Linear(batch_size, 1)(tensor)
+            fake_out_of_memory()
+
+    train()
+    assert alive == [False, False, False]
+
+
+def test_garbage_of_a_failed_attempt_is_collected_before_the_first_forward() -> None:
+    """A model in a cycle, which the training throws away only after it was called again (``free_memory``)."""
+    kept: list[nn.Module] = []
+    seen: list[weakref.ref[nn.Module]] = []
+    alive: list[bool] = []
+
+    @find_executable_batch_size(starting_batch_size=2)
+    def train(batch_size: int) -> None:
+        kept.clear()
+        model = nn.Sequential(nn.ReLU())
+        model[0].register_forward_hook(lambda *_: alive.extend(old() is not None for old in seen[:-1]))
+        model.myself = [model]
+        kept.append(model)
+        seen.append(weakref.ref(model))
+        model(torch.zeros(1))
+        if batch_size > 1:
+            fake_out_of_memory()
+
+    gc.disable()
+    try:
+        train()
+    finally:
+        gc.enable()
+    assert alive == [False]
+
+
+def test_sparse_gradients_are_counted_too() -> None:
+    tried: list[int] = []
+
+    @find_executable_batch_size(starting_batch_size=8)
+    def train(batch_size: int) -> int:
+        tried.append(batch_size)
+        model = nn.Sequential(nn.Embedding(100, 8, sparse=True), nn.Linear(8, 2))
+        model(torch.ones(batch_size, 3, dtype=torch.long)).sum().backward()
+        if batch_size > 4:
+            fake_out_of_memory()
+        return batch_size
+
+    assert train() <= 4
+    assert tried[0] == 8
+
+
+def test_no_hook_is_left() -> None:
+    for fits in (lambda size: size < 100, lambda size: False):
+        train, _ = training(fits)
+        with contextlib.suppress(ReachedZeroError):
+            train()
+        assert not module._global_forward_pre_hooks
+        assert not optimizer._global_optimizer_post_hooks
+
+
+# ---- where memory really runs out: a process that is limited
+
+
+def build() -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Little to compute, and tensors so large that malloc takes each from the system and gives it back."""
+    model = nn.Sequential(*(layer for _ in range(5) for layer in (nn.Linear(8, 8), nn.Tanh())))
+    return model, torch.optim.AdamW(model.parameters())
+
+
+def search_in_little_memory(decorate: Callable[..., Any], answers: Any) -> None:
+    torch.set_num_threads(1)
+    model, optimizer = build()
+    limit_this_process(resident() + ROOM)
+    tried: list[int] = []
+
+    def train(batch_size: int) -> int:
+        tried.append(batch_size)
+        for _ in range(2):
+            model(torch.zeros(batch_size, LENGTH, 8)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return batch_size
+
+    training = decorate(train, starting_batch_size=START)
+    found = training()
+    answers.send((found, tried, training.report if decorate is find_executable_batch_size else None))
+
+
+def resident() -> int:
+    from hf_bsopt.probing.host_memory import ProcessStatus
+
+    return ProcessStatus.read().resident_bytes
+
+
+def in_a_process(decorate: Callable[..., Any]) -> tuple[int, list[int], SearchReport | None]:
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["torch.distributed", "accelerate.utils"])
+    answers, answer = processes.Pipe(duplex=False)
+    process = processes.Process(target=search_in_little_memory, args=(decorate, answer))
+    process.start()
+    answer.close()
+    with answers:
+        found: tuple[int, list[int], SearchReport | None] = answers.recv()
+    process.join()
+    process.close()
+    return found
+
+
+@pytest.mark.skipif(why_no_limit() is not None, reason=str(why_no_limit()))
+def test_in_a_process_of_little_memory_fewer_errors_find_no_less_than_accelerates() -> None:
+    found, tried, report = in_a_process(find_executable_batch_size)
+    others, others_tried, _ = in_a_process(accelerates)
+    assert report is not None
+    assert found >= others, (tried, others_tried)
+    assert len(tried) < len(others_tried)
+    assert [attempt.batch_size for attempt in report.attempts] == tried
+    assert "of the forward pass" in report.attempts[0].detail
+    peak = report.attempts[-1].peak
+    assert peak is not None
+    assert peak.allocated_bytes > ROOM / 2
+
+
+def test_without_proc_nothing_is_known_and_sizes_are_halved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+
+    @find_executable_batch_size(starting_batch_size=8)
+    def train(batch_size: int) -> int:
+        if batch_size > 2:
+            raise MemoryError
+        return batch_size
+
+    assert train() == 2
+    assert train.report.attempts[-1].peak is None

@@ -1,0 +1,357 @@
+"""The decorator and the search in two processes that train together."""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from accelerate import DistributedType
+from ranks import run
+from torch import distributed, nn
+
+from hf_bsopt.data import catalog
+from hf_bsopt.errors import UsageError
+from hf_bsopt.integrations.accelerate import accelerator as room
+from hf_bsopt.integrations.accelerate import executable_batch_size
+from hf_bsopt.integrations.accelerate.accelerator import find_batch_size, find_executable_batch_size
+from hf_bsopt.probing.host_memory import ProcessStatus, limit_this_process, why_no_limit
+from hf_bsopt.search.device_choice import Choice
+from hf_bsopt.search.wishes import Wishes
+from hf_bsopt.workloads.workload import Trainable
+
+MOMENT = 30.0
+SOON = 2.0
+LAYERS = 6
+
+
+def synchronised_training(batch_size: int, largest: int) -> int:
+    """Every rank needs memory before the collective of its step."""
+    if batch_size > largest:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 MiB.")
+    distributed.all_reduce(torch.ones(1))
+    return batch_size
+
+
+# ---- what the ranks do
+
+
+def train_where_both_run_out(largest: int) -> list[Any]:
+    """The smaller rank fails alone at sizes that the other one could take, but both fail at first."""
+    proposals = iter([largest, 1])
+    train = find_executable_batch_size(
+        lambda batch_size: synchronised_training(batch_size, 40), 64, lambda: next(proposals)
+    )
+    return [train(), [attempt.batch_size for attempt in train.report.attempts]]
+
+
+def start_with(size: int) -> int:
+    return find_executable_batch_size(lambda batch_size: batch_size, size)()
+
+
+def train_where_one_waits(largest: int) -> int:
+    executable_batch_size.exchange = with_a_short_timeout(executable_batch_size.exchange)
+    return find_executable_batch_size(lambda batch_size: synchronised_training(batch_size, largest), 64)()
+
+
+def train_where_one_is_through(largest: int) -> int:
+    def train(batch_size: int) -> int:
+        if batch_size > largest:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 MiB.")
+        return batch_size
+
+    return find_executable_batch_size(train, 64)()
+
+
+def train_out_of_step(collectives: int) -> int:
+    def train(batch_size: int) -> int:
+        for _ in range(collectives):
+            distributed.all_reduce(torch.ones(1), async_op=True)
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 MiB.")
+
+    return find_executable_batch_size(train, 64)()
+
+
+def train_with_an_error(words: str) -> int:
+    def train(batch_size: int) -> int:
+        if words:
+            raise ValueError(words)
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 MiB.")
+
+    return find_executable_batch_size(train, 64)()
+
+
+class WithScratch(nn.Module):
+    """Needs more in its forward pass than in the backward pass, where nobody could wait for another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*(layer for _ in range(LAYERS) for layer in (nn.Linear(256, 256), nn.Tanh())))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.layers(x)
+        torch.zeros(8, *x.shape)
+        return out.mean()
+
+
+def train_in_parallel_in(mebibytes: int) -> list[Any]:
+    """DistributedDataParallel in a process that is limited."""
+    torch.set_num_threads(1)
+    limit_this_process(ProcessStatus.read().resident_bytes + mebibytes * 2**20)
+
+    @find_executable_batch_size(starting_batch_size=512)
+    def train(batch_size: int) -> int:
+        model = nn.parallel.DistributedDataParallel(WithScratch())
+        model(torch.zeros(batch_size, 128, 256)).backward()  # a second step needs what malloc has kept of the first
+        return batch_size
+
+    return [train(), [attempt.batch_size for attempt in train.report.attempts]]
+
+
+class Limited(nn.Module):
+    """Its forward has room for so many sequences."""
+
+    def __init__(self, largest: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+        self.largest = largest
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) > self.largest:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 MiB.")
+        return self.layer(x)
+
+
+def train_a_model_that_takes(largest: int) -> list[Any]:
+    """It meets the other one's in the collectives of its backward pass."""
+
+    @find_executable_batch_size(starting_batch_size=64)
+    def train(batch_size: int) -> int:
+        model = nn.parallel.DistributedDataParallel(Limited(largest))
+        model(torch.zeros(batch_size, 1)).sum().backward()
+        return batch_size
+
+    found = train()
+    details = [attempt.detail for attempt in train.report.attempts if not attempt.fits]
+    return [found, details, model_hooks_are_gone()]
+
+
+def model_hooks_are_gone() -> bool:
+    from torch.nn.modules import module
+
+    return not module._global_forward_pre_hooks
+
+
+def with_a_short_timeout(exchange: Any) -> Any:
+    return lambda word: exchange(word, timeout_seconds=SOON)
+
+
+# ---- what comes of it
+
+
+def test_all_begin_with_the_smallest_start() -> None:
+    first, second = run(start_with, 64, 48)
+    assert (first.value, second.value) == (48, 48)
+
+
+def test_all_go_on_with_the_smallest_size_that_any_would_try() -> None:
+    first, second = run(train_where_both_run_out, 32, 24)
+    assert first.value == second.value == [24, [64, 24]]
+
+
+def test_a_rank_that_waits_in_a_collective_is_named_and_the_size_to_start_with_is_told() -> None:
+    first, second = run(train_where_one_waits, 32, 64)
+    assert first.error == "AgreementError"
+    assert first.words.startswith(
+        "64 sequences ran out of memory; start again with 32, since all ranks have to: rank 1"
+    )
+    assert max(first.seconds, second.seconds) < SOON + MOMENT
+
+
+def test_a_rank_that_a_collective_failed_in_hears_whose_end_it_was() -> None:
+    _, second = run(train_where_one_waits, 32, 64)
+    assert (second.error, second.cause) == ("AgreementError", "RuntimeError")
+    assert second.words.startswith("rank 1 of 2 did not come to an agreement")
+
+
+def test_a_rank_that_came_through_is_not_trained_again() -> None:
+    first, second = run(train_where_one_is_through, 32, 64)
+    assert second.value == 64
+    assert first.error == "AgreementError"
+    assert first.words.endswith("start again with 32: rank 1 came through, and all ranks take the same size")
+
+
+def test_ranks_that_failed_in_different_places_do_not_go_on() -> None:
+    for answer in run(train_out_of_step, 1, 2):
+        assert answer.error == "AgreementError"
+        assert answer.words.startswith("64 sequences ran out of memory; start again with 32: the ranks did not stop")
+
+
+def test_ranks_that_failed_after_the_same_collectives_go_on() -> None:
+    for answer in run(train_out_of_step, 1, 1):
+        assert answer.error == "ReachedZeroError"
+
+
+def test_another_error_passes_on_its_rank_and_is_told_on_the_others() -> None:
+    first, second = run(train_with_an_error, "", "no such layer")
+    assert (second.error, second.words) == ("ValueError", "no such layer")
+    assert first.error == "AgreementError"
+    assert first.words.endswith("rank 1 failed: ValueError: no such layer")
+    assert first.seconds < MOMENT
+
+
+@pytest.mark.skipif(why_no_limit() is not None, reason=str(why_no_limit()))
+def test_a_parallel_training_in_different_limits_ends_with_one_size() -> None:
+    first, second = run(train_in_parallel_in, 200, 120)
+    assert first.value is not None, first.words
+    assert second.value is not None, second.words
+    assert first.value[0] == second.value[0] < 512
+    assert first.value[1] == second.value[1]
+
+
+def test_a_forward_pass_that_failed_on_one_rank_ends_the_others_before_their_collectives() -> None:
+    first, second = run(train_a_model_that_takes, 100, 20)
+    assert first.value == [16, [f"another rank ran out of memory; {size} is tried next" for size in (32, 16)], True]
+    assert second.value[0] == 16
+    assert max(first.seconds, second.seconds) < MOMENT
+
+
+# ---- find_batch_size
+
+
+class Classifier(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(64, 2048), nn.ReLU(), nn.Linear(2048, 2))
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"loss": nn.functional.cross_entropy(self.layers(x), labels)}
+
+
+EXAMPLE = {"x": torch.zeros(1, 64), "labels": torch.zeros(1, dtype=torch.long)}
+
+
+def accelerator(processes: int = 1, precision: str = "no", accumulation: int = 1, device: str = "cpu") -> Any:
+    return SimpleNamespace(
+        distributed_type=DistributedType.NO,
+        mixed_precision=precision,
+        num_processes=processes,
+        gradient_accumulation_steps=accumulation,
+        device=torch.device(device),
+    )
+
+
+def predict_for(memory: str) -> list[Any]:
+    report = find_batch_size(
+        Classifier(), accelerator=accelerator(2), example_batch=EXAMPLE, gpu="T4", device="predict", memory=memory
+    )
+    return [report.plan.micro_batch, report.plan.effective_batch, report.decision.bound, list(report.notes)]
+
+
+def predict_or_fail(memory: str) -> None:
+    find_batch_size(
+        Classifier(), accelerator=accelerator(2), example_batch=EXAMPLE, gpu="T4", device="predict", memory=memory
+    )
+
+
+def test_two_ranks_of_different_memory_find_the_smaller_size() -> None:
+    first, second = run(predict_for, "2GiB", "1GiB")
+    assert first.value is not None, first.words
+    assert first.value[:2] == second.value[:2]
+    size = second.value[0]
+    assert first.value[2] == "limit"
+    assert second.value[2] == "memory"
+    own = f"{size}: what all 2 processes can take; rank 1 can take no more, this one could take "
+    assert [note for note in first.value[3] if note.startswith(own)]
+    assert not [note for note in second.value[3] if note.startswith(own)]
+    assert first.value[1] == 2 * size
+
+
+def test_a_search_that_fails_on_one_rank_fails_on_all_at_once() -> None:
+    first, second = run(predict_or_fail, "2GiB", "nonsense")
+    assert first.error == second.error == "AgreementError"
+    assert first.words == second.words
+    assert first.words.startswith("rank 1 failed: UsageError: memory is a size such as 15GiB")
+    assert second.cause == "UsageError"
+    assert first.seconds < 3 * MOMENT
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the search was asked for, and which cards it saw."""
+    found: dict[str, Any] = {}
+
+    def choose(device: str, gpu: str | None, memory: str | None) -> Choice:
+        found.update(device=device, cards=os.environ.get("CUDA_VISIBLE_DEVICES"))
+        return Choice(catalog.gpu("T4"), None, "nothing is run")
+
+    def answer(workload: Trainable, choice: Choice, wishes: Wishes, prober: None) -> Any:
+        found.update(precision=workload.settings.precision, wishes=wishes)
+        raise UsageError("enough")
+
+    monkeypatch.setattr(room, "choose_device", choose)
+    monkeypatch.setattr(room, "answered", answer)
+    return found
+
+
+def ask(of: Any, model: nn.Module | None = None, **options: Any) -> None:
+    with pytest.raises(UsageError, match="enough"):
+        find_batch_size(model or Classifier(), accelerator=of, example_batch=EXAMPLE, **options)
+
+
+def test_the_accelerator_says_how_it_is_trained(asked: dict[str, Any]) -> None:
+    ask(accelerator(4, "bf16", 8))
+    assert (asked["precision"], asked["wishes"].processes, asked["wishes"].accumulation) == ("bf16", 4, 8)
+
+
+def test_the_device_is_the_accelerators_unless_one_is_named(asked: dict[str, Any]) -> None:
+    ask(accelerator(device="cuda:0"))
+    assert asked["device"] == "cuda"
+    ask(accelerator(), gpu="T4")
+    assert asked["device"] == "auto"
+    ask(accelerator(), gpu="T4", device="predict")
+    assert asked["device"] == "predict"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision"),
+    [(torch.float32, "fp32"), (torch.bfloat16, "bf16-weights"), (torch.float16, "fp16-weights")],
+)
+def test_without_mixed_precision_the_weights_decide(asked: dict[str, Any], dtype: torch.dtype, precision: str) -> None:
+    ask(accelerator(), Classifier().to(dtype))
+    assert asked["precision"] == precision
+
+
+@pytest.mark.parametrize(("visible", "cards"), [(None, "2"), ("4,5,6,7", "6"), ("0,GPU-1,GPU-2", "GPU-2")])
+def test_each_rank_searches_on_its_own_card(
+    asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch, visible: str | None, cards: str
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    ask(accelerator(device="cuda:2"))
+    assert asked["cards"] == cards
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == visible
+
+
+def test_a_precision_that_is_not_known_is_refused(asked: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="'fp8' can't be predicted; fp16 and bf16 can"):
+        find_batch_size(Classifier(), accelerator=accelerator(precision="fp8"), example_batch=EXAMPLE)
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
+def test_sharding_is_refused(name: str) -> None:
+    of = accelerator()
+    of.distributed_type = DistributedType[name]
+    with pytest.raises(UsageError, match=f"{name} does not hold a whole model"):
+        find_batch_size(Classifier(), accelerator=of, example_batch=EXAMPLE)
+
+
+def test_a_model_that_is_prepared_is_refused() -> None:
+    model = Classifier()
+    model._original_forward = model.forward
+    for prepared in (model, nn.DataParallel(Classifier())):
+        with pytest.raises(UsageError, match=r"before accelerator\.prepare"):
+            find_batch_size(prepared, accelerator=accelerator(), example_batch=EXAMPLE)

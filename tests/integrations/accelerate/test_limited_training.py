@@ -1,0 +1,68 @@
+"""A Trainer on a CPU with little memory that asks for more than fits: with the callback, with auto_find, alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hf_bsopt.probing.host_memory import why_no_limit
+from hf_bsopt.virtual_gpu.processes import with_package
+
+pytestmark = pytest.mark.skipif(why_no_limit() is not None, reason=str(why_no_limit()))
+SCRIPT = Path(__file__).with_name("limited.py")
+HELPERS = str(Path(__file__).parents[2] / "helpers")
+WAYS = ("callback", "auto_find", "plain")
+MEMORY, ASKED, STEPS = "620MiB", 192, 2  # far more than fits, so that no machine's kernels take it
+Facts = dict[str, Any]
+
+
+def train(way: str) -> Facts:
+    command = [sys.executable, str(SCRIPT), way, MEMORY]
+    done = subprocess.run(
+        command, env=with_package(os.environ, [HELPERS]), capture_output=True, text=True, check=False, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    facts: Facts = json.loads(done.stdout.splitlines()[-1])
+    return facts
+
+
+@pytest.fixture(scope="module")
+def trained(once: Callable[..., Any]) -> dict[str, Facts]:
+    def all_ways() -> dict[str, Facts]:
+        with ThreadPoolExecutor(1) as lanes:
+            return dict(zip(WAYS, lanes.map(train, WAYS), strict=True))
+
+    found: dict[str, Facts] = once("limited", all_ways)
+    return found
+
+
+def test_alone_it_ends_in_a_real_failure_of_the_allocator(trained: dict[str, Facts]) -> None:
+    plain = trained["plain"]
+    assert "DefaultCPUAllocator: can't allocate memory" in plain["error"]
+    assert (plain["steps"], plain["sizes"]) == (0, [ASKED])
+
+
+def test_with_the_callback_it_trains_to_the_end_with_the_effective_batch(trained: dict[str, Facts]) -> None:
+    ours = trained["callback"]
+    assert (ours["error"], ours["steps"]) == ("", STEPS)
+    assert ours["micro_batch"] < ASKED
+    assert ours["micro_batch"] * ours["accumulation"] == ASKED
+    assert ours["sizes"] == [ours["micro_batch"]] * (STEPS * ours["accumulation"])
+    assert "fits" in ours["ran"]
+
+
+def test_auto_find_batch_size_goes_on_with_another_effective_batch(trained: dict[str, Facts]) -> None:
+    """How far down it goes, and whether its second step still fits, is not the same each time."""
+    theirs = trained["auto_find"]
+    assert theirs["sizes"][0] == ASKED
+    assert theirs["sizes"][-1] < ASKED
+    assert len(set(theirs["sizes"])) > 3  # as many errors before
+    assert theirs["accumulation"] == 1

@@ -1,0 +1,133 @@
+"""A Trainer in two processes that train together (DistributedDataParallel over gloo)."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from ranks import run
+from trainers import Seen, Texts, classifier, losses, trainer
+
+from hf_bsopt import BatchSizeCallback
+from hf_bsopt.integrations.trainer import checkpoint_state
+
+SOON = 30.0
+LONG = Texts([8] * 40 + [128] * 216)
+
+
+def train_with(memory: str) -> dict[str, Any]:
+    """Each rank on a card of its own size, which is predicted for; the training itself is real."""
+    model = classifier(hidden_size=128, num_hidden_layers=2, intermediate_size=512)
+    seen = Seen(model)
+    callback = BatchSizeCallback(device="predict", gpu="T4", memory=memory, target=(0.0, 1.0))
+    folder = Path(tempfile.mkdtemp())
+    made = trainer(folder, model, LONG, [callback], per_device_train_batch_size=128, max_steps=2)
+    made.train()
+    assert callback.report is not None
+    first = next(made.model.parameters())
+    return {
+        "micro_batch": made.args.per_device_train_batch_size,
+        "accumulation": made.args.gradient_accumulation_steps,
+        "effective": callback.report.plan.effective_batch,
+        "sizes": sorted({size for size, _ in seen.shapes}),
+        "steps": made.state.global_step,
+        "weights": float(first.detach().double().sum()),
+        "losses": losses(made),
+        "notes": list(callback.report.notes),
+    }
+
+
+def evaluate_with(memory: str) -> dict[str, Any]:
+    """Each rank on a card of its own size; what they compute of an evaluation is gathered."""
+    callback = BatchSizeCallback(device="predict", gpu="T4", memory=memory, target=(0.0, 1.0))
+    values = {"per_device_train_batch_size": 4, "per_device_eval_batch_size": 400, "max_steps": 1}
+    data = Texts([128] * 600)
+    made = trainer(Path(tempfile.mkdtemp()), classifier(), data, [callback], eval_dataset=data, **values)
+    made.train()
+    return {"size": made.args.per_device_eval_batch_size, "predicted": made.predict(data).predictions.shape}
+
+
+def resume_as(given: tuple[str, str, bool]) -> dict[str, Any]:
+    """On a machine with cards of two kinds, of which the checkpoint knows that of rank 0."""
+    device, folder, is_resumed = given
+    checkpoint_state.device_name = lambda _: device  # type: ignore[assignment]  # of this process alone
+    callback = BatchSizeCallback(device="predict", gpu="T4", memory="1GiB")
+    values = {"per_device_train_batch_size": 8, "max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    made = trainer(Path(folder), classifier(), Texts([24] * 64), [callback], **values)
+    made.train(resume_from_checkpoint=f"{folder}/checkpoint-1" if is_resumed else None)
+    return {"size": made.args.per_device_train_batch_size, "searched": callback.report is not None}
+
+
+def train_or_fail(memory: str) -> None:
+    train_with(memory)
+
+
+def run_out(most: int) -> str:
+    """In the second step, on the rank that has no room for so many."""
+    model = classifier()
+    count: list[int] = []
+
+    def full(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        count.append(len(kwargs["input_ids"]))
+        if len(count) > 1 and count[-1] > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    model.register_forward_pre_hook(full, with_kwargs=True)
+    callback = BatchSizeCallback(device="predict", recover=True)
+    folder = Path(tempfile.mkdtemp())
+    made = trainer(folder, model, LONG, [callback], per_device_train_batch_size=8, max_steps=3)
+    made.train()
+    return "came through"
+
+
+def test_both_train_with_the_size_that_the_smaller_takes() -> None:
+    first, second = run(train_with, "2GiB", "620MiB")
+    assert first.value is not None, first.words
+    assert second.value is not None, second.words
+    for name in ("micro_batch", "accumulation", "effective", "steps", "weights"):
+        assert first.value[name] == second.value[name]
+    assert first.value["micro_batch"] < 128
+    assert first.value["effective"] == 256
+    assert first.value["micro_batch"] * first.value["accumulation"] == 128
+    assert first.value["sizes"] == second.value["sizes"] == [first.value["micro_batch"]]
+    assert any("rank 1 can take no more" in note for note in first.value["notes"])
+
+
+def test_both_evaluate_with_the_size_that_the_smaller_takes() -> None:
+    first, second = run(evaluate_with, "2GiB", "500MiB")
+    assert first.value is not None, first.words
+    assert second.value is not None, second.words
+    assert first.value == second.value
+    assert first.value["size"] < 400
+    assert first.value["predicted"] == (600, 2)
+
+
+def test_where_one_rank_has_to_search_again_all_do(tmp_path: Path) -> None:
+    kinds = ("Tesla T4, 14.6 GiB", "Tesla P100, 15.9 GiB")
+    for is_resumed in (False, True):
+        answers = run(resume_as, *[(kind, str(tmp_path), is_resumed) for kind in kinds])
+        assert [answer.value for answer in answers] == [{"size": 8, "searched": True}] * 2, answers[1].words
+
+
+def test_a_search_that_fails_on_one_rank_ends_both_at_once_with_the_reason() -> None:
+    first, second = run(train_or_fail, "2GiB", "450MiB")
+    assert first.error == second.error == "AgreementError"
+    assert first.words.startswith("rank 1 failed: NothingFitsError: not even one sequence")
+    assert max(first.seconds, second.seconds) < SOON
+
+
+def test_a_step_that_ran_out_on_one_rank_leaves_a_checkpoint_and_hangs_nobody(tmp_path: Path) -> None:
+    first, second = run(run_out, 100, 4)
+    assert second.error == "RecoveryError"
+    assert second.words.startswith("rank 1 ran out of memory in step 2; the other ranks wait for it")
+    saved = re.search(r"The state of before is saved in (\S+)\.", second.words)
+    assert saved is not None, second.words
+    alone = trainer(tmp_path, classifier(), LONG, per_device_train_batch_size=16, max_steps=3)
+    alone.train(resume_from_checkpoint=saved[1])
+    assert alone.state.global_step == 3
+    assert len(losses(alone)) == 3
+    assert first.error  # freed by the end of the other
+    assert max(first.seconds, second.seconds) < SOON

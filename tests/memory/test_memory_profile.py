@@ -1,0 +1,136 @@
+"""Where the memory goes over a step: claims about `memory.memory_profile` and `memory.tracing.step_phases`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from hf_bsopt.memory import Timeline, trace
+from hf_bsopt.memory.memory_profile import PARTS, course
+from hf_bsopt.memory.replay.timeline import Recording
+from hf_bsopt.records import Course
+from hf_bsopt.workloads.training_step import StepSettings, TrainingStep
+
+KIB = 1024
+
+
+def two_steps(batch_size: int) -> Recording:
+    """The first step has no optimizer's state yet; in the second, 1 + 4 + 2·b + b KiB are live before the gradient."""
+    made = Recording()
+    made.birth(KIB, "weights", "weights")
+    for step in range(2):
+        made.steps.append(len(made.events))
+        made.phases.append((len(made.events), "forward"))
+        kept = made.birth(2 * KIB * batch_size, "linear")
+        passing = made.birth(KIB * batch_size, "dropout")
+        made.death(passing)
+        made.phases.append((len(made.events), "backward"))
+        gradient = made.birth(KIB, "linear_backward", "gradients")
+        passing = made.birth(KIB // 2, "sum", "workspace")
+        made.death(passing)
+        made.death(kept)
+        made.phases.append((len(made.events), "update"))
+        if not step:
+            made.birth(4 * KIB, "adam", "optimizer")
+        made.death(gradient)
+    return made
+
+
+@pytest.fixture(scope="module")
+def by_hand() -> Timeline:
+    return Timeline(two_steps(2), two_steps(3), (2, 3))
+
+
+def test_the_step_that_is_shown_is_the_one_in_which_most_is_live(by_hand: Timeline) -> None:
+    found = course(by_hand, 10)
+    assert found.length == 8  # nothing of the first step, in which the state was born
+    assert found.parts["optimizer"] == (4 * KIB,) * 8
+    assert found.phases == ((0, "forward"), (3, "backward"), (7, "update"))
+
+
+def test_the_parts_add_up_to_what_is_live_after_each_event(by_hand: Timeline) -> None:
+    found = course(by_hand, 10)
+    start = KIB + 4 * KIB
+    kept = start + 20 * KIB
+    assert found.totals == (
+        kept, kept + 10 * KIB, kept, kept + KIB, kept + KIB + 512, kept + KIB, start + KIB, start,
+    )  # fmt: skip
+    assert found.moments == tuple(range(8))
+    assert (found.peak_at, found.peak_bytes) == (1, kept + 10 * KIB) == (1, by_hand.live_bytes(10))
+
+
+def test_what_dies_in_the_pass_that_made_it_is_temporary_and_what_is_kept_for_another_is_an_activation(
+    by_hand: Timeline,
+) -> None:
+    found = course(by_hand, 10)
+    assert found.parts["activations"] == (20 * KIB,) * 6 + (0, 0)
+    assert found.parts["temporary"] == (0, 10 * KIB, 0, 0, 512, 0, 0, 0)
+
+
+def test_thinned_out_the_peak_is_still_there(by_hand: Timeline) -> None:
+    whole, thin = course(by_hand, 10), course(by_hand, 10, points=3)
+    assert len(thin.moments) == 3
+    assert (thin.peak_bytes, thin.length) == (whole.peak_bytes, whole.length)
+    assert thin.moments[thin.peak_at] == whole.moments[whole.peak_at]
+    assert set(thin.totals) <= set(whole.totals)
+
+
+def test_a_recording_that_tells_no_steps_apart_is_shown_whole() -> None:
+    def one(batch_size: int) -> Recording:
+        made = Recording()
+        made.death(made.birth(512 * batch_size, "x"))
+        return made
+
+    found = course(Timeline(one(2), one(3), (2, 3)), 4)
+    assert (found.totals, found.phases) == ((2048, 0), ())
+    assert found.parts["activations"] == (2048, 0)
+
+
+def test_where_nothing_was_allocated_there_is_no_point() -> None:
+    assert course(Timeline(Recording(), Recording(), (2, 3)), 1) == Course(0, (), dict.fromkeys(PARTS, ()), 0, ())
+
+
+# ---- a real step
+
+
+def train(settings: StepSettings, micro_batches: int = 1) -> Timeline:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64))
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"loss": self.layers(x).square().mean()}
+
+    steps: dict[int, TrainingStep] = {}
+
+    def step(model: nn.Module, batch_size: int) -> None:
+        if id(model) not in steps:
+            steps.clear()
+            steps[id(model)] = TrainingStep(model, settings)
+        batches: list[Any] = [{"x": torch.ones(batch_size, 64)} for _ in range(micro_batches)]
+        steps[id(model)](batches)
+
+    return trace(Net, step, verify=False)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_a_step_is_forward_and_backward_for_each_micro_batch_and_then_the_update(micro_batches: int) -> None:
+    timeline = train(StepSettings("fp16", "adamw_torch"), micro_batches)
+    assert len(timeline.steps) == 3
+    names = [name for _, name in course(timeline, 32).phases]
+    assert names == ["forward", "backward"] * micro_batches + ["update"]
+
+
+def test_the_parts_at_the_peak_are_those_of_the_composition() -> None:
+    timeline = train(StepSettings("fp32", "adamw_torch"))
+    found, composition = course(timeline, 512), timeline.composition(512)
+    at_peak = {name: sizes[found.peak_at] for name, sizes in found.parts.items()}
+    assert found.peak_bytes == timeline.live_bytes(512) == sum(composition.values())
+    for name in ("weights", "optimizer", "gradients"):
+        assert at_peak[name] == composition[name]
+    assert at_peak["activations"] + at_peak["temporary"] == composition["activations"] + composition["workspace"]
+    assert at_peak["activations"] > 0

@@ -1,0 +1,272 @@
+"""The road with real steps: a CPU whose memory is really limited, small models, every size in a process of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from hf_bsopt import Report, find_batch_size
+from hf_bsopt.cli.main import INTERRUPTED, main
+from hf_bsopt.errors import NothingFitsError, ProbeError, SearchInterrupted, UsageError
+from hf_bsopt.memory.predictor import Predictor
+from hf_bsopt.probing import Prober
+from hf_bsopt.probing.host_memory import why_no_limit
+from hf_bsopt.records import Trial
+from hf_bsopt.search import pipeline
+from hf_bsopt.search.choose import round_down
+from hf_bsopt.search.verify import curve_sizes
+
+pytestmark = pytest.mark.skipif(why_no_limit() is not None, reason=str(why_no_limit()))
+
+MEMORY = "500MiB"
+TOTAL = 500 * 2**20
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_BSOPT_CACHE", str(tmp_path))
+
+
+def find(**options: Any) -> Report:
+    options = {"max_length": 64, "device": "cpu", "memory": MEMORY, "evaluation": False, "cache": False, **options}
+    return find_batch_size("bert-tiny", **options)
+
+
+def measured(report: Report) -> list[Trial]:
+    return [trial for trial in report.trials if trial.source == "measured"]
+
+
+@pytest.fixture(scope="module")
+def report(once: Callable[..., Any]) -> Report:
+    found: Report = once("measured", functools.partial(find, check=8, max_attempts=8))
+    return found
+
+
+def test_the_size_in_the_answer_was_run_and_is_under_the_target(report: Report) -> None:
+    assert report.source == "measured"
+    (chosen,) = [trial for trial in measured(report) if trial.batch_size == report.batch_size]
+    assert chosen.fits
+    assert 0.6 * TOTAL < (chosen.used_bytes or 0) <= 0.9 * TOTAL
+    assert report.batch_size % 8 == 0
+
+
+def test_the_report_says_on_what_it_was_measured_and_how_fast(report: Report) -> None:
+    text = str(report)
+    assert "measured: real training steps on this CPU device, as asked" in text
+    assert "0.5 GiB for the training process" in text
+    assert f"Speed at {report.batch_size}:" in text
+    assert max(map(len, text.splitlines())) <= 78
+
+
+def test_what_was_run_has_seconds_samples_and_tokens(report: Report) -> None:
+    for trial in measured(report):
+        if trial.fits:
+            assert trial.step_seconds is not None
+            assert trial.samples_per_second == pytest.approx(trial.batch_size / trial.step_seconds)
+            assert trial.tokens_per_second == pytest.approx(64 * (trial.samples_per_second or 0))
+
+
+def test_a_size_that_was_asked_about_is_run_too(report: Report) -> None:
+    assert report.checked is not None
+    assert (report.checked.batch_size, report.checked.source, report.checked.fits) == (8, "measured", True)
+
+
+def test_nothing_is_left_of_the_processes_that_ran(report: Report) -> None:
+    assert report.batch_size
+    children = psutil.Process().children(recursive=True)
+    assert not [child for child in children if "hf_bsopt.probing.worker" in child.cmdline()]
+
+
+class Optimist(Predictor):
+    """Believes of each size what is true of a fourth of it: the first size that it names is far too large."""
+
+    def __call__(self, batch_size: int) -> Trial:
+        return dataclasses.replace(super().__call__(max(1, batch_size // 4)), batch_size=batch_size)
+
+    def unlimited(self, batch_size: int) -> int:
+        return super().unlimited(max(1, batch_size // 4))
+
+    def fits_within(self, batch_size: int, total_bytes: float) -> bool:
+        return super().fits_within(max(1, batch_size // 4), total_bytes)
+
+
+def test_a_prediction_that_is_wrong_ends_in_a_real_error_and_the_search_survives_it(
+    monkeypatch: pytest.MonkeyPatch, report: Report
+) -> None:
+    monkeypatch.setattr(pipeline, "Predictor", Optimist)
+    found = find(max_attempts=12)
+    failed = [trial for trial in measured(found) if trial.outcome == "oom"]
+    assert failed
+    assert "DefaultCPUAllocator: can't allocate memory" in failed[0].detail
+    assert failed[0].batch_size > report.batch_size
+    assert found.batch_size == pytest.approx(report.batch_size, abs=8)
+    assert (next(t for t in measured(found) if t.batch_size == found.batch_size)).fits
+    assert "the prediction was" in found.decision.reason
+
+
+def test_where_the_attempts_end_the_best_size_that_was_run_is_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "Predictor", Optimist)
+    found = find(max_attempts=3)
+    assert len(measured(found)) == 3
+    assert found.batch_size == max(trial.batch_size for trial in measured(found) if trial.fits)
+
+
+def test_evaluation_is_run_too_where_that_is_asked_for() -> None:
+    found = find(prove_evaluation=True, batch_size=8)
+    assert found.evaluation is not None
+    assert found.evaluation.trial.source == "measured"
+    assert found.evaluation.trial.fits
+    assert f"per_device_eval_batch_size up to {found.evaluation.batch_size}" in str(found)
+    assert found.evaluation.batch_size > found.batch_size
+
+
+def test_a_generation_has_a_largest_batch_of_its_own() -> None:
+    found = find_batch_size(
+        "tinystories",
+        max_length=16,
+        generate=4,
+        device="cpu",
+        memory="800MiB",
+        batch_size=1,
+        evaluation=False,
+        cache=False,
+    )
+    assert found.generation is not None
+    assert found.generation.trial.source == "measured"
+    assert f"Generation: up to {found.generation.batch_size} prompts at once" in str(found)
+    assert found.to_dict()["generation"]["batch_size"] == found.generation.batch_size
+
+
+def test_the_smallest_size_on_the_plateau_is_recommended_where_throughput_counts() -> None:
+    found = find(throughput=True, target=(0.8, 0.9))
+    total = found.device.total_bytes or 0
+    timed = {t.batch_size: t.samples_per_second or 0 for t in measured(found) if t.fits}
+    held = [t.batch_size for t in measured(found) if t.fits and (t.used_bytes or 0) <= 0.9 * total]
+    curve = curve_sizes(max(held), lambda size: round_down(size, 8))  # the others were timed for fewer steps
+    assert len(timed) >= 3
+    assert timed[found.batch_size] >= 0.98 * max(timed[size] for size in curve if size in held)
+    if found.decision.bound == "throughput plateau":
+        assert "trains no faster" in found.decision.reason
+
+
+def test_the_length_of_the_dataset_is_a_limit() -> None:
+    found = find(dataset_size=16)
+    assert (found.batch_size, found.decision.bound) == (16, "dataset size")
+    assert find(dataset_size=16, num_processes=2, device="predict", memory=None).batch_size == 8
+
+
+def test_not_even_one_sequence_is_said_with_what_it_would_need() -> None:
+    with pytest.raises(NothingFitsError, match="not even one sequence"):
+        find(memory="400MiB", max_length=512, target=(0.1, 0.2))
+
+
+def test_a_probe_that_takes_too_long_names_the_model_the_size_and_the_device() -> None:
+    with pytest.raises(ProbeError, match=r"training step of .*bert-tiny.* size \d+ on CPU \(timeout\): no answer"):
+        find(probe_timeout=0.001)
+
+
+def test_fp16_is_refused_on_a_cpu_as_trainer_refuses_it() -> None:
+    with pytest.raises(UsageError, match="does not train in fp16"):
+        find(precision="fp16")
+
+
+# ---- what is remembered
+
+
+def run_count(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes that are run from here on."""
+    ran: list[int] = []
+    original = Prober.__call__
+
+    def counting(self: Prober, workload: Any, batch_size: int, *args: Any) -> Trial:
+        ran.append(batch_size)
+        return original(self, workload, batch_size, *args)
+
+    monkeypatch.setattr(Prober, "__call__", counting)
+    return ran
+
+
+def test_an_answer_is_remembered_and_confirmed_by_one_probe_or_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = find(cache=True, batch_size=8)
+    ran = run_count(monkeypatch)
+    again = find(cache=True, batch_size=8)
+    assert ran == [first.batch_size]
+    assert again.batch_size == first.batch_size
+    assert again.source == "measured"
+    trusted = find(cache=True, batch_size=8, trust_cache=True)
+    assert ran == [first.batch_size]
+    assert trusted.batch_size == first.batch_size
+    assert find(cache=True, batch_size=16).batch_size == 16  # another question
+    assert len(ran) > 1
+
+
+def test_a_broken_file_of_the_cache_is_ignored_and_replaced(tmp_path: Path) -> None:
+    first = find(cache=True, batch_size=4)
+    (path,) = (tmp_path / "answers").iterdir()
+    whole = path.read_text()
+    path.write_text(whole[: len(whole) // 2])
+    assert find(cache=True, batch_size=4).batch_size == first.batch_size
+    assert path.read_text().startswith(whole[:20])
+    assert len(path.read_text()) > len(whole) // 2
+
+
+def test_without_a_cache_nothing_is_written(tmp_path: Path) -> None:
+    find(cache=False, batch_size=8)
+    assert not (tmp_path / "answers").exists()
+
+
+# ---- Ctrl-C
+
+
+def interrupting(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    original = Prober.__call__
+    calls: list[int] = []
+
+    def call(self: Prober, workload: Any, batch_size: int, *args: Any) -> Trial:
+        if len(calls) == after:
+            raise KeyboardInterrupt
+        calls.append(batch_size)
+        return original(self, workload, batch_size, *args)
+
+    monkeypatch.setattr(Prober, "__call__", call)
+
+
+def test_ctrl_c_has_what_is_known_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupting(monkeypatch, after=1)
+    with pytest.raises(SearchInterrupted) as caught:
+        find()
+    assert len(caught.value.trials) == 1
+    assert caught.value.predicted > 0
+    assert isinstance(caught.value, KeyboardInterrupt)
+
+
+def test_ctrl_c_in_the_evaluation_has_what_is_known_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Prober.__call__
+
+    def call(self: Prober, workload: Any, batch_size: int, phase: str = "training") -> Trial:
+        if phase == "evaluation":
+            raise KeyboardInterrupt
+        return original(self, workload, batch_size)
+
+    monkeypatch.setattr(Prober, "__call__", call)
+    with pytest.raises(SearchInterrupted) as caught:
+        find(prove_evaluation=True, batch_size=4)
+    assert [trial.batch_size for trial in caught.value.trials if trial.fits][-1] == 4
+
+
+def test_the_command_prints_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    interrupting(monkeypatch, after=1)
+    arguments = ["--model", "bert-tiny", "--max_length", "64", "--device", "cpu", "--memory", MEMORY]
+    assert main([*arguments, "--no_evaluation", "--no_cache"]) == INTERRUPTED
+    said = capsys.readouterr().err
+    assert "interrupted. What was run:" in said
+    assert "✓ Batch size" in said
+    assert "Predicted, and not proved:" in said
+    assert not [child for child in psutil.Process(os.getpid()).children() if "worker" in " ".join(child.cmdline())]

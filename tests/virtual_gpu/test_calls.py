@@ -1,0 +1,139 @@
+"""Which functions of CUDA the virtual device answers, accepts or refuses, and what it is compiled from."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from hf_bsopt.virtual_gpu import library
+from hf_bsopt.virtual_gpu.library import INTERPOSED, NEEDS_NO_ANSWER, SOURCE, SOURCES, WORKS_ON_THE_DEVICE, TorchBuild
+
+CUDA_13 = TorchBuild("2.11.0+cu130", "13.0", Path("/nowhere/torch"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cudaLaunchKernel",
+        "cudaLaunchKernelExC",
+        "cudaEventRecordWithFlags",
+        "cudaStreamSynchronize",
+        "cudaStreamWaitEvent",
+        "cudaGetLastError",
+        "cudaFuncSetAttribute",
+        "cudaMemcpyPeerAsync",
+        "cudaMemPrefetchAsync",
+        "__cudaRegisterFunction",
+        "cublasSgemm_v2",
+        "cublasGemmEx",
+        "cublasGemmStridedBatchedEx",
+        "cublasSetStream_v2",
+        "cublasSetWorkspace_v2",
+        "cublasDestroy_v2",
+        "cublasLtMatmul",
+        "cublasLtMatmulDescSetAttribute",
+        "cublasLtMatrixLayoutDestroy",
+    ],
+)
+def test_what_only_orders_work_needs_no_answer(name: str) -> None:
+    assert NEEDS_NO_ANSWER.fullmatch(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cudaMalloc",
+        "cudaMemGetInfo",
+        "cudaMemcpy",
+        "cudaMemcpy3D",
+        "cudaGetDeviceProperties_v2",
+        "cudaEventElapsedTime",
+        "cudaEventCreate",
+        "cudaStreamBeginCapture",
+        "cudaStreamEndCapture",
+        "cudaStreamCreate",
+        "cudaGraphLaunch",
+        "cudaGraphInstantiate",
+        "cudaIpcGetMemHandle",
+        "cudaMemPoolCreate",
+        "cudaFuncGetAttributes",
+        "cudaOccupancyMaxActiveBlocksPerMultiprocessor",
+        "cublasLtMatmulAlgoGetHeuristic",
+        "cublasLtMatmulDescGetAttribute",
+        "cublasGetVersion_v2",
+        "cuLaunchKernel",
+    ],
+)
+def test_what_gives_something_back_is_answered_or_refused(name: str) -> None:
+    assert not NEEDS_NO_ANSWER.fullmatch(name)
+
+
+@pytest.mark.parametrize("name", ["__cudaLaunchKernel", "cudaEventRecord", "cudaStreamSynchronize", "cudaInitDevice"])
+def test_work_on_the_device_makes_its_context(name: str) -> None:
+    assert WORKS_ON_THE_DEVICE.fullmatch(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["__cudaRegisterFatBinary", "__cudaInitModule", "cudaGetLastError", "cudaProfilerStart"]
+)
+def test_what_runs_before_there_is_a_context_makes_none(name: str) -> None:
+    assert not WORKS_ON_THE_DEVICE.fullmatch(name)
+
+
+def test_every_source_file_is_part_of_the_recipe_and_of_the_package() -> None:
+    """What is built is known by the hash of its sources: one that is missing there would never be built again."""
+    assert {path for path in SOURCE.parent.iterdir() if path.suffix in (".c", ".h")} == set(SOURCES)
+    packaged = (SOURCE.parents[2] / "setup.cfg").read_text()
+    assert all(f"virtual_gpu/*{path.suffix}" in packaged for path in SOURCES)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The C that is written for these functions."""
+    names = {"cudaMalloc", "cudaLaunchKernel", "cudaGraphLaunch", "cublasSgemm_v2", "cublasLtMatmulAlgoGetIds"}
+    names.add("__cudaRegisterFunction")
+    monkeypatch.setattr(library, "_names", lambda replaced, installed: names)
+    return library._calls(SOURCE, INTERPOSED, CUDA_13)
+
+
+def test_a_function_that_the_source_answers_is_not_written_again(calls: str) -> None:
+    assert "cudaMalloc" not in calls
+
+
+def test_an_order_is_accepted_and_anything_else_refused_by_name(calls: str) -> None:
+    assert "long cudaLaunchKernel(void) { return virtual_device_use(); }" in calls
+    assert "long __cudaRegisterFunction(void) { return 0; }" in calls
+    assert "long cublasSgemm_v2(void) { return 0; }" in calls
+    assert 'long cudaGraphLaunch(void) { return virtual_device_refuse("cudaGraphLaunch", 801); }' in calls
+    assert 'return virtual_device_refuse("cublasLtMatmulAlgoGetIds", 15);' in calls
+
+
+def test_no_function_is_written_twice_in_the_source() -> None:
+    names = re.findall(r"^(?:API|REFUSED)\((\w+)\)|^API_AS\([^,]+, (\w+)\)", SOURCE.read_text(), re.MULTILINE)
+    flat = [name for pair in names for name in pair if name and name != "name"]
+    assert len(flat) > 100
+    assert len(flat) == len(set(flat))
+
+
+def test_the_functions_are_those_that_torch_asks_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "libc10_cuda.so").write_bytes(b"")
+
+    def output(command: list[str]) -> str:
+        if command[0] == "ldd":
+            return (
+                "\tlibcudart.so.13 => /usr/local/cuda/lib/libcudart.so.13 (0x00007f)\n\tlibm.so.6 => /lib/libm.so.6\n"
+            )
+        if "--undefined-only" in command:
+            return (
+                "                 U cudaMalloc@libcudart.so.13\n                 U cudaFree@libcudart.so.13\n"
+                "                 U cudnnCreate@libcudnn.so.9\n                 U malloc@GLIBC_2.2.5\n"
+            )
+        return "0000000000001000 T cudaGraphLaunch@@libcudart.so.13\n0000000000001000 T __internal\n"
+
+    monkeypatch.setattr(library, "_output", output)
+    monkeypatch.setattr(library, "_exported", library._exported.__wrapped__)
+    names = library._names(INTERPOSED, TorchBuild("2.11.0+cu130", "13.0", tmp_path))
+    assert names == {"cudaMalloc", "cudaFree", "cudaGraphLaunch"}

@@ -1,0 +1,218 @@
+"""The virtual device as PyTorch finds it: a T4, and an H100 with expandable segments. scripts/device.py asks it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from rehearsing import NEEDS_THE_DEVICE, run_on_the_device
+
+from hf_bsopt.data import catalog
+
+pytestmark = NEEDS_THE_DEVICE
+
+MIB = 2**20
+Facts = dict[str, Any]
+Run = subprocess.CompletedProcess[str]
+
+
+def ask_both() -> dict[str, Run]:
+    expandable = dict.fromkeys(("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"), "expandable_segments:True")
+    rooms = ("card", "memory", "segments", "workspace", "kernels")
+    with ThreadPoolExecutor(2) as threads:
+        t4 = threads.submit(run_on_the_device, "T4", "device.py")
+        h100 = threads.submit(run_on_the_device, "H100", "device.py", *rooms, **expandable)
+        return {"T4": t4.result(), "H100": h100.result()}
+
+
+@pytest.fixture(scope="module")
+def runs(once: Callable[..., Any]) -> dict[str, Run]:
+    """Both cards at once."""
+    found: dict[str, Run] = once("device", ask_both)
+    return found
+
+
+@pytest.fixture
+def t4(runs: dict[str, Run]) -> Facts:
+    assert runs["T4"].returncode == 0, runs["T4"].stderr
+    facts: Facts = json.loads(runs["T4"].stdout)
+    return facts
+
+
+@pytest.fixture
+def h100(runs: dict[str, Run]) -> Facts:
+    assert runs["H100"].returncode == 0, runs["H100"].stderr
+    facts: Facts = json.loads(runs["H100"].stdout)
+    return facts
+
+
+@pytest.fixture(params=["T4", "H100"])
+def card(request: pytest.FixtureRequest) -> tuple[Facts, Any]:
+    """(the facts, the catalog's GpuSpec) of each."""
+    return request.getfixturevalue(request.param.lower()), catalog.gpu(request.param)
+
+
+def test_there_is_one_card_and_it_is_the_one_that_was_asked_for(card: tuple[Facts, Any]) -> None:
+    facts, spec = card[0]["card"], card[1]
+    assert facts["is_available"] is True
+    assert facts["count"] == 1
+    assert facts["name"] == spec.name
+    assert facts["total"] == spec.total_bytes
+    assert facts["capability"] == [spec.compute_capability // 10, spec.compute_capability % 10]
+    assert facts["multiprocessors"] == spec.multiprocessors
+    assert facts["threads"] == spec.threads_per_multiprocessor
+
+
+def test_shared_memory_of_a_block_is_that_of_the_capability(t4: Facts, h100: Facts) -> None:
+    """CUDA C++ Programming Guide, technical specifications per compute capability: 64 KiB and 227 KiB."""
+    assert (t4["card"]["shared"], h100["card"]["shared"]) == (64 << 10, 227 << 10)
+
+
+def test_bfloat16_is_what_the_capability_has(t4: Facts, h100: Facts) -> None:
+    assert (t4["card"]["bf16"], h100["card"]["bf16"]) == (False, True)
+
+
+def test_a_second_card_is_an_invalid_ordinal(t4: Facts) -> None:
+    assert "invalid device ordinal" in t4["card"]["second_card"][1]
+
+
+def test_the_context_is_gone_from_the_free_memory_before_anything_is_allocated(card: tuple[Facts, Any]) -> None:
+    free, total = card[0]["card"]["free_and_total"]
+    assert total - free == card[1].context_bytes > 0
+
+
+def test_all_that_is_free_can_be_taken_and_not_a_page_more(card: tuple[Facts, Any]) -> None:
+    facts, spec = card[0]["memory"], card[1]
+    assert facts["whole_device"] + facts["left"] == spec.total_bytes - spec.context_bytes
+    assert facts["left"] < 20 * MIB
+    assert facts["one_page_more"][0] == "OutOfMemoryError"
+    assert "Tried to allocate 20.00 MiB" in facts["one_page_more"][1]
+    assert facts["given_back"] is True
+
+
+def test_more_than_there_is_is_torchs_own_out_of_memory_error_with_the_figures_of_the_card(t4: Facts) -> None:
+    kind, message = t4["memory"]["too_much"]
+    assert kind == "OutOfMemoryError"
+    assert message.startswith(
+        "CUDA out of memory. Tried to allocate 14.16 GiB. GPU 0 has a total capacity of 14.56 GiB"
+    )
+
+
+def test_the_device_can_be_used_after_an_out_of_memory_error(card: tuple[Facts, Any]) -> None:
+    assert card[0]["memory"]["usable_after_it"] is True
+
+
+def test_a_memory_fraction_is_kept(card: tuple[Facts, Any]) -> None:
+    facts = card[0]["memory"]
+    assert facts["under_the_fraction"] == []
+    assert facts["over_the_fraction"][0] == "OutOfMemoryError"
+
+
+def test_segments_and_the_memory_history_are_those_of_the_real_allocator(t4: Facts) -> None:
+    facts = t4["segments"]
+    assert facts["expandable"] == [False, False]
+    assert facts["bytes"] == [30 * MIB, 30 * MIB]
+    assert facts["events"] == [
+        ["segment_alloc", 30 * MIB],
+        ["alloc", 30 * MIB],
+        ["segment_alloc", 30 * MIB],
+        ["alloc", 30 * MIB],
+        ["free_requested", 30 * MIB],
+        ["free_completed", 30 * MIB],
+    ]
+    assert facts["reserved_after"] == 0
+
+
+def test_an_expandable_segment_grows_by_its_pages_of_20_mib(h100: Facts) -> None:
+    facts = h100["segments"]
+    assert facts["expandable"] == [True]
+    assert facts["bytes"] == [60 * MIB]
+    maps = [size for action, size in facts["events"] if action == "segment_map"]
+    assert maps == [40 * MIB, 20 * MIB]
+    assert facts["reserved_after"] == 0
+
+
+def test_what_comes_from_the_device_is_zero_and_the_host_keeps_its_own(t4: Facts) -> None:
+    facts = t4["values"]
+    assert facts["back"] == [0, 0, 0, 0]
+    assert (facts["item"], facts["found"]) == (0, 0)
+    assert facts["on_the_host"] == [1, 2, 3, 4]
+
+
+def test_pinned_memory_is_pinned_and_keeps_its_values(t4: Facts) -> None:
+    facts = t4["values"]
+    assert facts["pinned"] == [True, True, False]
+    assert facts["pinned_values"] == [5, 5, 5, 5]
+    assert facts["pinned_on_the_device"] == "cuda"
+
+
+def test_streams_and_events_are_always_done(t4: Facts) -> None:
+    assert t4["order"]["query"] == [True, True]
+    assert t4["order"]["elapsed"] >= 0
+    assert t4["order"]["different"] is True
+
+
+def test_the_workspace_of_cublas_is_that_of_the_card(card: tuple[Facts, Any]) -> None:
+    assert card[0]["workspace"] == card[1].cublas_workspace_bytes
+
+
+def test_cudnn_is_off_and_convolutions_and_recurrent_layers_run_without_it(card: tuple[Facts, Any]) -> None:
+    facts = card[0]["kernels"]
+    assert facts["cudnn"] == [False, False]
+    assert facts["convolution"] == [[2, 8, 14, 14], [8, 3, 3, 3]]
+    assert facts["lstm"] == [2, 5, 16]
+
+
+def test_attention_is_flash_on_an_h100_and_memory_efficient_on_a_t4(t4: Facts, h100: Facts) -> None:
+    assert h100["kernels"]["attention"].startswith("ScaledDotProductFlashAttention")
+    assert t4["kernels"]["attention"].startswith("ScaledDotProductEfficientAttention")
+
+
+def test_attention_with_a_mask_is_memory_efficient_on_both(card: tuple[Facts, Any]) -> None:
+    assert card[0]["kernels"]["attention_with_mask"].startswith("ScaledDotProductEfficientAttention")
+
+
+def test_kernels_that_pytorch_compiles_as_it_runs_run(card: tuple[Facts, Any]) -> None:
+    assert card[0]["kernels"]["compiled_as_it_runs"] == [3]
+
+
+def test_the_gradient_scaler_really_steps(t4: Facts) -> None:
+    assert t4["scaler"] == {"steps": 3, "states": 2}
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "function"),
+    [
+        ("eigh", "cusolverDnCreate", "cusolverDnCreate"),
+        ("fft", "cuFFT error", "cufftCreate"),
+        ("graph", "the virtual CUDA device does not know cudaStreamBeginCapture", "cudaStreamBeginCapture"),
+    ],
+)
+def test_a_call_that_is_not_known_is_refused_by_name(
+    t4: Facts, runs: dict[str, Run], call: str, error: str, function: str
+) -> None:
+    assert error in t4["unknown"][call][1]
+    assert f"virtual CUDA device: {function} is not known here and was refused\n" in runs["T4"].stderr
+
+
+def test_the_device_can_be_used_after_a_refusal(t4: Facts) -> None:
+    assert t4["unknown"]["after_it"] == []
+
+
+def test_nothing_is_refused_that_training_needs(runs: dict[str, Run]) -> None:
+    assert "virtual CUDA device" not in runs["H100"].stderr
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+def test_eight_bit_adam_and_four_bit_linear_layers_of_bitsandbytes_work(t4: Facts) -> None:
+    assert t4["eight_and_four_bits"] == {
+        "state": "torch.uint8",
+        "weight": ["torch.uint8", 128 * 64 // 2],
+        "output": [4, 64],
+        "gradient": [4, 128],
+    }
