@@ -95,7 +95,7 @@ def _tool(found: dict[str, Any]) -> list[str]:
     if pd.isna(found["optimal"]):
         return ["does not fit", "–", "–", "–"]
     sizes = [str(found[name]) for name in ("optimal", "max_risky", "safe")]
-    return [f"**{sizes[0]}**", *sizes[1:], f"{found['utilisation'] * 100:.0f} %"]
+    return [f"**{sizes[0]}**", *sizes[1:], f"{found['utilization'] * 100:.0f} %"]
 
 
 if __name__ == "__main__":

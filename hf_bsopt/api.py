@@ -146,7 +146,7 @@ def find_batch_size(
         "pretrained": pretrained,
         "trust_remote_code": trust_remote_code,
     }
-    with started(choice, probe_timeout, expandable_segments) as prober:  # its imports take as long as the model's here
+    with started(choice, probe_timeout, expandable_segments) as client:  # its imports take as long as the model's here
         workload: Trainable
         if isinstance(model, str):
             if example_batch is not None:
@@ -181,7 +181,7 @@ def find_batch_size(
             notes=(*choice.notes, choice.note),
         )
         keeping = Keeping(AnswerCache(default_folder()), trust_cache) if cache else None
-        return answered(workload, choice, wishes, prober, keeping)
+        return answered(workload, choice, wishes, client, keeping)
 
 
 def _is_trainer(model: object) -> TypeGuard[Trainer]:

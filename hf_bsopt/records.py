@@ -118,7 +118,7 @@ class Trial:
         return self.outcome == "fits"
 
     @property
-    def tells_size(self) -> bool:
+    def is_about_memory(self) -> bool:
         """Whether the outcome is about memory: a smaller or larger size may end otherwise."""
         return self.outcome in MEMORY_OUTCOMES
 
@@ -143,7 +143,7 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class Course:
+class MemoryProfile:
     """Memory in live blocks over one training step, by what it is for: the step in which most is live.
 
     length: allocations and frees in the step. moments: how many of them came before each point; there are some hundred

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
@@ -138,7 +139,7 @@ def _assert_no_cycle(graph: dict[str, set[str]], ends: object) -> None:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         cycle = error.args[1]
-        steps = set(zip(cycle[1:], cycle[:-1], strict=True)) | set(zip(cycle[:-1], cycle[1:], strict=True))
+        steps = {*itertools.pairwise(cycle), *itertools.pairwise(reversed(cycle))}
         lines = [str(found) for found in all_imports() if ends(found) in steps]  # type: ignore[operator]
         raise AssertionError("\n".join(lines)) from error
 

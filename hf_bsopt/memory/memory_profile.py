@@ -1,6 +1,6 @@
 """Where the memory goes over a training step: what is live after each allocation and free, by what it is for.
 
-course(timeline, 48)  # Course: bytes of weights, optimizer, gradients, activations, temporary
+memory_profile(timeline, 48)  # MemoryProfile: bytes of weights, optimizer, gradients, activations, temporary
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import itertools
 import numpy as np
 import numpy.typing as npt
 
-from ..records import Course, GpuSpec
+from ..records import GpuSpec, MemoryProfile
 from .replay.caching_allocator import BLOCK_BYTES
 from .replay.timeline import Timeline
 
@@ -20,7 +20,9 @@ TEMPORARY = PARTS.index("temporary")
 POINTS = 300
 
 
-def course(timeline: Timeline, batch_size: int, device: GpuSpec | None = None, *, points: int = POINTS) -> Course:
+def memory_profile(
+    timeline: Timeline, batch_size: int, device: GpuSpec | None = None, *, points: int = POINTS
+) -> MemoryProfile:
     """The step in which most is live, at most ``points`` of its moments: the peak is among them.
 
     At each point the parts add up to the bytes in live blocks, each rounded up to 512 as in Timeline.live_bytes.
@@ -28,7 +30,7 @@ def course(timeline: Timeline, batch_size: int, device: GpuSpec | None = None, *
     timeline = timeline.on(device or timeline.device)
     events = timeline.events
     if not len(events):
-        return Course(0, (), dict.fromkeys(PARTS, ()), 0, ())
+        return MemoryProfile(0, (), dict.fromkeys(PARTS, ()), 0, ())
     sizes = -(-timeline.sizes(batch_size, device) // BLOCK_BYTES) * BLOCK_BYTES
     blocks = np.abs(events) - 1
     change = np.sign(events) * sizes[blocks]
@@ -39,7 +41,7 @@ def course(timeline: Timeline, batch_size: int, device: GpuSpec | None = None, *
     parts = {
         name: tuple(np.cumsum(np.where(part == index, change, 0))[moments].tolist()) for index, name in enumerate(PARTS)
     }
-    return Course(
+    return MemoryProfile(
         length=end - begin,
         moments=tuple((moments - begin).tolist()),
         parts=parts,

@@ -1,6 +1,6 @@
 """Runs the real training step on a device, virtual or real, in a process of its own."""
 
-from .client import Prober
+from .client import ProbeClient
 from .devices import CpuDevice, CudaDevice, Device, MpsDevice, VirtualCudaDevice, with_timed_steps
 from .preflight import Preflight
 
@@ -10,7 +10,7 @@ __all__ = [
     "Device",
     "MpsDevice",
     "Preflight",
-    "Prober",
+    "ProbeClient",
     "VirtualCudaDevice",
     "with_timed_steps",
 ]

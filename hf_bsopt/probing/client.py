@@ -1,8 +1,8 @@
 """The caller's side of the worker: one child process that answers for any size.
 
-with Prober(VirtualCudaDevice(catalog.gpu("T4"))) as prober:
-    prober.preflight()  # Preflight
-    prober(workload, 48)  # Trial
+with ProbeClient(VirtualCudaDevice(catalog.gpu("T4"))) as client:
+    client.preflight()  # Preflight
+    client(workload, 48)  # Trial
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ GRACE_SECONDS = 60.0
 """The probe's process ends itself when its time is over; what does not even do that is ended after this."""
 
 
-class Prober:
+class ProbeClient:
     """Probes on one device, one size at a time."""
 
     def __init__(
@@ -49,7 +49,7 @@ class Prober:
         self._worker: _Worker | None = None
         self._last: Trial | None = None
 
-    def __enter__(self) -> Prober:
+    def __enter__(self) -> ProbeClient:
         return self
 
     def __exit__(

@@ -121,9 +121,9 @@ def _ways_out(report: Report) -> str:
 def _gauge(report: Report) -> str:
     """How full the device is, and the target, as a bar; said in words beside it."""
     low, high = report.target
-    used = min(1.0, report.utilisation)
+    used = min(1.0, report.utilization)
     return (
-        f'<div class="gauge" role="img" aria-label="{_text(percent(report.utilisation))} used">'
+        f'<div class="gauge" role="img" aria-label="{_text(percent(report.utilization))} used">'
         f'<div class="target" style="left:{low:.1%};width:{high - low:.1%}"></div>'
         f'<div class="used" style="width:{used:.1%}"></div></div>'
     )
@@ -167,7 +167,7 @@ def _overview(reports: Sequence[Report]) -> str:
             f"{report.workload.length:,}",
             str(report.batch_size),
             gib(report.chosen.used_bytes),
-            percent(report.utilisation),
+            percent(report.utilization),
             report.source,
         ])
         for report in reports

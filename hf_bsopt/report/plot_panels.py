@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..records import Course, Source, Trial
+from ..records import MemoryProfile, Source, Trial
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,7 +39,7 @@ CLEARANCE, LABEL_WIDTH, ROOM_FOR_WORDS = 0.05, 0.28, 0.35
 @dataclass(frozen=True)
 class Drawing:
     """All that is drawn of a report. memory: "VRAM" or "RAM". largest: above it nothing fits, as far as is known.
-    course, peak_origin: at the chosen size, from the prediction.
+    memory_profile, peak_origin: at the chosen size, from the prediction.
     """
 
     subject: str
@@ -50,7 +50,7 @@ class Drawing:
     trials: tuple[Trial, ...]
     chosen: Trial
     largest: int
-    course: Course | None
+    memory_profile: MemoryProfile | None
     peak_origin: str
 
 

@@ -67,14 +67,14 @@ def plot(drawing: Drawing, ax: Axes | None = None) -> Axes:
 def plot_step(drawing: Drawing, ax: Axes | None = None) -> Axes:
     """The axes of memory over one training step. Raises UsageError where the step was not traced."""
     require_matplotlib()
-    if drawing.course is None:
+    if drawing.memory_profile is None:
         raise UsageError("this report knows nothing of the memory over the step: nothing was predicted")
     with _plain_text():
         if ax is None:
             from matplotlib import pyplot
 
             ax = pyplot.figure(figsize=(WIDTH_INCHES, HEIGHTS_INCHES["memory"]), layout="constrained").add_subplot()
-        draw_step(ax, drawing, drawing.course)
+        draw_step(ax, drawing, drawing.memory_profile)
     return ax
 
 
@@ -120,8 +120,8 @@ def _draw(figure: Figure | SubFigure, drawing: Drawing) -> Axes:
             draw_throughput(figure.add_subplot(grid[row], sharex=memory), drawing)
             memory.tick_params(labelbottom=False)
             memory.set_xlabel("")
-        elif name == "step" and drawing.course is not None:
-            draw_step(figure.add_subplot(grid[row]), drawing, drawing.course)
+        elif name == "step" and drawing.memory_profile is not None:
+            draw_step(figure.add_subplot(grid[row]), drawing, drawing.memory_profile)
     return memory
 
 
@@ -130,7 +130,7 @@ def panels(drawing: Drawing) -> list[str]:
     names = ["memory"]
     if any(trial.samples_per_second for trial in drawing.trials):
         names.append("throughput")
-    if drawing.course is not None and drawing.course.moments:
+    if drawing.memory_profile is not None and drawing.memory_profile.moments:
         names.append("step")
     return names
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._utils.files import write_atomically
 from ..advice.result import WaysOut
-from ..records import Course, Decision, GpuSpec, Source, Trial
+from ..records import Decision, GpuSpec, MemoryProfile, Source, Trial
 from ..search.batch_plan import SLOW_ACCUMULATION, BatchPlan, usual_total_tokens
 from ..search.choose import LARGEST_TRIED
 from ..workloads.workload import Trainable, Workload
@@ -29,7 +29,7 @@ GIB = 2**30
 JSON_VERSION = 1
 TRUTH: tuple[Source, ...] = ("predicted", "rehearsed", "measured")
 DECIDING_PACKAGES = ("hf-bsopt", "torch", "transformers", "accelerate", "peft", "bitsandbytes")
-LOW_UTILISATION, HIGH_UTILISATION = 0.70, 0.95
+LOW_UTILIZATION, HIGH_UTILIZATION = 0.70, 0.95
 SMALL_MICRO_BATCH = 2
 """At and under it the memory keeps the card from working: other ways are pointed at."""
 
@@ -58,7 +58,7 @@ class Report:
     trials: the predicted ones, one for each size of the table, then those that really ran. composition: bytes by what
     they are for, at the chosen size. parameters: (all, trained). checked: the answer to ``check``. notes: what was
     assumed or chosen on the way. has_batch_norm: its statistics see micro-batches only. wishes: what was asked.
-    course: where the memory goes over a step of the chosen size, as predicted.
+    memory_profile: where the memory goes over a step of the chosen size, as predicted.
     ways_out: what else would make room, where that was asked for.
     """
 
@@ -76,7 +76,7 @@ class Report:
     generation: PhaseAnswer | None = None
     notes: tuple[str, ...] = ()
     has_batch_norm: bool = False
-    course: Course | None = field(default=None, repr=False)
+    memory_profile: MemoryProfile | None = field(default=None, repr=False)
     asked_learning_rate: bool = field(default=False, repr=False)
     asked_effective_batch: bool = field(default=False, repr=False)
     wishes: Wishes | None = field(default=None, repr=False)
@@ -104,7 +104,7 @@ class Report:
         return config
 
     @property
-    def utilisation(self) -> float:
+    def utilization(self) -> float:
         """Used memory over the device's, at the chosen size."""
         return self.share(self.chosen)
 
@@ -142,26 +142,26 @@ class Report:
     def advice(self) -> tuple[str, ...]:
         """What the user should know or could do, in sentences."""
         sentences = [*self.plan.advice]
-        used = f"{percent(self.utilisation)} of the {self.memory} is used"
-        if self.decision.bound == "memory" and self.asked_effective_batch and self.utilisation < LOW_UTILISATION:
+        used = f"{percent(self.utilization)} of the {self.memory} is used"
+        if self.decision.bound == "memory" and self.asked_effective_batch and self.utilization < LOW_UTILIZATION:
             sentences.append(
-                f"{used}, under {percent(LOW_UTILISATION)}: a micro-batch "
+                f"{used}, under {percent(LOW_UTILIZATION)}: a micro-batch "
                 f"up to {self.decision.largest} would fit, if the effective batch were a multiple of it."
             )
-        elif self.decision.bound == "memory" and self.utilisation < min(self.target[0], LOW_UTILISATION):
+        elif self.decision.bound == "memory" and self.utilization < min(self.target[0], LOW_UTILIZATION):
             sentences.append(
-                f"{used}, under {percent(LOW_UTILISATION)}: "
+                f"{used}, under {percent(LOW_UTILIZATION)}: "
                 f"--multiple_of 1 would find a size between this one and {self.decision.largest}."
             )
-        elif self.decision.bound == "throughput plateau" and self.utilisation < self.target[0]:
+        elif self.decision.bound == "throughput plateau" and self.utilization < self.target[0]:
             sentences.append(
                 f"{used}, under the target of {percent(self.target[0])}, on purpose: a larger batch fits and trains no "
                 f"faster; the memory that is left is free for longer sequences."
             )
-        elif self.decision.bound != "memory" and self.utilisation < LOW_UTILISATION:
+        elif self.decision.bound != "memory" and self.utilization < LOW_UTILIZATION:
             more = " and more" if self.decision.largest >= LARGEST_TRIED else ""
             sentences.append(
-                f"{used}, under {percent(LOW_UTILISATION)}: memory alone would allow {self.decision.largest}{more}."
+                f"{used}, under {percent(LOW_UTILIZATION)}: memory alone would allow {self.decision.largest}{more}."
             )
         if self._memory_makes_it_slow and self.ways_out is None:
             many = f", {self.plan.accumulation} to an optimizer step" if self.plan.accumulation > 1 else ""
@@ -174,9 +174,9 @@ class Report:
                 f"The model has BatchNorm, whose statistics see {self.plan.micro_batch} sequences and not the "
                 f"effective batch of {self.plan.effective_batch}: accumulation does not replace a larger batch there."
             )
-        if self.utilisation > HIGH_UTILISATION:
+        if self.utilization > HIGH_UTILIZATION:
             sentences.append(
-                f"{used}, over {percent(HIGH_UTILISATION)}: an evaluation "
+                f"{used}, over {percent(HIGH_UTILIZATION)}: an evaluation "
                 f"or a longer batch can run out of memory; {self.decision.safe} is safe."
             )
         precision = self.workload.settings.precision
@@ -204,7 +204,7 @@ class Report:
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a size, and one more for each that was run: batch_size, outcome, allocated_gib, reserved_gib,
-        used_gib, utilisation, samples_per_second, source, chosen.
+        used_gib, utilization, samples_per_second, source, chosen.
         """
         import pandas as pd
 
@@ -215,7 +215,7 @@ class Report:
                 "allocated_gib": trial.peak.allocated_bytes / GIB if trial.fits and trial.peak else None,
                 "reserved_gib": trial.peak.reserved_bytes / GIB if trial.fits and trial.peak else None,
                 "used_gib": trial.used_bytes / GIB if trial.fits and trial.used_bytes else None,
-                "utilisation": self.share(trial) if trial.fits else None,
+                "utilization": self.share(trial) if trial.fits else None,
                 "samples_per_second": trial.samples_per_second,
                 "source": trial.source,
                 "chosen": trial is self.chosen,
@@ -243,7 +243,7 @@ class Report:
             "parameters": {"all": self.parameters[0], "trained": self.parameters[1]},
             "device": asdict(self.device),
             "target": list(self.target),
-            "utilisation": self.utilisation,
+            "utilization": self.utilization,
             "decision": asdict(self.decision),
             "plan": {**asdict(self.plan), "effective_tokens": self.plan.effective_tokens},
             "trials": [asdict(trial) for trial in self.trials],
@@ -294,7 +294,7 @@ class Report:
             trials=self.trials,
             chosen=self.chosen,
             largest=self.decision.largest,
-            course=self.course,
+            memory_profile=self.memory_profile,
             peak_origin=self.peak_origin,
         )
 

@@ -199,11 +199,11 @@ def answer_sentences(report: Report) -> list[str]:
     if report.checked is not None and report.checked.fits:
         sentences.append(checked_sentence(report, report.checked))
     low, high = report.target
-    shown = round(report.utilisation, 2)
+    shown = round(report.utilization, 2)
     inside = "within" if low <= shown <= high else "under" if shown < low else "over"
     sentences.append(
         f"{report.memory}: {gib(report.chosen.used_bytes)} of {gib(report.device.total_bytes)} = "
-        f"{percent(report.utilisation)}, {inside} the target of {percent(low)} to {percent(high)}."
+        f"{percent(report.utilization)}, {inside} the target of {percent(low)} to {percent(high)}."
     )
     sentences.append(f"Why {report.decision.reason}.")
     if report.plan.accumulation > 1 or report.plan.processes > 1:

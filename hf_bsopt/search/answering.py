@@ -1,7 +1,7 @@
 """From a device, a workload and wishes to the Report: predicted, and proved where something can be run.
 
-with started(choice) as prober:
-    report = answered(workload, choice, wishes, prober)
+with started(choice) as client:
+    report = answered(workload, choice, wishes, client)
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import json
 from collections.abc import Iterator
 
 from ..errors import DeviceError, ProbeError, RehearsalError, UsageError
-from ..probing import Preflight, Prober
+from ..probing import Preflight, ProbeClient
 from ..probing.client import TIMEOUT_SECONDS
 from ..records import GpuSpec
 from ..report.report import Report, versions
 from ..workloads.workload import Trainable, Workload
 from .answer_cache import AnswerCache, band
-from .device_choice import Choice, differences
+from .device_choice import DeviceChoice, differences
 from .pipeline import find
 from .verifier import Remembering
 from .wishes import Wishes
@@ -34,37 +34,37 @@ class Keeping:
 
 @contextlib.contextmanager
 def started(
-    choice: Choice, probe_timeout: float = TIMEOUT_SECONDS, expandable_segments: bool = False
-) -> Iterator[Prober | None]:
+    choice: DeviceChoice, probe_timeout: float = TIMEOUT_SECONDS, expandable_segments: bool = False
+) -> Iterator[ProbeClient | None]:
     """None where nothing is run."""
     if choice.device is None:
         yield None
         return
-    with Prober(choice.device, timeout_seconds=probe_timeout, expandable_segments=expandable_segments) as prober:
+    with ProbeClient(choice.device, timeout_seconds=probe_timeout, expandable_segments=expandable_segments) as client:
         with contextlib.suppress(RehearsalError):  # said where it is asked something
-            prober.start()
-        yield prober
+            client.start()
+        yield client
 
 
 def answered(
     workload: Trainable,
-    choice: Choice,
+    choice: DeviceChoice,
     wishes: Wishes,
-    prober: Prober | None,
+    client: ProbeClient | None,
     keeping: Keeping | None = None,
 ) -> Report:
-    if prober is None:
+    if client is None:
         return find(workload, choice.spec, wishes)
     try:
-        if prober.device.source == "rehearsed":
+        if client.device.source == "rehearsed":
             notes = (*wishes.notes, *differences(workload, choice.spec))
-            return find(workload, choice.spec, dataclasses.replace(wishes, notes=notes), prober)
-        found = prober.preflight(workload)
+            return find(workload, choice.spec, dataclasses.replace(wishes, notes=notes), client)
+        found = client.preflight(workload)
         remembering = None if keeping is None else _remembering(keeping, workload, found, wishes)
         wishes = dataclasses.replace(wishes, notes=(*wishes.notes, found.line))
-        return find(workload, found.spec, wishes, prober, remembering)
+        return find(workload, found.spec, wishes, client, remembering)
     except (ProbeError, DeviceError) as error:
-        failed_for_real = isinstance(error, ProbeError) and prober.device.source == "measured"
+        failed_for_real = isinstance(error, ProbeError) and client.device.source == "measured"
         if choice.is_demanded or failed_for_real:
             raise
         note = f"predicted only, nothing could be run: {error}"

@@ -18,7 +18,7 @@ Guess = Callable[[float], int]
 
 TARGET = (0.80, 0.90)
 MULTIPLE_OF = 8
-SAFE_UTILISATION = 0.70
+SAFE_UTILIZATION = 0.70
 """The safe fallback stays at or under it: room for a desktop, a second notebook, an evaluation between steps."""
 LARGEST_TRIED = 1 << 20
 
@@ -123,15 +123,15 @@ def decide(
     ceiling, size = under(target[1], limit=upper)
     if ceiling == 0:
         raise NothingFitsError("not even one sequence stays under the target")
-    _, safe = under(min(SAFE_UTILISATION, target[1]), limit=size)
+    _, safe = under(min(SAFE_UTILIZATION, target[1]), limit=size)
     largest = largest_that(lambda n: probe(n).fits, guess=max(guess(1.0), ceiling))
-    utilisation = (probe(size).used_bytes or 0) / total_bytes
+    utilization = (probe(size).used_bytes or 0) / total_bytes
     if ceiling == limit:
         within = f"largest multiple of {multiple_of} within" if size < limit else "at"
         reason, bound = f"{within} {limit_told or f'the {limit_bound} of {limit}'}", limit_bound
     else:
         reason, bound = _reason(size, ceiling, target[1], multiple_of)
-    reason = f"{size}: {reason} {shown_share(utilisation)}"
+    reason = f"{size}: {reason} {shown_share(utilization)}"
     return Decision(size, reason, bound, largest, safe or round_down(1, multiple_of))
 
 

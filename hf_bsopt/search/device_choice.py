@@ -26,7 +26,7 @@ METAL_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
-class Choice:
+class DeviceChoice:
     """spec: the device, as far as it is known before it is asked. device: where to run; None predicts only.
     note: which and why. is_demanded: the user named it, so that nothing else will do.
     """
@@ -38,7 +38,7 @@ class Choice:
     is_demanded: bool = False
 
 
-def choose_device(device: str, gpu: str | GpuSpec | None, memory: str | None) -> Choice:
+def choose_device(device: str, gpu: str | GpuSpec | None, memory: str | None) -> DeviceChoice:
     """Raises UsageError for what is not known or contradicts itself, RehearsalError or DeviceError for a way to run
     that was asked for by name and can't be.
     """
@@ -52,17 +52,17 @@ def choose_device(device: str, gpu: str | GpuSpec | None, memory: str | None) ->
         return replace(_local(kind, limit), note="measured: the GPU that is here", is_demanded=False)
     spec, notes = named_gpu(gpu, limit)
     if device == "predict":
-        return Choice(spec, None, "predicted: from one traced training step, as asked", notes)
+        return DeviceChoice(spec, None, "predicted: from one traced training step, as asked", notes)
     reason = virtual_gpu.why_not()
     if reason is None:
         note = "rehearsed: real training steps on a virtual card, with the CUDA build of torch that is here"
-        return Choice(spec, VirtualCudaDevice(spec), note, notes, is_demanded=device == "rehearse")
+        return DeviceChoice(spec, VirtualCudaDevice(spec), note, notes, is_demanded=device == "rehearse")
     if device == "rehearse":
         raise RehearsalError(f"can't rehearse here: {reason}; --device predict needs none of it")
-    return Choice(spec, None, f"predicted, not rehearsed: {reason}", notes)
+    return DeviceChoice(spec, None, f"predicted, not rehearsed: {reason}", notes)
 
 
-def _demanded(device: str, gpu: str | GpuSpec | None, limit: int | None) -> Choice:
+def _demanded(device: str, gpu: str | GpuSpec | None, limit: int | None) -> DeviceChoice:
     if gpu is not None and not (device == "cuda" and _is_here(gpu)):
         raise UsageError(
             f"--device {device} measures on what is here, not on another: leave out --gpu, or let --memory make it as "
@@ -74,15 +74,15 @@ def _demanded(device: str, gpu: str | GpuSpec | None, limit: int | None) -> Choi
     return replace(choice, note=f"measured: real training steps on this {device.upper()} device, as asked")
 
 
-def _local(kind: str, limit: int | None) -> Choice:
+def _local(kind: str, limit: int | None) -> DeviceChoice:
     if kind == "cpu":
         spec = GpuSpec("CPU", limit, 0, 0, 0, kind="cpu")
-        return Choice(spec, CpuDevice(spec), "", is_demanded=True)
+        return DeviceChoice(spec, CpuDevice(spec), "", is_demanded=True)
     if kind == "mps":
         spec = GpuSpec("MPS", limit, 0, 0, METAL_BYTES, kind="mps")
-        return Choice(spec, MpsDevice(spec), "", is_demanded=True)
+        return DeviceChoice(spec, MpsDevice(spec), "", is_demanded=True)
     spec = replace(catalog.gpu(DEFAULT_GPU), name="CUDA device")  # the preflight will know
-    return Choice(spec, CudaDevice(spec, limit), "", is_demanded=True)
+    return DeviceChoice(spec, CudaDevice(spec, limit), "", is_demanded=True)
 
 
 def named_gpu(gpu: str | GpuSpec | None, limit: int | None = None) -> tuple[GpuSpec, tuple[str, ...]]:

@@ -9,7 +9,7 @@ from ..records import GpuSpec
 from ..report.report import PhaseAnswer
 from ..workloads.workload import Phase, Trainable
 from .choose import LARGEST_TRIED, largest_under, round_down
-from .verifier import Prover, nothing_held
+from .verifier import Verifier, nothing_held
 from .wishes import Wishes
 
 
@@ -29,18 +29,18 @@ def predicted_phase(phase: Phase, workload: Trainable, device: GpuSpec, wishes: 
 
 
 def proved_phase(
-    phase: Phase, predicted: PhaseAnswer, prover: Prover, workload: Trainable, device: GpuSpec, wishes: Wishes
+    phase: Phase, predicted: PhaseAnswer, verifier: Verifier, workload: Trainable, device: GpuSpec, wishes: Wishes
 ) -> PhaseAnswer:
-    """By what the prober of ``prover`` runs. Raises NothingFitsError where nothing that was run held."""
+    """By what the client of ``verifier`` runs. Raises NothingFitsError where nothing that was run held."""
     predictor = _predictor_of(phase, workload, device)
     allowed: Callable[[int], int] = lambda size: round_down(min(size, _most(phase, wishes)), wishes.multiple_of)  # noqa: E731
-    prover.workload = predictor.workload
-    proof = prover.prove(predicted.batch_size, allowed, predictor, phase)
+    verifier.workload = predictor.workload
+    proof = verifier.prove(predicted.batch_size, allowed, predictor, phase)
     if not proof.batch_size:
-        raise nothing_held(proof, prover.share, device.name)
+        raise nothing_held(proof, verifier.share, device.name)
     asked = wishes.check_evaluation if phase == "evaluation" else None
-    checked = None if asked is None else prover.run(asked, phase)
-    return PhaseAnswer(proof.batch_size, prover.run(proof.batch_size, phase), checked)
+    checked = None if asked is None else verifier.run(asked, phase)
+    return PhaseAnswer(proof.batch_size, verifier.run(proof.batch_size, phase), checked)
 
 
 def _predictor_of(phase: Phase, workload: Trainable, device: GpuSpec) -> Predictor:

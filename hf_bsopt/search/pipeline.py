@@ -7,16 +7,16 @@ import dataclasses
 from collections.abc import Iterator
 
 from ..errors import NothingFitsError, SearchInterrupted, UsageError
-from ..memory.memory_profile import course
+from ..memory.memory_profile import memory_profile
 from ..memory.predictor import Predictor
-from ..probing import Prober
+from ..probing import ProbeClient
 from ..records import Decision, GpuSpec, Trial
 from ..report.report import PhaseAnswer, Report
 from ..workloads.workload import Phase, Trainable
 from .batch_plan import BatchPlan, plan
 from .choose import check_target, decide, round_down, shown_share
 from .phases import predicted_phase, proved_phase
-from .verifier import Prover, Remembering, nothing_held
+from .verifier import Remembering, Verifier, nothing_held
 from .verify import Proof
 from .wishes import USUAL, Wishes
 
@@ -37,10 +37,10 @@ def find(
     workload: Trainable,
     device: GpuSpec,
     wishes: Wishes = USUAL,
-    prober: Prober | None = None,
+    client: ProbeClient | None = None,
     remembering: Remembering | None = None,
 ) -> Report:
-    """The answer, predicted; with a ``prober`` then proved by real steps on its device.
+    """The answer, predicted; with a ``client`` then proved by real steps on its device.
 
     Raises NothingFitsError, with the memory that one sequence would need, where nothing fits, ProbeError where a probe
     ends in anything but an answer, SearchInterrupted at Ctrl-C while sizes are run.
@@ -49,8 +49,8 @@ def find(
     if wishes.processes > 1 and wishes.is_ddp:
         workload = workload.replicated()
     _plan(1, workload, wishes)  # whatever is wrong with the wishes is said before the tracing
-    if prober is not None:
-        prober.start()
+    if client is not None:
+        client.start()
     predictor, decision = _predicted(workload, device, wishes)
     proved: tuple[Trial, ...] = ()
     checked = None if wishes.check is None else predictor(wishes.check)
@@ -59,17 +59,17 @@ def find(
         others["evaluation"] = predicted_phase("evaluation", workload, device, wishes)
     if workload.new_tokens:
         others["generation"] = predicted_phase("generation", workload, device, wishes)
-    if prober is not None:
+    if client is not None:
         share, smallest = wishes.target[1], predictor.smallest_batch
-        prover = Prover(prober, predictor.workload, share, wishes.max_attempts, remembering, smallest)
-        with _told_when_interrupted(prover, decision.batch_size):
-            decision = _proved(prover, predictor, decision, workload, wishes)
+        verifier = Verifier(client, predictor.workload, share, wishes.max_attempts, remembering, smallest)
+        with _told_when_interrupted(verifier, decision.batch_size):
+            decision = _proved(verifier, predictor, decision, workload, wishes)
             if wishes.check is not None:
-                checked = prover.run(wishes.check)
-            proved = tuple(trial for (phase, _), trial in prover.trials.items() if phase == "training")
+                checked = verifier.run(wishes.check)
+            proved = tuple(trial for (phase, _), trial in verifier.trials.items() if phase == "training")
             for phase, answer in others.items():
                 if answer.batch_size and (phase == "generation" or wishes.prove_evaluation):
-                    others[phase] = proved_phase(phase, answer, prover, workload, device, wishes)
+                    others[phase] = proved_phase(phase, answer, verifier, workload, device, wishes)
     return Report(
         workload=workload,
         device=device,
@@ -80,7 +80,7 @@ def find(
         composition=_composition(predictor, decision.batch_size),
         peak_origin=predictor.timeline.peak_origin(decision.batch_size, device),
         parameters=predictor.parameters,
-        course=course(predictor.timeline, decision.batch_size, device),
+        memory_profile=memory_profile(predictor.timeline, decision.batch_size, device),
         checked=checked,
         evaluation=others.get("evaluation"),
         generation=others.get("generation"),
@@ -151,16 +151,16 @@ def _check(device: GpuSpec, wishes: Wishes) -> None:
 
 
 @contextlib.contextmanager
-def _told_when_interrupted(prover: Prover, predicted: int) -> Iterator[None]:
+def _told_when_interrupted(verifier: Verifier, predicted: int) -> Iterator[None]:
     """Ctrl-C has what was run so far."""
     try:
         yield
     except KeyboardInterrupt as error:
-        raise SearchInterrupted(tuple(prover.trials.values()), predicted) from error
+        raise SearchInterrupted(tuple(verifier.trials.values()), predicted) from error
 
 
 def _proved(
-    prover: Prover,
+    verifier: Verifier,
     predictor: Predictor,
     predicted: Decision,
     workload: Trainable,
@@ -173,13 +173,13 @@ def _proved(
         size = round_down(min(size, limit or size), wishes.multiple_of)
         return _plan(size, workload, wishes).micro_batch if size else 0
 
-    proof = prover.prove(predicted.batch_size, allowed, predictor)
+    proof = verifier.prove(predicted.batch_size, allowed, predictor)
     if not proof.batch_size:
-        raise nothing_held(proof, prover.share, predictor.device.name)
-    decision = _after(predicted, proof, prover.share, predictor)
+        raise nothing_held(proof, verifier.share, predictor.device.name)
+    decision = _after(predicted, proof, verifier.share, predictor)
     if not wishes.throughput:
         return decision
-    fastest = prover.measure_throughput(proof.batch_size, allowed)
+    fastest = verifier.measure_throughput(proof.batch_size, allowed)
     if fastest is None or fastest.batch_size == decision.batch_size:
         return decision
     return dataclasses.replace(

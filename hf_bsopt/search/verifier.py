@@ -1,4 +1,4 @@
-"""What a prediction is worth: the sizes that it chose, run by a prober until the answer stands."""
+"""What a prediction is worth: the sizes that it chose, run by a client until the answer stands."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import NothingFitsError, ProbeError, RehearsalError
-from ..probing import Prober, with_timed_steps
+from ..probing import ProbeClient, with_timed_steps
 from ..records import Trial
 from ..workloads.workload import Phase, Trainable
 from .answer_cache import AnswerCache, Recalled
@@ -31,13 +31,13 @@ class Remembering:
 
 
 @dataclass
-class Prover:
+class Verifier:
     """Runs sizes of one workload and keeps what came of them.
 
     share: of the device's memory, that a size may use. smallest: that can be trained at all.
     """
 
-    prober: Prober
+    client: ProbeClient
     workload: Trainable
     share: float
     max_attempts: int = MAX_ATTEMPTS
@@ -51,7 +51,7 @@ class Prover:
         known = self.trials.get((phase, size))
         if known is None:
             self.log.trying(size)
-            known = self.trials[phase, size] = self.prober(self.workload, size, phase)
+            known = self.trials[phase, size] = self.client(self.workload, size, phase)
             self.log.tried(known)
         return known
 
@@ -69,14 +69,14 @@ class Prover:
         with self.log.search():
             proof = self._search(first, limits, prediction, phase)
         if proof.failure is not None:
-            is_virtual = self.prober.device.source == "rehearsed"
+            is_virtual = self.client.device.source == "rehearsed"
             raise (RehearsalError if is_virtual else ProbeError)(self._failure(proof.failure, phase))
         self._keep(proof, phase)
         return proof
 
     def measure_throughput(self, largest: int, allowed: Allowed) -> Trial | None:
         """The smallest size that trains about as fast as any up to ``largest``; None where no time is told."""
-        self.prober.device = with_timed_steps(self.prober.device, steps=THROUGHPUT_STEPS)
+        self.client.device = with_timed_steps(self.client.device, steps=THROUGHPUT_STEPS)
         curve = []
         for size in curve_sizes(largest, allowed):
             self.trials.pop(("training", size), None)  # it was timed for fewer steps
@@ -87,10 +87,10 @@ class Prover:
 
     @property
     def _total(self) -> int:
-        return self.prober.device.spec.total_bytes or 0
+        return self.client.device.spec.total_bytes or 0
 
     def _limits(self, allowed: Allowed) -> Limits:
-        is_real = self.prober.device.source == "measured"
+        is_real = self.client.device.source == "measured"
         return Limits(self.share * self._total, self._total, allowed, is_cautious=is_real)
 
     def _search(self, first: int, limits: Limits, prediction: Prediction | None, phase: Phase) -> Proof:
@@ -102,7 +102,7 @@ class Prover:
             first,
             limits=limits,
             prediction=prediction,
-            calibration=self.prober.device.schedule.calibration,
+            calibration=self.client.device.schedule.calibration,
             max_attempts=self.max_attempts,
             smallest=self.smallest,
         )
@@ -110,7 +110,7 @@ class Prover:
     def _held(self, size: int, limits: Limits, phase: Phase) -> Trial:
         """For a search that knows no bytes: over the limit is as good as out of memory."""
         trial = self.run(size, phase)
-        return trial if limits.hold(trial) or not trial.tells_size else replace(trial, outcome="oom")
+        return trial if limits.hold(trial) or not trial.is_about_memory else replace(trial, outcome="oom")
 
     def _recall(self, phase: Phase) -> Recalled | None:
         if self.remembering is None:
@@ -139,7 +139,7 @@ class Prover:
         more = "; probe_timeout gives it more" if trial.outcome == "timeout" else ""
         return (
             f"the {phase} step of {model} did not come through at batch size {trial.batch_size} on "
-            f"{self.prober.device.spec.name} ({trial.outcome}): {trial.detail}{more}"
+            f"{self.client.device.spec.name} ({trial.outcome}): {trial.detail}{more}"
         )
 
 

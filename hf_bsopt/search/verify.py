@@ -140,7 +140,7 @@ def prove(
         if prediction is not None:  # what is believed of a device without a limit, and how a full one differs from it
             foretold += prediction.expected(size) - prediction.unlimited(size)
         trial = tried[size] = probe(size)
-        if not trial.tells_size:
+        if not trial.is_about_memory:
             return Proof(limits.largest_held(tried), tuple(tried.values()), False, trial)
         is_trusted = is_trusted and _came_true(trial, foretold, limits)
         is_surprised = limits.hold(trial) and foretold > limits.limit_bytes
@@ -271,7 +271,7 @@ def grow(probe: Probe, first: int, *, limit: int = LARGEST_TRIED, max_attempts: 
     good, bad, size = 0, limit + 1, min(first, limit)
     while bad - good > 1 and (max_attempts is None or len(tried) < max_attempts):
         trial = tried[size] = probe(size)
-        if not trial.tells_size:
+        if not trial.is_about_memory:
             return Proof(good, tuple(tried.values()), False, trial)
         if trial.fits:
             good = size

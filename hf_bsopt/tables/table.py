@@ -33,7 +33,7 @@ GIB = 2**30
 class Cell:
     """One model at one length on one GPU.
 
-    model: as it was asked for. decision: None where there is no batch size, ``why`` says why. utilisation: of the
+    model: as it was asked for. decision: None where there is no batch size, ``why`` says why. utilization: of the
     device's memory, at the optimal size.
     """
 
@@ -43,7 +43,7 @@ class Cell:
     workload: Workload | None = None
     parameters: int | None = None
     decision: Decision | None = None
-    utilisation: float | None = None
+    utilization: float | None = None
     why: str = ""
 
 
@@ -84,7 +84,7 @@ def batch_size_table(
     """One row for each GPU, model and length, in this order, with the columns
 
     model, parameters, max_length, gpu, memory_gib, optimal (the largest multiple of ``multiple_of`` under the upper end
-    of ``target``), max_risky (the largest that fits at all), safe (the largest multiple under 70 %), utilisation (of
+    of ``target``), max_risky (the largest that fits at all), safe (the largest multiple under 70 %), utilization (of
     the memory, at the optimal size), task, precision, optimizer, attention, why.
 
     ``gpus``: names or sizes; none is the GPU that is here, else a T4. ``max_lengths``: in tokens; none is 512 or the
@@ -163,7 +163,7 @@ def _decided(cell: Cell, predictor: Predictor, target: tuple[float, float], mult
         cell,
         parameters=predictor.parameters[0],
         decision=decision,
-        utilisation=(predictor(decision.batch_size).used_bytes or 0) / total,
+        utilization=(predictor(decision.batch_size).used_bytes or 0) / total,
         why=decision.reason + _doubt(cell),
     )
 
@@ -194,7 +194,7 @@ def _values(cell: Cell) -> dict[str, Any]:
         "optimal": decision.batch_size if decision else None,
         "max_risky": decision.largest if decision else None,
         "safe": decision.safe if decision else None,
-        "utilisation": cell.utilisation,
+        "utilization": cell.utilization,
         "task": workload.task if workload else None,
         "precision": workload.precision if workload else None,
         "optimizer": workload.optimizer if workload else None,

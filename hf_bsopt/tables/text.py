@@ -23,7 +23,7 @@ def table_text(frame: pd.DataFrame) -> str:
         notes = _Notes()
         for row in rows:
             sizes = f"{_size(row['optimal']):>7} {_size(row['max_risky']):>11} {_size(row['safe']):>5}"
-            share = _share(row["utilisation"])
+            share = _share(row["utilization"])
             lines.append(
                 f"{_shortened(row['model']):{MODEL_WIDTH}} {_millions(row['parameters']):>7} "
                 f"{_size(row['max_length']):>6} {sizes} {share:>5}{notes.mark(row)}"
@@ -54,7 +54,7 @@ def table_markdown(frame: pd.DataFrame) -> str:
                 f"**{optimal}**" if row["optimal"] is not None else f"{optimal}{mark}",
                 _size(row["max_risky"]),
                 _size(row["safe"]),
-                _share(row["utilisation"]) + (mark if row["optimal"] is not None else ""),
+                _share(row["utilization"]) + (mark if row["optimal"] is not None else ""),
             ]
             lines.append("| " + " | ".join(cells) + " |")
         lines += ["", *notes.lines()] if notes.lines() else []

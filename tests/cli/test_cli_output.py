@@ -12,7 +12,7 @@ from hf_bsopt.errors import RehearsalError
 from hf_bsopt.probing.devices import Schedule
 from hf_bsopt.records import GpuSpec, Outcome, Peak, Trial
 from hf_bsopt.search import trial_log
-from hf_bsopt.search.verifier import Prover
+from hf_bsopt.search.verifier import Verifier
 from hf_bsopt.workloads.workload import Phase, Trainable, describe
 
 Capture = pytest.CaptureFixture[str]
@@ -89,7 +89,7 @@ def test_the_last_that_failed_is_told_without_one(caplog: pytest.LogCaptureFixtu
 
 
 class Stub:
-    """A prober whose device holds so many sequences."""
+    """A client whose device holds so many sequences."""
 
     def __init__(self, answer: Callable[[int], Trial]) -> None:
         self.answer = answer
@@ -107,8 +107,8 @@ def test_a_search_logs_every_size_that_it_runs(caplog: pytest.LogCaptureFixture)
         return Trial(size, "fits" if size <= 27 else "oom", Peak(0, 0), 10 * size, "rehearsed")
 
     workload = describe("bert-tiny", max_length=8)
-    prover = Prover(Stub(answer), workload, 1.0)  # type: ignore[arg-type]
-    proof = prover.prove(24, lambda size: size, None)
+    verifier = Verifier(Stub(answer), workload, 1.0)  # type: ignore[arg-type]
+    proof = verifier.prove(24, lambda size: size, None)
     assert proof.batch_size == 27
     lines = logged(caplog)
     assert len(lines) == len(proof.trials)
@@ -120,7 +120,7 @@ def test_a_search_logs_every_size_that_it_runs(caplog: pytest.LogCaptureFixture)
 
 
 def test_a_search_that_breaks_off_tells_what_failed(caplog: pytest.LogCaptureFixture) -> None:
-    prover = Prover(Stub(lambda size: ran(size, "error", "no kernel")), describe("bert-tiny"), 1.0)  # type: ignore[arg-type]
+    verifier = Verifier(Stub(lambda size: ran(size, "error", "no kernel")), describe("bert-tiny"), 1.0)  # type: ignore[arg-type]
     with pytest.raises(RehearsalError, match="no kernel"):
-        prover.prove(24, lambda size: size, None)
+        verifier.prove(24, lambda size: size, None)
     assert logged(caplog) == ["✗ Batch size 24: error, no kernel"]

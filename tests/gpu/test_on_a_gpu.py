@@ -18,7 +18,7 @@ from waiting import BYTES, Waits
 
 from hf_bsopt import find_batch_size
 from hf_bsopt.data import catalog
-from hf_bsopt.probing import CudaDevice, Prober
+from hf_bsopt.probing import CudaDevice, ProbeClient
 from hf_bsopt.records import Trial
 from hf_bsopt.report.report import Report
 from hf_bsopt.search.device_choice import has_cuda, memory_bytes
@@ -155,24 +155,24 @@ def workload() -> Workload:
 
 
 @pytest.fixture
-def prober() -> Iterator[Prober]:
-    with Prober(CudaDevice(catalog.gpu("T4"), LIMIT_BYTES)) as one:
+def client() -> Iterator[ProbeClient]:
+    with ProbeClient(CudaDevice(catalog.gpu("T4"), LIMIT_BYTES)) as one:
         yield one
 
 
-def test_an_out_of_memory_error_leaves_nothing_behind(prober: Prober, workload: Workload) -> None:
+def test_an_out_of_memory_error_leaves_nothing_behind(client: ProbeClient, workload: Workload) -> None:
     before = free_bytes()
-    assert prober(workload, FAR_TOO_MANY).outcome == "oom"
+    assert client(workload, FAR_TOO_MANY).outcome == "oom"
     assert free_bytes() == before
-    assert prober(workload, 8).outcome == "fits"
+    assert client(workload, 8).outcome == "fits"
 
 
 def test_a_probe_that_takes_too_long_leaves_nothing_behind(tmp_path: Path) -> None:
     told = tmp_path / "told"
     endless = ModuleWorkload(Waits(str(told)), {"x": torch.zeros(1, 4)}, StepSettings("fp32"))
     before = free_bytes()
-    with Prober(CudaDevice(catalog.gpu("T4"), LIMIT_BYTES), timeout_seconds=FEW_SECONDS) as prober:
-        assert prober(endless, 8).outcome == "timeout"
+    with ProbeClient(CudaDevice(catalog.gpu("T4"), LIMIT_BYTES), timeout_seconds=FEW_SECONDS) as client:
+        assert client(endless, 8).outcome == "timeout"
         assert free_bytes() == before
     assert told.read_text() == str(BYTES)
 
@@ -181,8 +181,8 @@ def test_a_probe_that_takes_too_long_leaves_nothing_behind(tmp_path: Path) -> No
 
 
 @needs_arithmetic
-def test_a_larger_batch_takes_longer_and_trains_more_in_a_second(prober: Prober, workload: Workload) -> None:
-    few, many = prober(workload, 8), prober(workload, 512)
+def test_a_larger_batch_takes_longer_and_trains_more_in_a_second(client: ProbeClient, workload: Workload) -> None:
+    few, many = client(workload, 8), client(workload, 512)
     assert None not in (few.step_seconds, few.samples_per_second, many.step_seconds, many.samples_per_second)
     assert few.step_seconds < many.step_seconds
     assert few.samples_per_second < many.samples_per_second

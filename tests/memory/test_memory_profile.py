@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from hf_bsopt.memory import Timeline, trace
-from hf_bsopt.memory.memory_profile import PARTS, course
+from hf_bsopt.memory.memory_profile import PARTS, memory_profile
 from hf_bsopt.memory.replay.timeline import Recording
-from hf_bsopt.records import Course
+from hf_bsopt.records import MemoryProfile
 from hf_bsopt.workloads.training_step import StepSettings, TrainingStep
 
 KIB = 1024
@@ -45,14 +45,14 @@ def by_hand() -> Timeline:
 
 
 def test_the_step_that_is_shown_is_the_one_in_which_most_is_live(by_hand: Timeline) -> None:
-    found = course(by_hand, 10)
+    found = memory_profile(by_hand, 10)
     assert found.length == 8  # nothing of the first step, in which the state was born
     assert found.parts["optimizer"] == (4 * KIB,) * 8
     assert found.phases == ((0, "forward"), (3, "backward"), (7, "update"))
 
 
 def test_the_parts_add_up_to_what_is_live_after_each_event(by_hand: Timeline) -> None:
-    found = course(by_hand, 10)
+    found = memory_profile(by_hand, 10)
     start = KIB + 4 * KIB
     kept = start + 20 * KIB
     assert found.totals == (
@@ -65,13 +65,13 @@ def test_the_parts_add_up_to_what_is_live_after_each_event(by_hand: Timeline) ->
 def test_what_dies_in_the_pass_that_made_it_is_temporary_and_what_is_kept_for_another_is_an_activation(
     by_hand: Timeline,
 ) -> None:
-    found = course(by_hand, 10)
+    found = memory_profile(by_hand, 10)
     assert found.parts["activations"] == (20 * KIB,) * 6 + (0, 0)
     assert found.parts["temporary"] == (0, 10 * KIB, 0, 0, 512, 0, 0, 0)
 
 
 def test_thinned_out_the_peak_is_still_there(by_hand: Timeline) -> None:
-    whole, thin = course(by_hand, 10), course(by_hand, 10, points=3)
+    whole, thin = memory_profile(by_hand, 10), memory_profile(by_hand, 10, points=3)
     assert len(thin.moments) == 3
     assert (thin.peak_bytes, thin.length) == (whole.peak_bytes, whole.length)
     assert thin.moments[thin.peak_at] == whole.moments[whole.peak_at]
@@ -84,13 +84,15 @@ def test_a_recording_that_tells_no_steps_apart_is_shown_whole() -> None:
         made.death(made.birth(512 * batch_size, "x"))
         return made
 
-    found = course(Timeline(one(2), one(3), (2, 3)), 4)
+    found = memory_profile(Timeline(one(2), one(3), (2, 3)), 4)
     assert (found.totals, found.phases) == ((2048, 0), ())
     assert found.parts["activations"] == (2048, 0)
 
 
 def test_where_nothing_was_allocated_there_is_no_point() -> None:
-    assert course(Timeline(Recording(), Recording(), (2, 3)), 1) == Course(0, (), dict.fromkeys(PARTS, ()), 0, ())
+    assert memory_profile(Timeline(Recording(), Recording(), (2, 3)), 1) == MemoryProfile(
+        0, (), dict.fromkeys(PARTS, ()), 0, ()
+    )
 
 
 # ---- a real step
@@ -121,13 +123,13 @@ def train(settings: StepSettings, micro_batches: int = 1) -> Timeline:
 def test_a_step_is_forward_and_backward_for_each_micro_batch_and_then_the_update(micro_batches: int) -> None:
     timeline = train(StepSettings("fp16", "adamw_torch"), micro_batches)
     assert len(timeline.steps) == 3
-    names = [name for _, name in course(timeline, 32).phases]
+    names = [name for _, name in memory_profile(timeline, 32).phases]
     assert names == ["forward", "backward"] * micro_batches + ["update"]
 
 
 def test_the_parts_at_the_peak_are_those_of_the_composition() -> None:
     timeline = train(StepSettings("fp32", "adamw_torch"))
-    found, composition = course(timeline, 512), timeline.composition(512)
+    found, composition = memory_profile(timeline, 512), timeline.composition(512)
     at_peak = {name: sizes[found.peak_at] for name, sizes in found.parts.items()}
     assert found.peak_bytes == timeline.live_bytes(512) == sum(composition.values())
     for name in ("weights", "optimizer", "gradients"):

@@ -18,7 +18,7 @@ from hf_bsopt import virtual_gpu
 from hf_bsopt._utils.pickling import pickled
 from hf_bsopt.data import catalog
 from hf_bsopt.errors import DeviceError, ProbeError, RehearsalError
-from hf_bsopt.probing import CpuDevice, Prober, VirtualCudaDevice, client
+from hf_bsopt.probing import CpuDevice, ProbeClient, VirtualCudaDevice, client
 from hf_bsopt.probing.host_memory import why_no_limit
 from hf_bsopt.records import GpuSpec, Trial
 from hf_bsopt.workloads.module import ModuleWorkload
@@ -36,7 +36,7 @@ def trials(tmp_path_factory: pytest.TempPathFactory) -> Trials:
     folder = tmp_path_factory.mktemp("deeds")
     workers: list[int] = []
     answers: dict[str, Trial] = {}
-    with Prober(DEVICE) as ask:
+    with ProbeClient(DEVICE) as ask:
         for deed in DEEDS:
             ask._timeout_seconds = 3 if deed == "timeout" else 600
             answers[deed] = ask(misbehaving.Workload(deed, str(folder)), 8)
@@ -44,7 +44,7 @@ def trials(tmp_path_factory: pytest.TempPathFactory) -> Trials:
     return answers, folder, workers
 
 
-def worker_of(ask: Prober) -> int:
+def worker_of(ask: ProbeClient) -> int:
     assert ask._worker is not None
     return ask._worker._process.pid
 
@@ -88,7 +88,7 @@ def test_what_a_model_prints_is_not_taken_for_an_answer(trials: Trials) -> None:
 
 
 def test_what_has_no_room_before_any_step_is_out_of_memory() -> None:
-    with Prober(DEVICE) as ask:
+    with ProbeClient(DEVICE) as ask:
         trial = ask(misbehaving.Heavy("error", ""), 8)
     assert trial.outcome == "oom"
     assert trial.detail.startswith("the model and its data alone, before any step")
@@ -97,7 +97,7 @@ def test_what_has_no_room_before_any_step_is_out_of_memory() -> None:
 @pytest.mark.skipif(why_no_limit() is not None, reason=str(why_no_limit()))
 def test_on_a_cpu_what_a_workload_imports_is_gone_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(misbehaving.__file__).parent), prepend=os.pathsep)
-    with Prober(CpuDevice(GpuSpec("CPU", 4 * 2**30, 0, 0, 0, kind="cpu"))) as ask:
+    with ProbeClient(CpuDevice(GpuSpec("CPU", 4 * 2**30, 0, 0, 0, kind="cpu"))) as ask:
         gone = [ask.preflight(workload).spec.context_bytes for workload in (None, misbehaving.Bringing("error", ""))]
     assert gone[1] - gone[0] == pytest.approx(misbehaving.BROUGHT_BYTES, rel=0.2)
 
@@ -135,7 +135,7 @@ def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Python:
 
 
 def ask_once(timeout_seconds: float = 60) -> Trial:
-    with Prober(DEVICE, timeout_seconds=timeout_seconds) as ask:
+    with ProbeClient(DEVICE, timeout_seconds=timeout_seconds) as ask:
         return ask(misbehaving.Workload("error", ""), 8)
 
 
@@ -162,7 +162,7 @@ def test_a_worker_that_does_not_answer_is_ended(
 
 def test_after_a_worker_that_died_the_next_size_has_another(python: Python) -> None:
     python("sys.exit(1)")
-    with Prober(DEVICE) as ask:
+    with ProbeClient(DEVICE) as ask:
         assert ask(misbehaving.Workload("error", ""), 8).outcome == "error"
         assert ask._worker is None
         assert ask(misbehaving.Workload("error", ""), 16).batch_size == 16
@@ -170,13 +170,13 @@ def test_after_a_worker_that_died_the_next_size_has_another(python: Python) -> N
 
 def test_a_prober_that_was_never_asked_starts_and_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "_Worker", lambda environment: pytest.fail("a worker was started"))
-    with Prober(DEVICE) as ask:
+    with ProbeClient(DEVICE) as ask:
         assert ask._worker is None
 
 
 def test_an_error_of_the_caller_ends_the_worker_too(python: Python, tmp_path: Path) -> None:
     python("signal.pause()")
-    with pytest.raises(KeyboardInterrupt), Prober(DEVICE) as ask:
+    with pytest.raises(KeyboardInterrupt), ProbeClient(DEVICE) as ask:
         ask.start()
         worker = worker_of(ask)
         raise KeyboardInterrupt
@@ -186,7 +186,7 @@ def test_an_error_of_the_caller_ends_the_worker_too(python: Python, tmp_path: Pa
 def test_where_there_can_be_no_device_no_worker_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(virtual_gpu.library, "why_not", lambda: "there is no C compiler")
     with pytest.raises(RehearsalError, match="no C compiler"):
-        Prober(VirtualCudaDevice(DEVICE.spec)).start()
+        ProbeClient(VirtualCudaDevice(DEVICE.spec)).start()
 
 
 class Unpicklable(nn.Module):
@@ -202,7 +202,7 @@ def test_a_model_that_cannot_be_handed_over_is_said_to_be_one_before_a_worker_is
     workload = ModuleWorkload(Unpicklable(), {"x": torch.zeros(1, 4)}, StepSettings())
     with (
         pytest.raises(ProbeError, match=r"the model can't be handed to another process: .*generator"),
-        Prober(DEVICE) as ask,
+        ProbeClient(DEVICE) as ask,
     ):
         ask(workload, 8)
 
@@ -219,16 +219,16 @@ def test_a_class_of_a_file_beside_the_users_script_is_found(tmp_path: Path, monk
     monkeypatch.syspath_prepend(str(tmp_path))
     import beside  # type: ignore[import-not-found]
 
-    with Prober(DEVICE, timeout_seconds=60) as ask:
+    with ProbeClient(DEVICE, timeout_seconds=60) as ask:
         assert "ModuleNotFoundError" not in ask(beside.Mine("noise", str(tmp_path)), 8).detail
 
 
 def test_a_device_that_cannot_be_used_is_an_error_with_its_own_words() -> None:
-    with pytest.raises(DeviceError, match="there is no such card"), Prober(DEVICE, timeout_seconds=60) as ask:
+    with pytest.raises(DeviceError, match="there is no such card"), ProbeClient(DEVICE, timeout_seconds=60) as ask:
         ask.preflight()
 
 
 def test_a_preflight_that_never_comes_back_is_an_error_too(python: Python) -> None:
     python("sys.exit('no module named torch')")
-    with pytest.raises(DeviceError, match=r"T4 can't be asked: .* no module named torch"), Prober(DEVICE) as ask:
+    with pytest.raises(DeviceError, match=r"T4 can't be asked: .* no module named torch"), ProbeClient(DEVICE) as ask:
         ask.preflight()

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from hf_bsopt import virtual_gpu
-from hf_bsopt.probing import Prober, VirtualCudaDevice
+from hf_bsopt.probing import ProbeClient, VirtualCudaDevice
 from hf_bsopt.records import GpuSpec, Trial
 from hf_bsopt.workloads.module import ModuleWorkload
 from hf_bsopt.workloads.step_settings import StepSettings
@@ -50,7 +50,7 @@ def classifier(deed: str = "", precision: str = "fp32", accumulation: int = 1) -
     return ModuleWorkload(misbehaving.Classifier(deed), example, settings, accumulation=accumulation)
 
 
-def in_a_moment(ask: Prober) -> Trial:
+def in_a_moment(ask: ProbeClient) -> Trial:
     """What waits forever, asked with another time than the others."""
     usual, ask._timeout_seconds = ask._timeout_seconds, 3
     try:
@@ -64,7 +64,7 @@ def ask_everything() -> dict[str, Trial]:
     model = describe("bert-mini", max_length=64)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", HERE)
-        with Prober(VirtualCudaDevice(CARD)) as ask:
+        with ProbeClient(VirtualCudaDevice(CARD)) as ask:
             answers = {
                 "first": ask(classifier(), 1000),
                 "again": ask(classifier(), 1000),

@@ -13,7 +13,7 @@ import pytest
 
 from hf_bsopt import virtual_gpu
 from hf_bsopt.data import catalog
-from hf_bsopt.probing import Prober, VirtualCudaDevice
+from hf_bsopt.probing import ProbeClient, VirtualCudaDevice
 from hf_bsopt.virtual_gpu.library import torch_build
 from hf_bsopt.workloads.workload import describe
 
@@ -57,23 +57,23 @@ ROWS = [
 
 
 @pytest.fixture(scope="module")
-def prober_of() -> Iterator[Callable[[str], Prober]]:
+def prober_of() -> Iterator[Callable[[str], ProbeClient]]:
     """A worker for each card that is asked for."""
     with contextlib.ExitStack() as stack:
 
         @functools.cache
-        def prober(card: str) -> Prober:
+        def client(card: str) -> ProbeClient:
             spec = dataclasses.replace(catalog.gpu(card), context_bytes=0)
-            return stack.enter_context(Prober(VirtualCudaDevice(spec)))
+            return stack.enter_context(ProbeClient(VirtualCudaDevice(spec)))
 
-        yield prober
+        yield client
 
 
 @pytest.mark.parametrize(
     ("card", "model", "options", "accumulation", "batch_size", "allocated_bytes", "reserved_bytes"), ROWS
 )
 def test_a_probe_needs_what_the_trainer_needed(
-    prober_of: Callable[[str], Prober],
+    prober_of: Callable[[str], ProbeClient],
     card: str,
     model: str,
     options: dict[str, object],

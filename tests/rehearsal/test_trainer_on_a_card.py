@@ -83,8 +83,8 @@ def test_the_card_is_as_full_as_is_logged(trained: dict[str, Facts]) -> None:
     ours = trained["callback"]
     last = ours["logged"][-1]
     assert last["memory_used_gib"] == pytest.approx((ours["reserved"] + 300 * 2**20) / GIB, rel=0.01)
-    assert last["memory_utilisation"] == pytest.approx(last["memory_used_gib"] / 3, rel=0.01)
-    assert last["memory_utilisation"] <= 0.9
+    assert last["memory_utilization"] == pytest.approx(last["memory_used_gib"] / 3, rel=0.01)
+    assert last["memory_utilization"] <= 0.9
 
 
 def test_a_card_without_room_is_told_with_who_has_it_and_nothing_is_trained(trained: dict[str, Facts]) -> None:

@@ -17,7 +17,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
 from hf_bsopt.errors import MissingExtraError, UsageError
-from hf_bsopt.records import Course, Outcome, Peak, Source, Trial
+from hf_bsopt.records import MemoryProfile, Outcome, Peak, Source, Trial
 from hf_bsopt.report import plots
 from hf_bsopt.report.plot_panels import COLOURS, Drawing, draw_memory, draw_throughput, short, untested, used_line
 from hf_bsopt.report.plot_step import draw_step
@@ -32,7 +32,7 @@ def trial(size: int, source: Source = "predicted", outcome: Outcome = "fits", mo
     return Trial(size, outcome, Peak(used, used), used, source, **speed)  # type: ignore[arg-type]
 
 
-COURSE = Course(
+PROFILE = MemoryProfile(
     length=100,
     moments=(0, 20, 45, 70, 95),
     parts={
@@ -55,7 +55,7 @@ DRAWING = Drawing(
     trials=PREDICTED,
     chosen=PREDICTED[6],
     largest=56,
-    course=COURSE,
+    memory_profile=PROFILE,
     peak_origin="aten._log_softmax.default",
 )
 RAN = (trial(6, "measured", samples_per_second=20.0), trial(40, "measured", more=GIB // 8, samples_per_second=30.0))
@@ -228,14 +228,16 @@ def test_the_peak_s_name_and_the_legend_of_the_step_cover_nothing(peak_at: float
     moments = tuple(range(0, 100, 2))
     heights = tuple(int(GIB * max(0.5, 9 - abs(moment - 100 * peak_at) / 5)) for moment in moments)
     peak = heights.index(max(heights))
-    course = Course(100, moments, {"weights": (GIB,) * 50, "activations": heights}, peak, COURSE.phases)
-    ax = drawn(dataclasses.replace(DRAWING, peak_origin="aten." + "x" * 80), draw_step, course, width=width)
+    profile = MemoryProfile(100, moments, {"weights": (GIB,) * 50, "activations": heights}, peak, PROFILE.phases)
+    ax = drawn(dataclasses.replace(DRAWING, peak_origin="aten." + "x" * 80), draw_step, profile, width=width)
     ax.figure.draw_without_rendering()
     (name,) = [text.get_window_extent() for text in ax.texts]
     legend = ax.get_legend().get_window_extent()
     assert not name.overlaps(legend)
     assert ax.bbox.x0 <= name.x0 <= name.x1 <= ax.figure.bbox.x1
-    tops = [ax.transData.transform((moment, total / GIB)) for moment, total in zip(moments, course.totals, strict=True)]
+    tops = [
+        ax.transData.transform((moment, total / GIB)) for moment, total in zip(moments, profile.totals, strict=True)
+    ]
     assert not any(legend.contains(x, y) or name.contains(x, y) for x, y in tops)
 
 
@@ -259,18 +261,18 @@ def test_throughput_is_drawn_where_it_was_measured_and_only_there() -> None:
     assert ax.get_ylim()[0] == 0
     assert plots.panels(MEASURED) == ["memory", "throughput", "step"]
     assert plots.panels(DRAWING) == ["memory", "step"]
-    assert plots.panels(dataclasses.replace(DRAWING, course=None)) == ["memory"]
+    assert plots.panels(dataclasses.replace(DRAWING, memory_profile=None)) == ["memory"]
 
 
 def test_over_the_step_the_stack_is_as_high_as_what_is_live() -> None:
-    ax = drawn(DRAWING, draw_step, COURSE)
+    ax = drawn(DRAWING, draw_step, PROFILE)
     tops = [max(y for path in area.get_paths() for _, y in path.vertices) for area in ax.collections[:5]]
     assert tops == pytest.approx([1, 3, 4, 10, 12])
     assert ax.get_xlim() == (0, 100)
 
 
 def test_the_peak_and_the_operation_that_made_it_are_named_and_what_each_part_has_of_it() -> None:
-    ax = drawn(DRAWING, draw_step, COURSE)
+    ax = drawn(DRAWING, draw_step, PROFILE)
     assert words(ax) == ["peak 12.00 GiB\nmade by aten._log_softmax"]
     legend = [text.get_text() for text in ax.get_legend().get_texts()]
     assert legend == [
@@ -317,7 +319,7 @@ def test_a_file_is_drawn_in_its_own_style_and_leaves_the_user_s_and_no_figure() 
 
 def test_the_file_s_name_says_what_it_is(tmp_path: Path) -> None:
     for name, start in (("a.png", b"\x89PNG"), ("a.SVG", b"<?xml"), ("a.pdf", b"%PDF")):
-        plots.save([dataclasses.replace(DRAWING, course=None)], tmp_path / name)
+        plots.save([dataclasses.replace(DRAWING, memory_profile=None)], tmp_path / name)
         assert (tmp_path / name).read_bytes().startswith(start)
     assert len(list(tmp_path.iterdir())) == 3
     for name in ("a.jpg", "a", "a.png.txt"):
@@ -331,7 +333,7 @@ def test_several_reports_are_beside_each_other_in_one_file() -> None:
     def size(picture: bytes) -> tuple[int, int]:
         return int.from_bytes(picture[16:20]), int.from_bytes(picture[20:24])  # PNG's header
 
-    memory = dataclasses.replace(DRAWING, course=None)
+    memory = dataclasses.replace(DRAWING, memory_profile=None)
     width, height = size(plots.rendered([memory], "png"))
     assert size(plots.rendered([memory] * 3, "png")) == (2 * width, 2 * height)
 
@@ -347,4 +349,4 @@ def test_without_matplotlib_the_line_that_installs_it_is_the_answer(
 
 def test_of_a_step_that_was_not_traced_there_is_no_picture() -> None:
     with pytest.raises(UsageError, match="nothing was predicted"):
-        plots.plot_step(dataclasses.replace(DRAWING, course=None))
+        plots.plot_step(dataclasses.replace(DRAWING, memory_profile=None))

@@ -106,7 +106,7 @@ def proved(report: Report) -> Report:
 
 def test_what_ran_goes_before_what_was_predicted(report: Report, proved: Report) -> None:
     assert (report.source, proved.source) == ("predicted", "rehearsed")
-    assert proved.utilisation > report.utilisation
+    assert proved.utilization > report.utilization
     assert proved.to_dict()["source"] == "rehearsed"
 
 

@@ -16,7 +16,7 @@ from hf_bsopt import Report, find_batch_size
 from hf_bsopt.cli.main import INTERRUPTED, main
 from hf_bsopt.errors import NothingFitsError, ProbeError, SearchInterrupted, UsageError
 from hf_bsopt.memory.predictor import Predictor
-from hf_bsopt.probing import Prober
+from hf_bsopt.probing import ProbeClient
 from hf_bsopt.probing.host_memory import why_no_limit
 from hf_bsopt.records import Trial
 from hf_bsopt.search import pipeline
@@ -183,13 +183,13 @@ def test_fp16_is_refused_on_a_cpu_as_trainer_refuses_it() -> None:
 def run_count(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The sizes that are run from here on."""
     ran: list[int] = []
-    original = Prober.__call__
+    original = ProbeClient.__call__
 
-    def counting(self: Prober, workload: Any, batch_size: int, *args: Any) -> Trial:
+    def counting(self: ProbeClient, workload: Any, batch_size: int, *args: Any) -> Trial:
         ran.append(batch_size)
         return original(self, workload, batch_size, *args)
 
-    monkeypatch.setattr(Prober, "__call__", counting)
+    monkeypatch.setattr(ProbeClient, "__call__", counting)
     return ran
 
 
@@ -226,16 +226,16 @@ def test_without_a_cache_nothing_is_written(tmp_path: Path) -> None:
 
 
 def interrupting(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
-    original = Prober.__call__
+    original = ProbeClient.__call__
     calls: list[int] = []
 
-    def call(self: Prober, workload: Any, batch_size: int, *args: Any) -> Trial:
+    def call(self: ProbeClient, workload: Any, batch_size: int, *args: Any) -> Trial:
         if len(calls) == after:
             raise KeyboardInterrupt
         calls.append(batch_size)
         return original(self, workload, batch_size, *args)
 
-    monkeypatch.setattr(Prober, "__call__", call)
+    monkeypatch.setattr(ProbeClient, "__call__", call)
 
 
 def test_ctrl_c_has_what_is_known_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,14 +248,14 @@ def test_ctrl_c_has_what_is_known_so_far(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_ctrl_c_in_the_evaluation_has_what_is_known_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Prober.__call__
+    original = ProbeClient.__call__
 
-    def call(self: Prober, workload: Any, batch_size: int, phase: str = "training") -> Trial:
+    def call(self: ProbeClient, workload: Any, batch_size: int, phase: str = "training") -> Trial:
         if phase == "evaluation":
             raise KeyboardInterrupt
         return original(self, workload, batch_size)
 
-    monkeypatch.setattr(Prober, "__call__", call)
+    monkeypatch.setattr(ProbeClient, "__call__", call)
     with pytest.raises(SearchInterrupted) as caught:
         find(prove_evaluation=True, batch_size=4)
     assert [trial.batch_size for trial in caught.value.trials if trial.fits][-1] == 4

@@ -43,7 +43,7 @@ def test_biobert_on_a_t4_is_48() -> None:
 
 def test_the_choice_is_under_the_target_and_the_next_is_over(report: Report) -> None:
     assert report.batch_size % 8 == 0
-    assert report.utilisation <= 0.90
+    assert report.utilization <= 0.90
     following = find(check=report.batch_size + 8).checked
     assert following is not None
     assert (following.used_bytes or 0) / (2 * 2**30) > 0.90
@@ -280,5 +280,5 @@ def test_the_dataframe_has_a_row_a_size(report: Report) -> None:
     frame = report.to_dataframe()
     assert list(frame["batch_size"]) == [trial.batch_size for trial in report.trials]
     assert frame.loc[frame["chosen"], "batch_size"].tolist() == [report.batch_size]
-    assert frame["utilisation"].dropna().between(0, 1).all()
-    assert frame.loc[frame["outcome"] != "fits", "utilisation"].isna().all()
+    assert frame["utilization"].dropna().between(0, 1).all()
+    assert frame.loc[frame["outcome"] != "fits", "utilization"].isna().all()

@@ -49,7 +49,7 @@ def test_a_cell_is_what_the_search_for_one_model_says(frame: pd.DataFrame, card:
     row = row_of(frame, gpu=card, model="bert-tiny", max_length=64)
     decision = report.decision
     assert (row["optimal"], row["max_risky"], row["safe"]) == (decision.batch_size, decision.largest, decision.safe)
-    assert row["utilisation"] == report.utilisation
+    assert row["utilization"] == report.utilization
     assert row["parameters"] == report.parameters[0]
     assert row["why"] == decision.reason
 

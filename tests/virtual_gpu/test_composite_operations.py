@@ -14,7 +14,7 @@ from torch.nn import functional
 from hf_bsopt import virtual_gpu
 from hf_bsopt.data import catalog
 from hf_bsopt.memory.predictor import Predictor
-from hf_bsopt.probing import Prober, VirtualCudaDevice
+from hf_bsopt.probing import ProbeClient, VirtualCudaDevice
 from hf_bsopt.workloads.module import ModuleWorkload
 from hf_bsopt.workloads.step_settings import StepSettings
 
@@ -83,17 +83,17 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-def prober() -> Iterator[Prober]:
-    with Prober(VirtualCudaDevice(T4)) as one:
+def client() -> Iterator[ProbeClient]:
+    with ProbeClient(VirtualCudaDevice(T4)) as one:
         yield one
 
 
 @pytest.mark.parametrize(("kind", "name"), CASES, ids=[f"{kind.__name__}-{name}" for kind, name in CASES])
 def test_what_is_predicted_is_what_the_virtual_card_takes(
-    prober: Prober, kind: Callable[[str], nn.Module], name: str
+    client: ProbeClient, kind: Callable[[str], nn.Module], name: str
 ) -> None:
     workload = ModuleWorkload(kind(name), {"x": torch.zeros(2, WIDTH)}, StepSettings("fp16"))
-    rehearsed, predicted = prober(workload, 32768), Predictor(workload, T4)(32768)
+    rehearsed, predicted = client(workload, 32768), Predictor(workload, T4)(32768)
     assert rehearsed.outcome == "fits", rehearsed.detail
     assert rehearsed.peak is not None
     assert predicted.peak is not None

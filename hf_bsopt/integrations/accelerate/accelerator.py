@@ -142,8 +142,8 @@ def find_batch_size(
                 max_attempts=max_attempts,
                 notes=(*choice.notes, choice.note),
             )
-            with started(choice, probe_timeout, expandable_segments) as prober:
-                return answered(workload, choice, wishes, prober)
+            with started(choice, probe_timeout, expandable_segments) as client:
+                return answered(workload, choice, wishes, client)
 
     return agreed(searched, batch_size, probe_timeout)
 

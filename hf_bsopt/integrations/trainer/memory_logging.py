@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
-from ...report.report import HIGH_UTILISATION, LOW_UTILISATION
+from ...report.report import HIGH_UTILIZATION, LOW_UTILIZATION
 from ...search.device_choice import memory_bytes
 from ..memory_gauges import device_use
 
@@ -32,7 +32,7 @@ class GaugeLog:
         self._samples += samples
 
     def figures(self) -> dict[str, float]:
-        """memory_used_gib (gone from the device, as the driver sees it), memory_utilisation (its share),
+        """memory_used_gib (gone from the device, as the driver sees it), memory_utilization (its share),
         alloc_retries (how often the allocator had to give its cache back) and samples_per_second, since the last time.
         Empty where the device can't be asked.
         """
@@ -42,7 +42,7 @@ class GaugeLog:
         seconds = time.monotonic() - self._started
         figures = {
             "memory_used_gib": round(use.used_bytes / GIB, 3),
-            "memory_utilisation": round(use.share, 4),
+            "memory_utilization": round(use.share, 4),
             "alloc_retries": float(use.alloc_retries),
             "samples_per_second": round(self._samples / seconds, 2) if seconds > 0 else 0.0,
         }
@@ -53,16 +53,16 @@ class GaugeLog:
     def _warn(self, share: float, *, is_shared: bool) -> None:
         """Once each. ``is_shared``: the memory is there for others too, so that none of it is wasted."""
         low, high = self._target
-        if share < min(low, LOW_UTILISATION) and not is_shared:
+        if share < min(low, LOW_UTILIZATION) and not is_shared:
             self._once(
                 "low",
-                f"{share:.0%} of the memory is used, under {LOW_UTILISATION:.0%}: a larger effective batch "
+                f"{share:.0%} of the memory is used, under {LOW_UTILIZATION:.0%}: a larger effective batch "
                 f"(effective_batch_size=…, or fill=True) or longer sequences would use the rest",
             )
-        elif share > max(high, HIGH_UTILISATION):
+        elif share > max(high, HIGH_UTILIZATION):
             self._once(
                 "high",
-                f"{share:.0%} of the memory is used, over {HIGH_UTILISATION:.0%}: a longer batch can run out of it; "
+                f"{share:.0%} of the memory is used, over {HIGH_UTILIZATION:.0%}: a longer batch can run out of it; "
                 f"BatchSizeCallback(recover=True) survives that",
             )
 

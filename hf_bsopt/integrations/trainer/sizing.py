@@ -21,7 +21,7 @@ from ...report.report import PhaseAnswer, Report
 from ...search.answering import answered, check_precision, started
 from ...search.batch_plan import LearningRateScaling
 from ...search.choose import MULTIPLE_OF, TARGET
-from ...search.device_choice import Choice, choose_device
+from ...search.device_choice import DeviceChoice, choose_device
 from ...search.verify import MAX_ATTEMPTS
 from ...search.wishes import Wishes
 from ..preserve_state import off_the_card, same_random_numbers
@@ -114,14 +114,16 @@ def report_of(trainer: Trainer, sizing: Sizing = Sizing()) -> Report:
             workload = trainer_workload(trainer, sizing.max_length)
             check_precision(workload, choice.spec)
             wishes = _wishes(trainer, sizing, workload, choice, limit)
-            with started(choice, sizing.probe_timeout, sizing.expandable_segments) as prober:
-                return answered(workload, choice, wishes, prober)
+            with started(choice, sizing.probe_timeout, sizing.expandable_segments) as client:
+                return answered(workload, choice, wishes, client)
 
     with same_random_numbers(), off_the_card(trainer.model, device):
         return agreed(searched, sizing.batch_size, sizing.probe_timeout)
 
 
-def _wishes(trainer: Trainer, sizing: Sizing, workload: TrainerWorkload, choice: Choice, limit: int | None) -> Wishes:
+def _wishes(
+    trainer: Trainer, sizing: Sizing, workload: TrainerWorkload, choice: DeviceChoice, limit: int | None
+) -> Wishes:
     args, effective = trainer.args, effective_batch(trainer)
     processes = args.n_gpu if args.n_gpu > 1 else args.world_size
     notes = [*choice.notes, choice.note]
@@ -247,6 +249,6 @@ def told(report: Report) -> str:
     advice = "".join(f" {sentence}" for sentence in plan.advice)
     return (
         f"batch size {plan.micro_batch} × accumulation {plan.accumulation} × {plan.processes} = effective "
-        f"{plan.effective_batch}; {report.utilisation:.0%} of {report.device.name} ({report.source}). "
+        f"{plan.effective_batch}; {report.utilization:.0%} of {report.device.name} ({report.source}). "
         f"{report.decision.reason}{advice}"
     )

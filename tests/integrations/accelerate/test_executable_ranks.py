@@ -18,7 +18,7 @@ from hf_bsopt.integrations.accelerate import accelerator as room
 from hf_bsopt.integrations.accelerate import executable_batch_size
 from hf_bsopt.integrations.accelerate.accelerator import find_batch_size, find_executable_batch_size
 from hf_bsopt.probing.host_memory import ProcessStatus, limit_this_process, why_no_limit
-from hf_bsopt.search.device_choice import Choice
+from hf_bsopt.search.device_choice import DeviceChoice
 from hf_bsopt.search.wishes import Wishes
 from hf_bsopt.workloads.workload import Trainable
 
@@ -283,11 +283,11 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the search was asked for, and which cards it saw."""
     found: dict[str, Any] = {}
 
-    def choose(device: str, gpu: str | None, memory: str | None) -> Choice:
+    def choose(device: str, gpu: str | None, memory: str | None) -> DeviceChoice:
         found.update(device=device, cards=os.environ.get("CUDA_VISIBLE_DEVICES"))
-        return Choice(catalog.gpu("T4"), None, "nothing is run")
+        return DeviceChoice(catalog.gpu("T4"), None, "nothing is run")
 
-    def answer(workload: Trainable, choice: Choice, wishes: Wishes, prober: None) -> Any:
+    def answer(workload: Trainable, choice: DeviceChoice, wishes: Wishes, client: None) -> Any:
         found.update(precision=workload.settings.precision, wishes=wishes)
         raise UsageError("enough")
 

@@ -287,7 +287,7 @@ def test_memory_and_speed_are_logged_with_the_losses(tmp_path: Path) -> None:
     assert [entry["step"] for entry in logged] == [1, 2, 3]
     assert set(logged[0]) == {
         "memory_used_gib",
-        "memory_utilisation",
+        "memory_utilization",
         "alloc_retries",
         "samples_per_second",
         "epoch",

@@ -79,7 +79,7 @@ def main() -> None:
                 "random_numbers": random_numbers,
                 "source": "" if report is None else report.source,
                 "ran": [] if report is None else [t.outcome for t in report.trials if t.source != "predicted"],
-                "logged": [entry for entry in trainer.state.log_history if "memory_utilisation" in entry],
+                "logged": [entry for entry in trainer.state.log_history if "memory_utilization" in entry],
             }
         )
     )
