@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 from ._utils.lazy_names import lazy_names
 
 if TYPE_CHECKING:
-    from .advice.evaluate import find_ways_out
+    from .advice.evaluate import advise
     from .api import find_batch_size
     from .errors import BatchSizeError, NothingFitsError, TraceError, UsageError
     from .integrations.trainer.callback import BatchSizeCallback
     from .records import Decision, GpuSpec, Peak, Trial
     from .report.report import Report
+    from .search.largest import find_largest_batch_size
 
 __version__ = "0.1.0"
 
@@ -33,8 +34,9 @@ __all__ = [
     "Trial",
     "UsageError",
     "__version__",
+    "advise",
     "find_batch_size",
-    "find_ways_out",
+    "find_largest_batch_size",
 ]
 
 __getattr__, _public_names = lazy_names(
@@ -50,8 +52,9 @@ __getattr__, _public_names = lazy_names(
         "TraceError": "errors",
         "Trial": "records",
         "UsageError": "errors",
+        "advise": "advice.evaluate",
         "find_batch_size": "api",
-        "find_ways_out": "advice.evaluate",
+        "find_largest_batch_size": "search.largest",
     },
 )
 

@@ -2,6 +2,7 @@
 
     BatchSizeError
     ├── UsageError (also a ValueError)   what was asked can't be: the message names the nearest valid choice
+    │   ├── InvalidOptionError           an option has a value that is not of its type or range
     │   ├── UnknownModelError            neither in the catalog, nor a folder, nor reachable on the hub
     │   ├── UnknownGpuError              neither a card by name nor a memory size
     │   ├── MissingExtraError            an optional dependency isn't installed: the message has the pip line
@@ -33,6 +34,21 @@ class BatchSizeError(Exception):
 
 class UsageError(BatchSizeError, ValueError):
     """What the user asked for is wrong; the message says what is, and the nearest valid choice."""
+
+
+class InvalidOptionError(UsageError):
+    """An option has an invalid value. option: its name; problem: the rest of the sentence, with what is valid."""
+
+    def __init__(self, option: str, problem: str) -> None:
+        super().__init__(f"{option} {problem}")
+        self.option = option
+        self.problem = problem
+
+    def spelled(self, name: str) -> InvalidOptionError:
+        """Return the same error with the option as the user spelled it."""
+        error = InvalidOptionError(name, self.problem)
+        error.option = self.option
+        return error
 
 
 class UnknownModelError(UsageError):
@@ -68,11 +84,11 @@ class TraceError(BatchSizeError):
 
 
 class NothingFitsError(BatchSizeError):
-    """Not even a micro-batch of one sequence fits; the message has the bytes that it would need. asked: the workload,
-    the device and the wishes of a prediction that said so, for `find_ways_out`; None where none did.
+    """Not even a micro-batch of one sequence fits; the message has the bytes that it would need. question: what was
+    asked (hf_bsopt.search.answer.Question), for `advise`; None if real steps ran out of memory, not a prediction.
     """
 
-    asked: tuple[Any, Any, Any] | None = None
+    question: Any = None
 
 
 class ReachedZeroError(NothingFitsError, RuntimeError):

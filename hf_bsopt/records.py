@@ -21,7 +21,9 @@ VERDICTS: dict[Outcome, str] = {
 MEMORY_OUTCOMES: tuple[Outcome, ...] = ("fits", "oom", "retries", "spill")
 """Those that say something about a size. What ended otherwise would end so at any size."""
 Source = Literal["predicted", "rehearsed", "measured"]
-Bound = Literal["memory", "limit", "dataset size", "divisor of the effective batch", "throughput plateau"]
+Bound = Literal[
+    "memory", "limit", "dataset size", "default maximum", "divisor of the effective batch", "throughput plateau"
+]
 
 THREADS_PER_MULTIPROCESSOR = {75: 1024, 86: 1536, 87: 1536, 89: 1536, 110: 1536, 120: 1536, 121: 1536}
 OTHERWISE_THREADS_PER_MULTIPROCESSOR = 2048
@@ -125,21 +127,34 @@ class Trial:
 
 @dataclass(frozen=True)
 class Decision:
-    """The micro-batch size that was chosen.
+    """The micro-batch size that was chosen, and the facts from which the report words the reason.
 
-    reason: in words, as the report prints it: "48: largest multiple of 8 under 90 % (79 %)".
-    bound: what kept it from being larger.
-    largest: the true largest that fits the whole device ("max, risky").
-    safe: the size to fall back to.
-    room: what would be chosen, were it not for an effective batch of which it is no divisor; else None.
+    bound: what kept it from being larger. utilization: used ÷ total memory of the device at this size, as far as it is
+    known: predicted, or measured once it ran. largest: the largest size that fits the whole device ("max, risky").
+    safe: the size to fall back to. limit: the upper limit that was reached, if one was.
+    unconstrained: the size that would be chosen if it did not have to divide the effective batch, else None.
+    predicted: the size that the prediction chose, if the runs led to another one. attempts: sizes that were run.
+    is_settled: no larger size is expected to fit; otherwise the attempts were used up.
+    samples_per_second: at the chosen size, if throughput decided; slower_size: a larger size that trains no faster.
     """
 
     batch_size: int
-    reason: str
     bound: Bound
+    utilization: float
     largest: int
     safe: int
-    room: int | None = None
+    limit: int | None = None
+    unconstrained: int | None = None
+    predicted: int | None = None
+    attempts: int = 0
+    is_settled: bool = True
+    samples_per_second: float | None = None
+    slower_size: int | None = None
+
+    @property
+    def is_optimal(self) -> bool:
+        """Whether memory or the user decided: a size cut to the dataset or to the default maximum is not called so."""
+        return self.bound not in ("dataset size", "default maximum")
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 from .._utils.lazy_names import lazy_names
 
 if TYPE_CHECKING:
-    from .evaluate import find_ways_out
+    from .evaluate import advise
 
 __all__ = [
-    "find_ways_out",
+    "advise",
 ]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "find_ways_out": "evaluate",
+        "advise": "evaluate",
     },
 )

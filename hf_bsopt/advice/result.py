@@ -1,4 +1,4 @@
-"""The ways out of a memory that is too small, as they were predicted, and how they are told."""
+"""What else would make room, as it was predicted, and its form as text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 GIB = 2**30
 WIDTH = 78
 NAME_WIDTH = 31
-HEADING = "Ways out, each predicted at up to {limit:.0f} % of the memory, in order of preference:"
+HEADING = "What would make room, each predicted at up to {limit:.0f} % of the memory, best first:"
 COMPUTE = (
     "compute: the operations of matrix products and attention, forward and backward, for one sequence, counted on the "
     "traced step; now = 1. What moves memory alone takes time too and is not in it."
@@ -18,15 +18,15 @@ COMPUTE = (
 
 
 @dataclass(frozen=True)
-class WayOut:
-    """One thing that could be done, and what it would give.
+class Suggestion:
+    """One thing that could be done, and its effect.
 
-    name: in words. flags: as the command line takes it. batch_size: the micro-batch that would be chosen; 0 where not
-    even one sequence fits, None where nothing could be predicted (obstacle says why). accumulation: micro-batches in an
-    optimizer step. used_bytes: predicted at that size; where nothing fits, what one sequence needs, or, where
-    is_lower_bound, weights, gradients and optimizer's state alone. total_bytes: of the device. compute: floating-point
-    operations a sequence over those of now, None where they could not be counted. cost: what it costs besides, and
-    who says so.
+    name: in words. flags: as the command line takes it. batch_size: the micro-batch that would be chosen; 0 if not
+    even one sequence fits, None if nothing could be predicted (obstacle says why). accumulation: micro-batches in an
+    optimizer step. used_bytes: predicted at that size; if nothing fits, the need of one sequence or, with
+    is_lower_bound, of weights, gradients and optimizer's state alone. total_bytes: of the device. compute:
+    floating-point operations per sequence, relative to those of now; None if they could not be counted. cost: its
+    other costs, with the source.
     """
 
     name: str
@@ -45,23 +45,25 @@ class WayOut:
         return bool(self.batch_size)
 
     @property
-    def share(self) -> float | None:
-        """Used memory over the device's, at the size that would be chosen."""
+    def utilization(self) -> float | None:
+        """Used ÷ total memory of the device, at the size that would be chosen."""
         return (self.used_bytes or 0) / self.total_bytes if self.fits else None
 
 
 @dataclass(frozen=True)
-class WaysOut:
-    """now: what was asked, predicted as the others are. ways: in order of preference. limit: the share of the
-    memory that none passes. Printing it shows a table.
+class Advice:
+    """What else would make room. Printing it shows a table.
+
+    now: what was asked, predicted like the others. suggestions: best first. limit: the fraction of the memory that none
+    exceeds.
     """
 
-    now: WayOut
-    ways: tuple[WayOut, ...]
+    now: Suggestion
+    suggestions: tuple[Suggestion, ...]
     limit: float
 
     def __str__(self) -> str:
-        return told(self)
+        return format_advice(self)
 
     __repr__ = __str__
 
@@ -69,46 +71,52 @@ class WaysOut:
         return f"<pre style='line-height:1.35'>{html.escape(str(self))}</pre>"
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return it as JSON values."""
         return asdict(self)
 
 
-def told(ways_out: WaysOut) -> str:
-    """At most 78 columns wide."""
-    if not ways_out.ways:
-        return "Ways out: none is known here that is not taken already."
-    now, ways = ways_out.now, ways_out.ways
+def format_advice(advice: Advice) -> str:
+    """Format the table, at most 78 columns wide."""
+    if not advice.suggestions:
+        return "Nothing else is known that would make room."
+    now, suggestions = advice.now, advice.suggestions
     lines = [
-        HEADING.format(limit=ways_out.limit * 100),
+        HEADING.format(limit=advice.limit * 100),
         f"{'':{NAME_WIDTH}} {'batch size':>11} {'of memory':>9} {'compute':>8}",
     ]
-    lines += [_row(way, now) for way in (now, *ways)]
+    lines += [_row(suggestion, now) for suggestion in (now, *suggestions)]
     lines += ["", _wrapped(COMPUTE, "")]
-    lines += [_wrapped(f"{way.name} ({way.flags}): {way.cost}", "  ") for way in ways]
+    lines += [
+        _wrapped(f"{suggestion.name} ({suggestion.flags}): {suggestion.cost}", "  ") for suggestion in suggestions
+    ]
     return "\n".join(lines)
 
 
-def _row(way: WayOut, now: WayOut) -> str:
-    if way.batch_size is None:
-        return _wrapped(f"{way.name:{NAME_WIDTH}}  {way.obstacle}", " " * (NAME_WIDTH + 2))
-    if not way.fits:
-        needed, total = (way.used_bytes or 0) / GIB, way.total_bytes / GIB
-        over = "over " if way.is_lower_bound else ""
-        return f"{way.name:{NAME_WIDTH}}  does not fit: needs {over}{needed:.2f} of {total:.2f} GiB"
-    compute = "–" if way.compute is None else f"× {way.compute:.2f}"
-    size = f"{way.batch_size}" if way.accumulation == 1 else f"{way.batch_size} × {way.accumulation}"
-    share = f"{(way.share or 0) * 100:.0f} %"
-    return f"{way.name:{NAME_WIDTH}} {size:>11} {share:>9} {compute:>8}{_verdict(way, now)}"
+def _row(suggestion: Suggestion, now: Suggestion) -> str:
+    if suggestion.batch_size is None:
+        return _wrapped(f"{suggestion.name:{NAME_WIDTH}}  {suggestion.obstacle}", " " * (NAME_WIDTH + 2))
+    if not suggestion.fits:
+        needed, total = (suggestion.used_bytes or 0) / GIB, suggestion.total_bytes / GIB
+        over = "over " if suggestion.is_lower_bound else ""
+        return f"{suggestion.name:{NAME_WIDTH}}  does not fit: needs {over}{needed:.2f} of {total:.2f} GiB"
+    compute = "–" if suggestion.compute is None else f"× {suggestion.compute:.2f}"
+    size = (
+        f"{suggestion.batch_size}"
+        if suggestion.accumulation == 1
+        else f"{suggestion.batch_size} × {suggestion.accumulation}"
+    )
+    share = f"{(suggestion.utilization or 0) * 100:.0f} %"
+    return f"{suggestion.name:{NAME_WIDTH}} {size:>11} {share:>9} {compute:>8}{_verdict(suggestion, now)}"
 
 
-def _verdict(way: WayOut, now: WayOut) -> str:
-    if way is now:
+def _verdict(suggestion: Suggestion, now: Suggestion) -> str:
+    if suggestion is now:
         return ""
     if not now.fits:
         return "  fits"
-    if way.accumulation > 1 and now.accumulation == 1:
-        return f"  {(way.batch_size or 0) * way.accumulation} a step"
-    return "  no more" if (way.batch_size or 0) <= (now.batch_size or 0) else ""
+    if suggestion.accumulation > 1 and now.accumulation == 1:
+        return f"  {(suggestion.batch_size or 0) * suggestion.accumulation} a step"
+    return "  no more" if (suggestion.batch_size or 0) <= (now.batch_size or 0) else ""
 
 
 def _wrapped(text: str, indent: str) -> str:

@@ -1,31 +1,55 @@
-"""The command's look at a dataset: how long its sequences are, before the batch size for one length is found."""
+"""``hf-bsopt lengths``: how long the sequences of a dataset are, and what each max_length costs."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from .._utils import progress
+from .._utils.files import write_atomically
 from ..datasets.length_report import LengthsReport, dataset_lengths
 from ..errors import UsageError
+from ..parallel.launch import Launch
 from ..search.device_choice import memory_bytes, named_gpu
-from .arguments import Arguments
-from .table import training_of
+from .arguments import Arguments, parse
+from .find import silence_libraries
+from .main import FOUND
+
+DESCRIPTION = "Measures how long the sequences of a dataset are, and predicts what each max_length costs."
 
 
-def lengths_of(arguments: Arguments) -> LengthsReport:
-    """Raises UsageError for a device for which no table is predicted, and what :func:`dataset_lengths` raises."""
-    if arguments.device in ("cpu", "mps"):
-        raise UsageError(f"--dataset compares batch sizes predicted for a GPU: leave out --device {arguments.device}")
-    limit = None if arguments.memory is None else memory_bytes(arguments.memory)
-    spec, _ = named_gpu(arguments.gpu, limit)
+def run(argv: Sequence[str], launch: Launch) -> int:
+    """Run the subcommand and return its exit code."""
+    arguments = parse(argv, "hf-bsopt lengths", DESCRIPTION)
+    if not arguments.dataset.dataset:
+        raise UsageError("which dataset? For example --dataset train.jsonl")
+    silence_libraries(arguments.output.verbose)
+    with progress.silent(arguments.output.quiet or not launch.tells):
+        lengths = measure_lengths(arguments)
+    if not arguments.output.quiet:
+        print(lengths)
+    if arguments.output.json is not None and launch.tells:
+        text = json.dumps(lengths.to_dict(), indent=2, ensure_ascii=False)
+        write_atomically(Path(arguments.output.json), text + "\n")
+    return FOUND
+
+
+def measure_lengths(arguments: Arguments) -> LengthsReport:
+    """Raise UsageError for a device for which no table is predicted, and what :func:`dataset_lengths` raises."""
+    device = arguments.options.device
+    if device.device in ("cpu", "mps"):
+        raise UsageError(f"--dataset compares batch sizes predicted for a GPU: leave out --device {device.device}")
+    spec, _ = named_gpu(device.gpu, None if device.memory is None else memory_bytes(device.memory))
+    options = arguments.options_at(arguments.max_lengths[0] if arguments.max_lengths else None)
+    dataset = arguments.dataset
     return dataset_lengths(
-        arguments.model or "",
-        arguments.dataset,
-        text_columns=arguments.text_column,
-        tokenizer=arguments.tokenizer,
-        split=arguments.split,
-        most=arguments.sample,
-        gpu=spec,
-        max_length=arguments.max_length[0] if arguments.max_length else None,
-        training=training_of(arguments),
-        target=(arguments.target[0], arguments.target[1]),
-        multiple_of=arguments.multiple_of,
-        expandable_segments=arguments.expandable_segments,
+        arguments.model.model or "",
+        dataset.dataset,
+        text_columns=dataset.text_column,
+        tokenizer=dataset.tokenizer,
+        split=dataset.split,
+        most=dataset.sample,
+        options=dataclasses.replace(options, device=dataclasses.replace(device, gpu=spec)),
     )

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..data import catalog
-from ..records import GpuSpec
-from ..search.choose import MULTIPLE_OF, TARGET
-from ..tables.table import AS_USUAL, Training, batch_size_table
+from ..options import Options
+from ..tables.table import batch_size_table
 from ..workloads.model_config import load_config, position_limit
 from ..workloads.workload import DEFAULT_LENGTH
 from .lengths import PERCENTILES, Cost, advice, candidates, costs
@@ -88,21 +87,19 @@ def dataset_lengths(
     tokenizer: str | None = None,
     split: str = "train",
     most: int = SAMPLE,
-    gpu: str | GpuSpec | None = None,
-    max_length: int | None = None,
-    training: Training = AS_USUAL,
-    target: tuple[float, float] = TARGET,
-    multiple_of: int = MULTIPLE_OF,
-    expandable_segments: bool = False,
+    options: Options | None = None,
 ) -> LengthsReport:
-    """The lengths of a sample of ``dataset``, and what each max_length costs: what is cut, padding, the batch size.
+    """Measure the lengths of a sample of ``dataset``, and what each max_length costs.
 
     ``dataset``, ``text_columns``, ``split`` and ``most`` are those of :func:`~hf_bsopt.datasets.sampling.draw_sample`;
-    ``tokenizer`` is the model's where none is named. ``max_length``: what is meant now, 512 or the model's limit where
-    it is None. Raises UsageError where the dataset or the tokenizer can't be had, or the model can't be trained so.
+    ``tokenizer`` is the model's if None. ``options``: the GPU, how the model is trained, the target; their max_length
+    is the one in use now, 512 or the model's limit if None. Raises UsageError if the dataset or the tokenizer cannot be
+    loaded, or the model cannot be trained so.
     """
-    limit = position_limit(load_config(model, trust_remote_code=training.trust_remote_code))
-    now = max_length or min(DEFAULT_LENGTH, limit or DEFAULT_LENGTH)
+    options = options or Options()
+    gpu = options.device.gpu
+    limit = position_limit(load_config(model, trust_remote_code=options.model.trust_remote_code))
+    now = options.model.max_length or min(DEFAULT_LENGTH, limit or DEFAULT_LENGTH)
     entry = catalog.model_entry(model)
     named_after = entry.hub_id if entry is not None else model
     sample = draw_sample(dataset, tokenizer or named_after, text_columns=text_columns, split=split, most=most)
@@ -111,10 +108,7 @@ def dataset_lengths(
         [model],
         [] if gpu is None else [gpu],
         [*named],
-        training=training,
-        target=target,
-        multiple_of=multiple_of,
-        expandable_segments=expandable_segments,
+        options=options,
     )
     sizes = {int(row.max_length): int(row.optimal) for row in frame.dropna(subset="optimal").itertuples()}
     return LengthsReport(sample, costs(sample.lengths, named, sizes), now, frame["gpu"].iloc[0])

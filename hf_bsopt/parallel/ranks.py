@@ -6,48 +6,59 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from unittest import mock
 
-from ..report.report import Report
 from .agreement import agree, report_failure
 
 if TYPE_CHECKING:
     import torch
 
 
-def agreed(searched: Callable[[int | None], Report], limit: int | None, timeout_seconds: float) -> Report:
-    """The report of this rank, at the size that all can take; rounds until all have the same. ``searched(limit)`` is
-    the search on this rank with an upper limit on the micro-batch.
+class SizedAnswer(Protocol):
+    """What a search returns, as far as the ranks need it: a frozen dataclass with these fields."""
+
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+
+
+Found = TypeVar("Found", bound=SizedAnswer)
+
+
+def agreed(search: Callable[[int | None], Found], limit: int | None, timeout_seconds: float) -> Found:
+    """Return the answer of this rank at the size that all ranks can take; searches again until all have the same.
+
+    ``search(limit)`` is the search on this rank with an upper limit on the micro-batch. A process that is alone takes
+    its own answer. Raises AgreementError if another rank failed or did not come within ``timeout_seconds``.
     """
     notes: tuple[str, ...] = ()
-    report: Report | None = None
+    answer: Found | None = None
     while True:
         try:
-            report = report or searched(limit)
+            answer = answer or search(limit)
         except Exception as error:
-            told = report_failure(error)
-            if told is None:
+            reported = report_failure(error)
+            if reported is None:
                 raise
-            raise told from error
-        size = report.plan.micro_batch
+            raise reported from error
+        size = answer.batch_size
         agreement = agree(size, timeout_seconds=timeout_seconds)
         if len(set(agreement.sizes)) == 1:
-            return dataclasses.replace(report, notes=(*report.notes, *notes))
+            return dataclasses.replace(answer, notes=(*answer.notes, *notes))  # type: ignore[type-var]
         if size > agreement.batch_size:
-            limit, report = agreement.batch_size, None
+            limit, answer = agreement.batch_size, None
             note = (
                 f"{limit}: what all {len(agreement.sizes)} processes can take; rank {agreement.rank} can take no more"
             )
             notes = (*notes, f"{note}, this one could take {size}")
 
 
-def first_of_its_kind(device: torch.device) -> Any:
-    """While it lasts, a process that is started sees this rank's card as its first one. This process has long seen
-    them all, and goes on to.
-    """
-    if device.type != "cuda" or not device.index:
+def first_device_is(device: torch.device | None) -> Any:
+    """Return a context in which a process that is started sees this rank's GPU as its first one."""
+    if device is None or device.type != "cuda" or not device.index:
         return contextlib.nullcontext()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    cards = visible.split(",") if visible else [str(number) for number in range(device.index + 1)]
-    return mock.patch.dict(os.environ, {"CUDA_VISIBLE_DEVICES": cards[device.index]})
+    devices = visible.split(",") if visible else [str(number) for number in range(device.index + 1)]
+    return mock.patch.dict(os.environ, {"CUDA_VISIBLE_DEVICES": devices[device.index]})

@@ -26,7 +26,7 @@ from ..errors import DeviceError, ProbeError
 from ..records import VERDICTS, Trial
 from ..virtual_gpu.processes import with_package
 from ..workloads.workload import Phase, Trainable, Workload
-from .devices import Device
+from .devices import Device, with_timed_steps
 from .preflight import Preflight
 from .worker import READY, PreflightRequest, ProbeRequest, Request
 
@@ -80,14 +80,17 @@ class ProbeClient:
         self.device = dataclasses.replace(self.device, spec=found.spec)  # type: ignore[type-var]
         return found
 
-    def __call__(self, workload: Trainable, batch_size: int, phase: Phase = "training") -> Trial:
-        """Raises ProbeError for a workload that can't be handed to another process."""
+    def __call__(
+        self, workload: Trainable, batch_size: int, phase: Phase = "training", *, timed_steps: int = 0
+    ) -> Trial:
+        """Raises ProbeError for a workload that can't be handed to another process. ``timed_steps``: at least so many
+        steps are timed.
+        """
+        device = with_timed_steps(self.device, steps=timed_steps)
         is_plain = isinstance(workload, Workload) and not (workload.lora_r or workload.load_in_4bit)
         packed = self._packed(workload)
         with progress.task(self._told(batch_size, phase)):
-            trial: Trial = self._ask(
-                ProbeRequest(packed, is_plain, batch_size, phase, self.device, self._timeout_seconds)
-            )
+            trial: Trial = self._ask(ProbeRequest(packed, is_plain, batch_size, phase, device, self._timeout_seconds))
         self._last = trial
         return trial
 

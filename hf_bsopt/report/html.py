@@ -8,25 +8,28 @@ import base64
 import html
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .._utils.files import write_atomically
+from ..advice.result import Advice
+from ..search.answer import Answer
+from ..search.cached_answers import package_version
 from . import plots
-from .report import percent
+from .drawing import drawing_of
 from .text import (
     EXPECTED_PARTS,
     answer_sentences,
     checked_sentence,
     config_lines,
     failure_sentences,
-    gib,
-    proof_sentences,
     size_rows,
     subject_rows,
+    verification_sentences,
 )
+from .wording import answer_line, gib, hints, memory_name, percent, warnings
 
-if TYPE_CHECKING:
-    from .report import Report
+Item = tuple[Answer, Advice | None]
+"""An answer, and what else would make room if that was asked for."""
 
 # Only mid tones and what is inherited: a notebook's ground may be light or dark, whatever the system says.
 FRAGMENT_STYLE = """
@@ -65,27 +68,28 @@ footer { margin-top: 2em; font-size: .85rem; color: #667; }
 """
 
 
-def fragment(report: Report) -> str:
-    """What a notebook shows: the answer, what leads to it, the sizes, where the memory goes."""
-    return f'<div class="hf-bsopt"><style>{FRAGMENT_STYLE}</style>{_contents(report)}</div>'
+def fragment(answer: Answer, suggestions: Advice | None = None) -> str:
+    """Return what a notebook shows: the answer, what leads to it, the sizes, where the memory goes."""
+    return f'<div class="hf-bsopt"><style>{FRAGMENT_STYLE}</style>{_contents(answer, suggestions)}</div>'
 
 
-def page(reports: Sequence[Report]) -> str:
-    """A whole document of one or more reports."""
-    model = subject_rows(reports[0])[0][1]
-    sizes = ", ".join(str(report.batch_size) for report in reports)
-    title = _text(f"Batch size {sizes} for {model} on {reports[0].device.name}")
+def page(items: Sequence[Item]) -> str:
+    """Return a whole document of one or more reports."""
+    answers = [answer for answer, _ in items]
+    model = subject_rows(answers[0])[0][1]
+    sizes = ", ".join(str(answer.batch_size) for answer in answers)
+    title = _text(f"Batch size {sizes} for {model} on {answers[0].device.name}")
     sections = []
-    for report in reports:
+    for answer, suggestions in items:
         heading = (
-            f"<h2>{_text(f'{report.workload.length} tokens: {report.batch_size}')}</h2>" if len(reports) > 1 else ""
+            f"<h2>{_text(f'{answer.workload.length} tokens: {answer.batch_size}')}</h2>" if len(answers) > 1 else ""
         )
-        sections.append(f'<section class="hf-bsopt">{heading}{_contents(report, _pictures(report))}</section>')
-    overview = _overview(reports) if len(reports) > 1 else ""
-    versions = reports[0].to_dict()
-    made_with = ", ".join(
-        f"{name} {versions[name]}" for name in ("hf_bsopt", "torch", "transformers") if versions[name]
-    )
+        sections.append(
+            f'<section class="hf-bsopt">{heading}{_contents(answer, suggestions, _pictures(answer))}</section>'
+        )
+    overview = _overview(answers) if len(answers) > 1 else ""
+    versions = {name: package_version(name) for name in ("hf-bsopt", "torch", "transformers")}
+    made_with = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -94,97 +98,98 @@ def page(reports: Sequence[Report]) -> str:
     )
 
 
-def save(reports: Sequence[Report], path: Path) -> None:
-    """Writes :func:`page`, whole or not at all."""
-    write_atomically(path, page(reports))
+def save(items: Sequence[Item], path: Path) -> None:
+    """Write :func:`page`, whole or not at all."""
+    write_atomically(path, page(items))
 
 
-def _contents(report: Report, pictures: str = "") -> str:
-    refused = report.checked if report.checked is not None and not report.checked.fits else None
-    sentences = [*answer_sentences(report), *([checked_sentence(report, refused)] if refused else [])]
-    proof = [*failure_sentences(report), *proof_sentences(report)]
+def _contents(answer: Answer, suggestions: Advice | None, pictures: str = "") -> str:
+    refused = answer.checked if answer.checked is not None and not answer.checked.fits else None
+    sentences = [*answer_sentences(answer), *([checked_sentence(answer, refused)] if refused else [])]
+    advice = [*warnings(answer, has_suggestions=suggestions is not None), *hints(answer)]
+    verification = [*failure_sentences(answer), *verification_sentences(answer)]
     return (
-        f'<p class="answer">✅ OPTIMAL BATCH SIZE: {report.batch_size}'
-        f'<span class="source">{_text(report.source)}</span></p>'
-        f"{_gauge(report)}<p>{'<br>'.join(map(_text, sentences))}</p>"
-        f"<pre>{_text(chr(10).join(config_lines(report)))}</pre>"
-        f"{pictures}{_size_table(report)}"
-        f"{'<p>' + '<br>'.join(map(_text, proof)) + '</p>' if proof else ''}"
-        f"{_composition_table(report)}{_ways_out(report)}{_list(report.advice)}{_asked(report)}"
+        f'<p class="answer">{answer_line(answer)}'
+        f'<span class="source">{_text(answer.source)}</span></p>'
+        f"{_gauge(answer)}<p>{'<br>'.join(map(_text, sentences))}</p>"
+        f"<pre>{_text(chr(10).join(config_lines(answer)))}</pre>"
+        f"{pictures}{_size_table(answer)}"
+        f"{'<p>' + '<br>'.join(map(_text, verification)) + '</p>' if verification else ''}"
+        f"{_composition_table(answer)}{_suggestions(suggestions)}{_list(advice)}{_asked(answer)}"
     )
 
 
-def _ways_out(report: Report) -> str:
-    return "" if report.ways_out is None else f"<pre>{_text(report.ways_out)}</pre>"
+def _suggestions(suggestions: Advice | None) -> str:
+    return "" if suggestions is None else f"<pre>{_text(suggestions)}</pre>"
 
 
-def _gauge(report: Report) -> str:
-    """How full the device is, and the target, as a bar; said in words beside it."""
-    low, high = report.target
-    used = min(1.0, report.utilization)
+def _gauge(answer: Answer) -> str:
+    """Return a bar that shows how full the device is, and the target."""
+    low, high = answer.target
+    used = min(1.0, answer.utilization)
     return (
-        f'<div class="gauge" role="img" aria-label="{_text(percent(report.utilization))} used">'
+        f'<div class="gauge" role="img" aria-label="{_text(percent(answer.utilization))} used">'
         f'<div class="target" style="left:{low:.1%};width:{high - low:.1%}"></div>'
         f'<div class="used" style="width:{used:.1%}"></div></div>'
     )
 
 
-def _size_table(report: Report) -> str:
-    titles, rows = size_rows(report)
-    lines = [_row(cells, ' class="chosen"' if cells[0] == str(report.decision.batch_size) else "") for cells in rows]
+def _size_table(answer: Answer) -> str:
+    titles, rows = size_rows(answer)
+    lines = [_row(cells, ' class="chosen"' if cells[0] == str(answer.decision.batch_size) else "") for cells in rows]
     head = "".join(f'<th scope="col">{_text(title)}</th>' for title in titles)
     return _table("Sizes", f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>")
 
 
-def _composition_table(report: Report) -> str:
-    if not report.composition:
+def _composition_table(answer: Answer) -> str:
+    if not answer.composition:
         return ""
-    total = report.device.total_bytes or 1
+    total = answer.device.total_bytes or 1
     lines = []
-    for name, size in report.composition.items():
+    for name, size in answer.composition.items():
         if size or name in EXPECTED_PARTS:
             bar = f'<span class="bar" style="width:{14 * max(0.0, size / total):.2f}em"></span>'
             lines.append(f"<tr>{_cells([name, gib(size), percent(size / total)])}<td>{bar}</td></tr>")
-    together = sum(report.composition.values())
-    lines.append(_row(["together", gib(together), percent(together / total), ""]))
-    label = ", predicted" if report.ran else f", {report.source}"
-    caption = f"Where the memory goes at {report.decision.batch_size}{label}"
+    total_used = sum(answer.composition.values())
+    lines.append(_row(["total", gib(total_used), percent(total_used / total), ""]))
+    label = ", predicted" if answer.ran else f", {answer.source}"
+    caption = f"Where the memory goes at {answer.decision.batch_size}{label}"
     return _table(caption, f"<tbody>{''.join(lines)}</tbody>", "parts")
 
 
-def _asked(report: Report) -> str:
+def _asked(answer: Answer) -> str:
     rows = "".join(f'<tr><th scope="row">{_text(name)}</th><td>{_text(value)}</td></tr>' for name, value in
-                   subject_rows(report))  # fmt: skip
-    notes = _list((*report.workload.defaults, *report.notes))
+                   subject_rows(answer))  # fmt: skip
+    notes = _list((*answer.workload.defaults, *answer.notes))
     table = f'<table class="named"><tbody>{rows}</tbody></table>'
     return f"<details><summary>What was asked, and what was assumed</summary>{table}{notes}</details>"
 
 
-def _overview(reports: Sequence[Report]) -> str:
-    """The answers of several lengths beside each other."""
+def _overview(answers: Sequence[Answer]) -> str:
+    """Return the answers of several lengths beside each other."""
     rows = "".join(
         _row([
-            f"{report.workload.length:,}",
-            str(report.batch_size),
-            gib(report.chosen.used_bytes),
-            percent(report.utilization),
-            report.source,
+            f"{answer.workload.length:,}",
+            str(answer.batch_size),
+            gib(answer.chosen.used_bytes),
+            percent(answer.utilization),
+            answer.source,
         ])
-        for report in reports
+        for answer in answers
     )  # fmt: skip
-    titles = ["tokens", "batch size", "used", f"of {reports[0].memory}", "known"]
+    titles = ["tokens", "batch size", "used", f"of {memory_name(answers[0])}", "known"]
     head = "".join(f'<th scope="col">{_text(title)}</th>' for title in titles)
     table = _table("In short", f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody>")
     return f'<section class="hf-bsopt">{table}</section>'
 
 
-def _pictures(report: Report) -> str:
+def _pictures(answer: Answer) -> str:
     if not plots.is_possible():
         return "<p>There are no pictures here, since matplotlib is missing: pip install matplotlib</p>"
-    light, dark = (_data(plots.rendered([report.drawing], "svg", theme)) for theme in ("light", "dark"))  # type: ignore[arg-type]
+    light, dark = (_data(plots.rendered([drawing_of(answer)], "svg", theme)) for theme in ("light", "dark"))  # type: ignore[arg-type]
     words = (
-        f"Memory against batch size: {report.batch_size} uses {gib(report.chosen.used_bytes)} of "
-        f"{gib(report.device.total_bytes)}, {report.source}. Below it, where the memory goes over a training step."
+        f"Memory against batch size: {answer.batch_size} uses {gib(answer.chosen.used_bytes)} of "
+        f"{gib(answer.device.total_bytes)}, {answer.source}. Below it, where the memory goes over a training step."
     )
     return (
         f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'

@@ -10,37 +10,27 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
-from ..errors import NothingFitsError, UsageError
+from ..errors import NothingFitsError
+from ..options import MAX_BATCH_SIZE, MULTIPLE_OF, TARGET, check_target
 from ..records import Bound, Decision, Trial
 
 Probe = Callable[[int], Trial]
 Guess = Callable[[float], int]
 
-TARGET = (0.80, 0.90)
-MULTIPLE_OF = 8
 SAFE_UTILIZATION = 0.70
-"""The safe fallback stays at or under it: room for a desktop, a second notebook, an evaluation between steps."""
+"""The safe size uses at most this: memory is left for a desktop, a second notebook, an evaluation between steps."""
 LARGEST_TRIED = 1 << 20
 
 
-def _no_idea(share: float) -> int:
+def _no_guess(fraction: float) -> int:
     return 1
 
 
-def check_target(target: tuple[float, float]) -> None:
-    """Raises UsageError unless 0 <= lower end <= upper end <= 1."""
-    low, high = target
-    if not 0 <= low <= 1 or not 0 < high <= 1:
-        raise UsageError(f"the target is two shares of the memory between 0 and 1, such as 0.8 0.9, not {low} {high}")
-    if low > high:
-        raise UsageError(f"the ends of the target are swapped: {low} {high}; did you mean {high} {low}?")
-
-
 def largest_that(holds: Callable[[int], bool], *, guess: int = 1, limit: int = LARGEST_TRIED) -> int:
-    """The largest size from 1 to ``limit`` for which ``holds``, 0 if there is none.
+    """Return the largest size from 1 to ``limit`` for which ``holds``, 0 if there is none.
 
-    Gallops away from ``guess`` by doubling steps, then bisects: a good guess costs few questions. Where ``holds`` is
-    not monotone, a size that holds and whose successor does not.
+    Gallops away from ``guess`` by doubling steps, then bisects: a good guess costs few calls. If ``holds`` is not
+    monotone, the result is a size for which it holds while it does not for the next one.
     """
     guess = max(1, min(guess, limit))
     step = 1
@@ -68,30 +58,30 @@ def largest_that(holds: Callable[[int], bool], *, guess: int = 1, limit: int = L
 
 
 def round_down(size: int, multiple_of: int) -> int:
-    """The largest multiple at or under ``size``; below the first multiple, the size itself."""
+    """Return the largest multiple at or under ``size``; below the first multiple, the size itself."""
     return size // multiple_of * multiple_of or size
 
 
 def largest_under(
     probe: Probe,
-    share: float,
+    fraction: float,
     *,
     total_bytes: int,
     multiple_of: int = MULTIPLE_OF,
     limit: int = LARGEST_TRIED,
-    guess: Guess = _no_idea,
+    guess: Guess = _no_guess,
 ) -> tuple[int, int]:
-    """(the largest size that uses at most ``share`` of the device, the multiple at or under it to recommend).
+    """Return the largest size that uses at most ``fraction`` of the device, and the multiple under it to recommend.
 
-    Both 0 where not even one sequence does.
+    Both are 0 if not even one sequence fits.
     """
 
-    def holds(size: int) -> bool:
+    def fits(size: int) -> bool:
         trial = probe(size)
-        return trial.fits and (trial.used_bytes or 0) <= share * total_bytes
+        return trial.fits and (trial.used_bytes or 0) <= fraction * total_bytes
 
-    ceiling = largest_that(holds, guess=guess(share), limit=limit)
-    return ceiling, _step_down(holds, round_down(ceiling, multiple_of), multiple_of)
+    ceiling = largest_that(fits, guess=guess(fraction), limit=limit)
+    return ceiling, _step_down(fits, round_down(ceiling, multiple_of), multiple_of)
 
 
 def decide(
@@ -102,56 +92,38 @@ def decide(
     multiple_of: int = MULTIPLE_OF,
     limit: int | None = None,
     limit_bound: Bound = "limit",
-    limit_told: str = "",
-    guess: Guess = _no_idea,
+    guess: Guess = _no_guess,
 ) -> Decision:
-    """The size to train with, the largest that runs at all, and a safe one.
+    """Choose the size to train with, and find the largest that fits at all and a safe one.
 
-    ``total_bytes`` is the device's whole memory, of which ``target`` is a share and which each Trial's ``used_bytes``
-    counts against. ``limit`` is the largest size wanted, ``limit_told`` what it is in words; ``guess(share)``
-    says about how many sequences fill a share of the device. Raises NothingFitsError if not even one sequence stays
-    under the target.
+    ``total_bytes`` is the memory of the whole device: ``target`` is a fraction of it, and each Trial's ``used_bytes``
+    counts against it. ``limit`` is the largest size that is wanted, :data:`~hf_bsopt.options.MAX_BATCH_SIZE` if None;
+    ``guess(fraction)`` is about the number of sequences that fill this fraction of the device. Raises NothingFitsError
+    if not even one sequence stays under the target.
     """
     check_target(target)
-    if multiple_of < 1:
-        raise UsageError(f"multiple_of is at least 1, not {multiple_of}")
-    if limit is not None and limit < 1:
-        raise UsageError(f"the batch size's upper limit is at least 1, not {limit}")
     probe = functools.cache(probe)
-    upper = limit or LARGEST_TRIED
+    if limit is None:
+        limit, limit_bound = MAX_BATCH_SIZE, "default maximum"
     under = functools.partial(largest_under, probe, total_bytes=total_bytes, multiple_of=multiple_of, guess=guess)
-    ceiling, size = under(target[1], limit=upper)
+    ceiling, size = under(target[1], limit=limit)
     if ceiling == 0:
         raise NothingFitsError("not even one sequence stays under the target")
     _, safe = under(min(SAFE_UTILIZATION, target[1]), limit=size)
     largest = largest_that(lambda n: probe(n).fits, guess=max(guess(1.0), ceiling))
-    utilization = (probe(size).used_bytes or 0) / total_bytes
-    if ceiling == limit:
-        within = f"largest multiple of {multiple_of} within" if size < limit else "at"
-        reason, bound = f"{within} {limit_told or f'the {limit_bound} of {limit}'}", limit_bound
-    else:
-        reason, bound = _reason(size, ceiling, target[1], multiple_of)
-    reason = f"{size}: {reason} {shown_share(utilization)}"
-    return Decision(size, reason, bound, largest, safe or round_down(1, multiple_of))
+    is_limited = ceiling == limit
+    return Decision(
+        batch_size=size,
+        bound=limit_bound if is_limited else "memory",
+        utilization=(probe(size).used_bytes or 0) / total_bytes,
+        largest=largest,
+        safe=safe or 1,
+        limit=limit if is_limited else None,
+    )
 
 
-def shown_share(share: float) -> str:
-    """As a reason ends with it: (79 %)."""
-    return f"({share * 100:.0f} %)"
-
-
-def _step_down(holds: Callable[[int], bool], size: int, multiple_of: int) -> int:
-    """A cache of freed segments can make a smaller size need more: the size that is recommended must itself hold."""
-    while size > 1 and not holds(size):
+def _step_down(fits: Callable[[int], bool], size: int, multiple_of: int) -> int:
+    """Return the next recommended size that fits: a cache of freed segments can make a smaller size need more."""
+    while size > 1 and not fits(size):
         size = size - multiple_of if size > multiple_of else size - 1
     return size
-
-
-def _reason(size: int, ceiling: int, high: float, multiple_of: int) -> tuple[str, Bound]:
-    if ceiling == LARGEST_TRIED:
-        return "no larger size is tried", "limit"
-    if size % multiple_of == 0 and multiple_of > 1:
-        what = f"largest multiple of {multiple_of}"
-    else:
-        what = "largest size" if multiple_of == 1 else f"largest size, since no multiple of {multiple_of} is"
-    return f"{what} under {high * 100:.0f} %", "memory"

@@ -1,46 +1,48 @@
-"""The largest batch of an evaluation or a generation: no gradients, the optimizer's state resident."""
+"""The largest batch of an evaluation or a generation: no gradients, the optimizer state resident."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from ..memory.predictor import Predictor
+from ..options import MAX_BATCH_SIZE, SearchOptions
 from ..records import GpuSpec
-from ..report.report import PhaseAnswer
 from ..workloads.workload import Phase, Trainable
-from .choose import LARGEST_TRIED, largest_under, round_down
-from .verifier import Verifier, nothing_held
-from .wishes import Wishes
+from .answer import PhaseAnswer
+from .choose import largest_under, round_down
+from .verifier import Verifier, nothing_fits
 
 
-def predicted_phase(phase: Phase, workload: Trainable, device: GpuSpec, wishes: Wishes) -> PhaseAnswer:
+def predict_phase(phase: Phase, workload: Trainable, device: GpuSpec, search: SearchOptions) -> PhaseAnswer:
+    """Predict the largest batch of this phase under the target."""
     predictor = _predictor_of(phase, workload, device)
     _, size = largest_under(
         predictor,
-        wishes.target[1],
+        search.target[1],
         total_bytes=device.total_bytes or 0,
-        multiple_of=wishes.multiple_of,
-        limit=_most(phase, wishes),
+        multiple_of=search.multiple_of,
+        limit=_largest_wanted(phase, workload, search),
         guess=predictor.guess,
     )
-    asked = wishes.check_evaluation if phase == "evaluation" else None
-    checked = None if asked is None else predictor(asked)
-    return PhaseAnswer(size, predictor(max(1, size)), checked)
+    asked = search.check_evaluation if phase == "evaluation" else None
+    return PhaseAnswer(size, predictor(max(1, size)), None if asked is None else predictor(asked))
 
 
-def proved_phase(
-    phase: Phase, predicted: PhaseAnswer, verifier: Verifier, workload: Trainable, device: GpuSpec, wishes: Wishes
+def verify_phase(
+    phase: Phase, predicted: PhaseAnswer, verifier: Verifier, workload: Trainable, search: SearchOptions
 ) -> PhaseAnswer:
-    """By what the client of ``verifier`` runs. Raises NothingFitsError where nothing that was run held."""
+    """Verify the predicted batch by running it. Raises NothingFitsError if nothing that was run fits."""
+    device = verifier.client.device.spec
     predictor = _predictor_of(phase, workload, device)
-    allowed: Callable[[int], int] = lambda size: round_down(min(size, _most(phase, wishes)), wishes.multiple_of)  # noqa: E731
-    verifier.workload = predictor.workload
-    proof = verifier.prove(predicted.batch_size, allowed, predictor, phase)
-    if not proof.batch_size:
-        raise nothing_held(proof, verifier.share, device.name)
-    asked = wishes.check_evaluation if phase == "evaluation" else None
-    checked = None if asked is None else verifier.run(asked, phase)
-    return PhaseAnswer(proof.batch_size, verifier.run(proof.batch_size, phase), checked)
+
+    def allowed(size: int) -> int:
+        return round_down(min(size, _largest_wanted(phase, workload, search)), search.multiple_of)
+
+    phase_verifier = verifier.for_phase(phase, predictor.workload)
+    verification = phase_verifier.verify(predicted.batch_size, allowed, predictor)
+    if not verification.batch_size:
+        raise nothing_fits(verification, verifier.fraction, device.name)
+    asked = search.check_evaluation if phase == "evaluation" else None
+    checked = None if asked is None else phase_verifier.run(asked)
+    return PhaseAnswer(verification.batch_size, phase_verifier.run(verification.batch_size), checked)
 
 
 def _predictor_of(phase: Phase, workload: Trainable, device: GpuSpec) -> Predictor:
@@ -48,5 +50,7 @@ def _predictor_of(phase: Phase, workload: Trainable, device: GpuSpec) -> Predict
     return Predictor(workload.evaluating() if phase == "evaluation" else workload, device, phase=phase)
 
 
-def _most(phase: Phase, wishes: Wishes) -> int:
-    return wishes.evaluation_limit or LARGEST_TRIED if phase == "evaluation" else LARGEST_TRIED
+def _largest_wanted(phase: Phase, workload: Trainable, search: SearchOptions) -> int:
+    """Return the largest batch that is of use: a process's share of the evaluation dataset, if its size is known."""
+    examples = workload.evaluation_examples if phase == "evaluation" else None
+    return MAX_BATCH_SIZE if examples is None else min(MAX_BATCH_SIZE, max(1, -(-examples // search.num_processes)))

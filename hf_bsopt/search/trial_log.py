@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class TrialLog:
-    """Within :meth:`search`, what failed is told together with the size that is tried next."""
+    """Logs sizes that are run; within :meth:`search`, one that failed together with the size that is tried next."""
 
     def __init__(self) -> None:
         self._is_searching = False
@@ -24,33 +24,33 @@ class TrialLog:
 
     @contextlib.contextmanager
     def search(self) -> Iterator[None]:
-        """Sizes that follow from each other."""
+        """Hold back a size that failed until the next one is known."""
         self._is_searching = True
         try:
             yield
         finally:
             self._is_searching = False
-            self._tell_failed("")
+            self._log_failed("")
 
     def trying(self, batch_size: int) -> None:
-        """This size is about to be run."""
-        self._tell_failed(f" → trying {batch_size}")
+        """Note that a size is about to be run."""
+        self._log_failed(f" → trying {batch_size}")
 
     def tried(self, trial: Trial) -> None:
-        """It was run."""
+        """Log a size that was run."""
         if self._is_searching and not trial.fits:
             self._failed = trial
         else:
-            logger.info("%s", told_trial(trial))
+            logger.info("%s", format_trial(trial))
 
-    def _tell_failed(self, what_follows: str) -> None:
+    def _log_failed(self, what_follows: str) -> None:
         if self._failed is not None:
-            logger.info("%s%s", told_trial(self._failed), what_follows)
+            logger.info("%s%s", format_trial(self._failed), what_follows)
         self._failed = None
 
 
-def told_trial(trial: Trial) -> str:
-    """One line, as the log shows it."""
+def format_trial(trial: Trial) -> str:
+    """Format a trial as one line of the log."""
     if trial.fits:
         return f"✓ Batch size {trial.batch_size} works ({(trial.used_bytes or 0) / 2**30:.2f} GiB)"
     detail = f", {trial.detail}" if trial.detail and trial.outcome != "oom" else ""

@@ -2,88 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from ..errors import NothingFitsError, ProbeError, RehearsalError
-from ..probing import ProbeClient, with_timed_steps
+from ..options import MAX_ATTEMPTS
+from ..probing import ProbeClient
 from ..records import Trial
 from ..workloads.workload import Phase, Trainable
-from .answer_cache import AnswerCache, Recalled
+from .answer_cache import Recalled
+from .cached_answers import CachedAnswers
 from .trial_log import TrialLog
-from .verify import MAX_ATTEMPTS, Allowed, Limits, Prediction, Proof, curve_sizes, grow, plateau, prove
+from .verify import Allowed, Limits, Prediction, Verification, curve_sizes, plateau, verify
 
 SAME = 0.02
 """Of the device: a remembered size that uses as much again, but for this, is confirmed."""
 
 
-@dataclass(frozen=True)
-class Remembering:
-    """Where measured answers are kept, and what they were the answer to.
-
-    key: all that decides an answer. is_trusted: a remembered answer is taken without running it once more.
-    """
-
-    cache: AnswerCache
-    key: Mapping[str, Any]
-    is_trusted: bool = False
-
-
 @dataclass
 class Verifier:
-    """Runs sizes of one workload and keeps what came of them.
+    """Runs sizes of one workload in one phase, and keeps the trials.
 
-    share: of the device's memory, that a size may use. smallest: that can be trained at all.
+    fraction: of the device's memory that a size may use. smallest: the smallest batch that can be trained.
     """
 
     client: ProbeClient
     workload: Trainable
-    share: float
+    fraction: float
     max_attempts: int = MAX_ATTEMPTS
-    remembering: Remembering | None = None
+    cached: CachedAnswers | None = None
     smallest: int = 1
+    phase: Phase = "training"
     trials: dict[tuple[Phase, int], Trial] = field(default_factory=dict)
     log: TrialLog = field(default_factory=TrialLog)
 
-    def run(self, size: int, phase: Phase = "training") -> Trial:
-        """Each size once."""
-        known = self.trials.get((phase, size))
-        if known is None:
-            self.log.trying(size)
-            known = self.trials[phase, size] = self.client(self.workload, size, phase)
-            self.log.tried(known)
-        return known
+    def run(self, size: int) -> Trial:
+        """Run a size, each one once."""
+        known = self.trials.get((self.phase, size))
+        return self._run_anew(size) if known is None else known
 
-    def prove(self, first: int, allowed: Allowed, prediction: Prediction | None, phase: Phase = "training") -> Proof:
-        """The largest size that was run and held, 0 where none did.
+    def _run_anew(self, size: int, timed_steps: int = 0) -> Trial:
+        self.log.trying(size)
+        trial = self.trials[self.phase, size] = self.client(self.workload, size, self.phase, timed_steps=timed_steps)
+        self.log.tried(trial)
+        return trial
 
-        Raises ProbeError where a step ends otherwise than by memory, RehearsalError where it was a virtual one.
+    def verify(self, first: int, allowed: Allowed, prediction: Prediction) -> Verification:
+        """Find the largest size that was run and fits, 0 if none does.
+
+        Raises ProbeError if a step fails otherwise than by memory, RehearsalError if that was on the virtual GPU.
         """
         limits = self._limits(allowed)
-        recalled = self._recall(phase)
+        recalled = self._recall()
         if recalled is not None:
-            proof = self._confirmed(recalled, limits, phase)
-            if proof is not None:
-                return proof
+            verification = self._confirmed(recalled, limits)
+            if verification is not None:
+                return verification
         with self.log.search():
-            proof = self._search(first, limits, prediction, phase)
-        if proof.failure is not None:
+            verification = self._search(first, limits, prediction)
+        if verification.failure is not None:
             is_virtual = self.client.device.source == "rehearsed"
-            raise (RehearsalError if is_virtual else ProbeError)(self._failure(proof.failure, phase))
-        self._keep(proof, phase)
-        return proof
+            raise (RehearsalError if is_virtual else ProbeError)(self._failure(verification.failure))
+        self._keep(verification)
+        return verification
 
     def measure_throughput(self, largest: int, allowed: Allowed) -> Trial | None:
-        """The smallest size that trains about as fast as any up to ``largest``; None where no time is told."""
-        self.client.device = with_timed_steps(self.client.device, steps=THROUGHPUT_STEPS)
-        curve = []
-        for size in curve_sizes(largest, allowed):
-            self.trials.pop(("training", size), None)  # it was timed for fewer steps
-            trial = self.run(size)
-            if self._limits(allowed).hold(trial):
-                curve.append(trial)
-        return plateau(curve)
+        """Return the smallest size up to ``largest`` that trains about as fast as any; None if no times are known."""
+        curve = [self._run_anew(size, THROUGHPUT_STEPS) for size in curve_sizes(largest, allowed)]
+        return plateau([trial for trial in curve if self._limits(allowed).hold(trial)])
+
+    def for_phase(self, phase: Phase, workload: Trainable) -> Verifier:
+        """Return a verifier of another phase, on the same device, that shares the trials."""
+        return replace(self, workload=workload, phase=phase)
 
     @property
     def _total(self) -> int:
@@ -91,14 +80,11 @@ class Verifier:
 
     def _limits(self, allowed: Allowed) -> Limits:
         is_real = self.client.device.source == "measured"
-        return Limits(self.share * self._total, self._total, allowed, is_cautious=is_real)
+        return Limits(self.fraction * self._total, self._total, allowed, is_cautious=is_real)
 
-    def _search(self, first: int, limits: Limits, prediction: Prediction | None, phase: Phase) -> Proof:
-        if prediction is None:
-            most = limits.allowed(MOST_UNPREDICTED)
-            return grow(lambda size: self._held(size, limits, phase), max(1, first), limit=most, max_attempts=None)
-        return prove(
-            lambda size: self.run(size, phase),
+    def _search(self, first: int, limits: Limits, prediction: Prediction) -> Verification:
+        return verify(
+            self.run,
             first,
             limits=limits,
             prediction=prediction,
@@ -107,48 +93,41 @@ class Verifier:
             smallest=self.smallest,
         )
 
-    def _held(self, size: int, limits: Limits, phase: Phase) -> Trial:
-        """For a search that knows no bytes: over the limit is as good as out of memory."""
-        trial = self.run(size, phase)
-        return trial if limits.hold(trial) or not trial.is_about_memory else replace(trial, outcome="oom")
-
-    def _recall(self, phase: Phase) -> Recalled | None:
-        if self.remembering is None:
+    def _recall(self) -> Recalled | None:
+        if self.cached is None:
             return None
-        return self.remembering.cache.recall({**self.remembering.key, "phase": phase})
+        return self.cached.cache.recall({**self.cached.key, "phase": self.phase})
 
-    def _confirmed(self, recalled: Recalled, limits: Limits, phase: Phase) -> Proof | None:
+    def _confirmed(self, recalled: Recalled, limits: Limits) -> Verification | None:
         """What was remembered, if one probe, or the user, says that it still stands."""
         before = next((t for t in recalled.trials if t.batch_size == recalled.batch_size), None)
-        if before is None or self.remembering is None:
+        if before is None or self.cached is None:
             return None
-        if self.remembering.is_trusted:
-            self.trials.update({(phase, trial.batch_size): trial for trial in recalled.trials})
-            return Proof(recalled.batch_size, recalled.trials, recalled.is_settled)
-        trial = self.run(recalled.batch_size, phase)
+        if self.cached.is_trusted:
+            self.trials.update({(self.phase, trial.batch_size): trial for trial in recalled.trials})
+            return Verification(recalled.batch_size, recalled.trials, recalled.is_settled)
+        trial = self.run(recalled.batch_size)
         same = abs((trial.used_bytes or 0) - (before.used_bytes or 0)) <= SAME * self._total
-        return Proof(trial.batch_size, (trial,), recalled.is_settled) if limits.hold(trial) and same else None
+        return Verification(trial.batch_size, (trial,), recalled.is_settled) if limits.hold(trial) and same else None
 
-    def _keep(self, proof: Proof, phase: Phase) -> None:
-        if self.remembering is not None and proof.batch_size:
-            key = {**self.remembering.key, "phase": phase}
-            self.remembering.cache.keep(key, proof.trials, proof.batch_size, proof.is_settled)
+    def _keep(self, verification: Verification) -> None:
+        if self.cached is not None and verification.batch_size:
+            key = {**self.cached.key, "phase": self.phase}
+            self.cached.cache.keep(key, verification.trials, verification.batch_size, verification.is_settled)
 
-    def _failure(self, trial: Trial, phase: Phase) -> str:
+    def _failure(self, trial: Trial) -> str:
         model = dict(self.workload.describe()).get("model", "the model")
         more = "; probe_timeout gives it more" if trial.outcome == "timeout" else ""
         return (
-            f"the {phase} step of {model} did not come through at batch size {trial.batch_size} on "
+            f"the {self.phase} step of {model} did not come through at batch size {trial.batch_size} on "
             f"{self.client.device.spec.name} ({trial.outcome}): {trial.detail}{more}"
         )
 
 
-MOST_UNPREDICTED = 4096
-"""Sequences that are tried at most where nothing is predicted."""
 THROUGHPUT_STEPS = 10
 
 
-def nothing_held(proof: Proof, share: float, name: str) -> NothingFitsError:
+def nothing_fits(verification: Verification, fraction: float, name: str) -> NothingFitsError:
     """The error that says which sizes were run in vain."""
-    tried = ", ".join(f"{trial.batch_size} ({trial.detail or trial.outcome})" for trial in proof.trials)
-    return NothingFitsError(f"no size that was run stays under {share:.0%} of {name}: {tried}")
+    tried = ", ".join(f"{trial.batch_size} ({trial.detail or trial.outcome})" for trial in verification.trials)
+    return NothingFitsError(f"no size that was run stays under {fraction:.0%} of {name}: {tried}")

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ..errors import UsageError
+from ..options import MAX_ATTEMPTS
 from ..records import Trial
 from .choose import LARGEST_TRIED, Probe, largest_that
 
-MAX_ATTEMPTS = 5
 TRUSTED_ATTEMPTS = 3
 """Sizes that are run at most where what was believed came true each time."""
 BELIEVED_ATTEMPTS = 4
@@ -40,7 +40,7 @@ Belief = Callable[[int], float]
 
 
 @dataclass(frozen=True)
-class Proof:
+class Verification:
     """What real steps showed.
 
     batch_size: the largest that was run and held, 0 if none did. is_settled: nothing larger is believed to hold,
@@ -51,6 +51,7 @@ class Proof:
     trials: tuple[Trial, ...]
     is_settled: bool
     failure: Trial | None = None
+    prediction_error: float | None = None
 
 
 class Prediction(Protocol):
@@ -100,7 +101,7 @@ class Limits:
         return self.allowed(last + 1) if last < LARGEST_TRIED else 0
 
 
-def prove(
+def verify(
     probe: Probe,
     first: int,
     *,
@@ -109,7 +110,7 @@ def prove(
     calibration: Sequence[float] = (),
     max_attempts: int = MAX_ATTEMPTS,
     smallest: int = 1,
-) -> Proof:
+) -> Verification:
     """Runs ``first``, then whatever the answers require, at most ``max_attempts`` sizes.
 
     ``prediction``, where there is one, is corrected by every size that ran; where there is none, a
@@ -135,17 +136,17 @@ def prove(
             size = _calibrating(tried, limits, belief, prediction, share)
             size = size or _next_size(tried, limits, belief, prediction, is_trusted, is_surprised)
         if not size or size in tried:
-            return Proof(limits.largest_held(tried), tuple(tried.values()), True)
+            return Verification(limits.largest_held(tried), tuple(tried.values()), True)
         foretold = belief(size)
         if prediction is not None:  # what is believed of a device without a limit, and how a full one differs from it
             foretold += prediction.expected(size) - prediction.unlimited(size)
         trial = tried[size] = probe(size)
         if not trial.is_about_memory:
-            return Proof(limits.largest_held(tried), tuple(tried.values()), False, trial)
+            return Verification(limits.largest_held(tried), tuple(tried.values()), False, trial)
         is_trusted = is_trusted and _came_true(trial, foretold, limits)
         is_surprised = limits.hold(trial) and foretold > limits.limit_bytes
     good = limits.largest_held(tried)
-    return Proof(good, tuple(tried.values()), bool(good) and not _open_above(tried, limits))
+    return Verification(good, tuple(tried.values()), bool(good) and not _open_above(tried, limits))
 
 
 def _first_size(first: int, limits: Limits, prediction: Prediction | None, share: float | None, smallest: int) -> int:
@@ -258,7 +259,7 @@ def _open_above(tried: Mapping[int, Trial], limits: Limits) -> bool:
     return following != 0 and following not in tried
 
 
-def grow(probe: Probe, first: int, *, limit: int = LARGEST_TRIED, max_attempts: int | None = None) -> Proof:
+def grow(probe: Probe, first: int, *, limit: int = LARGEST_TRIED, max_attempts: int | None = None) -> Verification:
     """The largest size that works, for a probe of which nothing is known: no prediction, no bytes.
 
     From ``first`` half as much again while sizes work, half while they don't, then the middle between the largest
@@ -272,7 +273,7 @@ def grow(probe: Probe, first: int, *, limit: int = LARGEST_TRIED, max_attempts: 
     while bad - good > 1 and (max_attempts is None or len(tried) < max_attempts):
         trial = tried[size] = probe(size)
         if not trial.is_about_memory:
-            return Proof(good, tuple(tried.values()), False, trial)
+            return Verification(good, tuple(tried.values()), False, trial)
         if trial.fits:
             good = size
         else:
@@ -283,7 +284,7 @@ def grow(probe: Probe, first: int, *, limit: int = LARGEST_TRIED, max_attempts: 
             size = min(limit, max(good + 1, int(good * GROWTH)))
         else:
             size = (good + bad) // 2
-    return Proof(good, tuple(tried.values()), bad - good <= 1)
+    return Verification(good, tuple(tried.values()), bad - good <= 1)
 
 
 def curve_sizes(largest: int, allowed: Allowed) -> tuple[int, ...]:

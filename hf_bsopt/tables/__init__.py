@@ -7,13 +7,10 @@ from typing import TYPE_CHECKING
 from .._utils.lazy_names import lazy_names
 
 if TYPE_CHECKING:
-    from .table import AS_USUAL, Training, batch_size_table
     from .text import FORMATS, table_text
 
 __all__ = [
-    "AS_USUAL",
     "FORMATS",
-    "Training",
     "batch_size_table",
     "table_text",
 ]
@@ -21,9 +18,7 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "AS_USUAL": "table",
         "FORMATS": "text",
-        "Training": "table",
         "batch_size_table": "table",
         "table_text": "text",
     },

@@ -38,6 +38,10 @@ class ModuleWorkload:
         return True
 
     @property
+    def evaluation_examples(self) -> int | None:
+        return None
+
+    @property
     def length(self) -> int:
         shapes = [value.shape for value in self.example.values() if hasattr(value, "shape") and len(value.shape) > 1]
         return int(shapes[0][1]) if shapes else 1

@@ -1,6 +1,6 @@
 """What is trained: a model by its configuration, a task, a length, and how.
 
-    workload = describe("dmis-lab/biobert-v1.1", max_length=512)
+    workload = describe("dmis-lab/biobert-v1.1", ModelOptions(max_length=512))
     with torch.device("meta"):
         model = workload.build()
 
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ..data import catalog
 from ..errors import MissingExtraError, UsageError
+from ..options import ModelOptions
 from .bnb_4bit import quantized
 from .model_config import AUTO_CLASSES, check_head, default_task, load_config, position_limit, supports_sdpa
 from .step_settings import ALIASES, OPTIMIZERS, TRAINERS, OwnParts, Precision, StepSettings
@@ -39,8 +40,9 @@ PRECISIONS: dict[str, str] = {
     "bf16-weights": "weights, gradients and optimizer in bf16",
 }
 UNREADABLE = ("meta",)
-"""Devices on which nobody can read what a mask holds, so that it is kept in any case."""
+"""Devices on which a mask cannot be read, so that it is kept in any case."""
 DEFAULT_LENGTH = 512
+DEFAULTS = ModelOptions()
 GENERATING = ("causal-lm", "seq2seq")
 DEFAULT_LABELS = {"token-classification": 3, "sequence-classification": 2}
 """Three: the B, I and O of one kind of entity."""
@@ -49,9 +51,9 @@ DEFAULT_LABELS = {"token-classification": 3, "sequence-classification": 2}
 class Trainable(Protocol):
     """What a prediction, a probe or a report needs to know of a workload.
 
-    own: what of its step is the user's own. accumulation: micro-batches in an optimizer step. new_tokens: how many a
-    generation adds to each sequence. is_custom: whether the model's code is the user's own, so that its growth with the
-    batch has to be verified. defaults: what was chosen for the user, and why.
+    own: the parts of its step that are the user's. accumulation: micro-batches per optimizer step. new_tokens: how many
+    a generation adds to each sequence. is_custom: the model's code is the user's, so that its growth with the batch has
+    to be verified. defaults: what was chosen for the user, and why.
     """
 
     @property
@@ -68,30 +70,35 @@ class Trainable(Protocol):
     def is_custom(self) -> bool: ...
     @property
     def defaults(self) -> tuple[str, ...]: ...
+    @property
+    def evaluation_examples(self) -> int | None:
+        """Number of examples in the evaluation dataset, None if it is not known."""
+        ...
+
     def build(self) -> nn.Module: ...
     def batch(self, batch_size: int, device: str, *, padded: bool = True) -> dict[str, Any]:
-        """Of full length. ``padded``: one sequence has a token of padding, so that the mask is needed."""
+        """Return a batch of full length. ``padded``: one sequence has a padding token, so that the mask is needed."""
         ...
 
     def accumulating(self, micro_batches: int) -> Trainable: ...
     def replicated(self) -> Trainable:
-        """The same on each of several processes (DistributedDataParallel)."""
+        """Return the same on each of several processes (DistributedDataParallel)."""
         ...
 
     def evaluating(self) -> Trainable:
-        """The same with the batches of an evaluation."""
+        """Return the same with the batches of an evaluation."""
         ...
 
     def values(self) -> dict[str, Any]:
-        """What decides about memory, as JSON knows it."""
+        """Return everything that decides about memory, as JSON values."""
         ...
 
     def describe(self) -> list[tuple[str, str]]:
-        """(name, value) of everything that decides about memory."""
+        """Return (name, value) of everything that decides about memory."""
         ...
 
     def portable(self) -> Trainable:
-        """The same without weights, for another process."""
+        """Return the same without weights, for another process."""
         ...
 
 
@@ -141,8 +148,13 @@ class Workload:
 
     @property
     def is_custom(self) -> bool:
-        """Whether the model's code is the user's own, so that its growth with the batch has to be verified."""
+        """Whether the model's code is the user's, so that its growth with the batch has to be verified."""
         return False
+
+    @property
+    def evaluation_examples(self) -> int | None:
+        """Not known of a model by name."""
+        return None
 
     def accumulating(self, micro_batches: int) -> Workload:
         return replace(self, accumulation=micro_batches)
@@ -157,8 +169,9 @@ class Workload:
         return self
 
     def build(self) -> nn.Module:
-        """The model on the default device, with random weights unless ``pretrained``; on ``meta`` it has none. Trained
-        as it is: adapters on, cache off.
+        """Build the model on the default device, with random weights unless ``pretrained``; on ``meta`` it has none.
+
+        It is ready to train: adapters on, cache off.
         """
         import torch
 
@@ -194,15 +207,15 @@ class Workload:
                 with torch.device("cpu"):
                     model = auto_class.from_pretrained(self.model, config=config, dtype=dtype)
             except (OSError, ValueError) as error:
-                raise UsageError(f"the weights of {self.model} can't be loaded: {error}") from error
+                raise UsageError(f"the weights of {self.model} cannot be loaded: {error}") from error
             return model.to(device)
         try:
             return auto_class.from_config(config, dtype=dtype)
-        except Exception as error:  # every architecture fails in its own way on values that can't be
+        except Exception as error:  # every architecture fails in its own way on invalid values
             raise UsageError(f"no model can be built from the configuration of {self.model}: {error}") from error
 
     def batch(self, batch_size: int, device: str, *, padded: bool = True) -> dict[str, torch.Tensor]:
-        """The worst case: every sequence of full length, one of them padded so that the mask is kept.
+        """Return the worst case: every sequence of full length, one of them padded so that the mask is kept.
 
         input_ids, attention_mask and labels are int64 of shape [batch_size, max_length]; labels of a sequence task, and
         the positions of question answering, are [batch_size].
@@ -227,12 +240,12 @@ class Workload:
         return batch
 
     def values(self) -> dict[str, Any]:
-        """The fields, as JSON knows them."""
+        """Return the fields as JSON values."""
         hidden = ("config", "defaults")
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in hidden}
 
     def describe(self) -> list[tuple[str, str]]:
-        """(name, value) of everything that decides about memory."""
+        """Return (name, value) of everything that decides about memory."""
         rows = [
             ("model", self.model),
             ("task", self.task),
@@ -251,91 +264,36 @@ class Workload:
         return rows
 
 
-def describe(
-    model: str,
-    *,
-    task: str | None = None,
-    max_length: int | None = None,
-    precision: str | None = None,
-    weights_dtype: str | None = None,
-    optimizer: str | None = None,
-    attention: str | None = None,
-    activation_checkpointing: bool = False,
-    lora_r: int = 0,
-    lora_targets: tuple[str, ...] | None = None,
-    load_in_4bit: bool = False,
-    num_labels: int | None = None,
-    new_tokens: int = 0,
-    pretrained: bool = False,
-    trust_remote_code: bool = False,
-) -> Workload:
-    """The workload that these options mean, with a default and its reason for everything that was not said.
+def describe(model: str, options: ModelOptions = DEFAULTS) -> Workload:
+    """Return the workload that these options mean, with a default and its reason for each one that was not given.
 
     ``model``: a name of the catalog, a folder with a config.json, or a hub id. Raises UnknownModelError, UsageError or
     MissingExtraError.
     """
-    if lora_r < 0:
-        raise UsageError(f"lora_r is a rank from 1 on, or 0 for no adapters, not {lora_r}")
-    if lora_targets and not lora_r:
+    if options.lora_targets and not options.lora_r:
         raise UsageError("lora_targets are the modules that get adapters: add their rank, such as --lora_r 16")
-    if lora_r:
+    if options.lora_r:
         _needs("peft", "LoRA")
-    if load_in_4bit:
+    if options.load_in_4bit:
         _needs("bitsandbytes", "4-bit weights")
-    config = load_config(model, trust_remote_code=trust_remote_code)
-    chosen: list[str] = []
-    if task is None:
-        task, why = default_task(config)
-        chosen.append(f"task {task}: {why}")
-    check_choice("task", task, tuple(AUTO_CLASSES))
-    check_head(config, task)
-    max_length = _length(config, max_length, chosen)
-    _check_generation(config, task, max_length, new_tokens)
-    if pretrained and load_in_4bit:
-        raise UsageError("weights that are quantized here are random: leave out pretrained, they need the same memory")
-    if precision is None:
-        precision = "fp16"
-        chosen.append("precision fp16: runs on every GPU from the T4 on")
-    check_choice("precision", precision, tuple(PRECISIONS))
-    if weights_dtype is None:
-        weights_dtype = _default_dtype(precision, bool(lora_r or load_in_4bit))
-        saved = str(getattr(config, "dtype", None) or "").removeprefix("torch.")
-        if weights_dtype == "float32" and saved in ("float16", "bfloat16"):
-            chosen.append(
-                f"weights in float32: the checkpoint is saved in {saved}, and from_pretrained keeps that unless it is "
-                f"told dtype=torch.float32; --weights_dtype {saved} predicts it so"
+        if not options.lora_r:
+            raise UsageError("4-bit weights cannot be trained themselves: add adapters, such as --lora_r 16")
+        if options.pretrained:
+            raise UsageError(
+                "weights that are quantized here are random: leave out pretrained, they need the same memory"
             )
-        if (lora_r or load_in_4bit) and weights_dtype != "float32":
-            chosen.append(f"weights in {weights_dtype}: the base model is frozen, only adapters are trained in float32")
-    check_choice("weights dtype", weights_dtype, ("float32", "float16", "bfloat16"))
-    if precision == "fp16" and weights_dtype == "float16" and not (lora_r or load_in_4bit):
-        raise UsageError(
-            "fp16 mixed precision can't train weights that are held in float16 (its gradient scaler refuses them): "
-            "load them with dtype=torch.float32, or take --bf16"
-        )
-    if optimizer is None:
-        optimizer = "adamw_torch_fused"
-        chosen.append("optimizer adamw_torch_fused: Trainer's default")
-    optimizer = ALIASES.get(optimizer, optimizer)
-    check_choice("optimizer", optimizer, tuple(OPTIMIZERS))
-    if "8bit" in optimizer:
-        _needs("bitsandbytes", optimizer)
-    attention, why = _attention(config, attention, task)
+    config = load_config(model, trust_remote_code=options.trust_remote_code)
+    reasons: list[str] = []
+    task = _task(config, options, reasons)
+    max_length = _length(config, options.max_length, reasons)
+    _check_generation(config, task, max_length, options.generate)
+    precision = _precision(options, reasons)
+    weights_dtype = _weights_dtype(config, precision, options, reasons)
+    optimizer = _optimizer(options, reasons)
+    attention, why = _attention(config, options.attention, task)
     if why:
-        chosen.append(f"attention {attention}: {why}")
-    if load_in_4bit and not lora_r:
-        raise UsageError("4-bit weights can't be trained themselves: add adapters, such as --lora_r 16")
-    if num_labels is not None and num_labels < 1:
-        raise UsageError(f"num_labels is at least 1, not {num_labels}")
-    if num_labels is not None and task not in DEFAULT_LABELS:
-        raise UsageError(f"num_labels are those of a classification, and the task is {task}")
-    labels = num_labels or DEFAULT_LABELS.get(task)
-    if labels is not None:
-        config.num_labels = labels
-        if num_labels is None:
-            chosen.append(f"{labels} labels: a few more or less change nothing")
-    if task == "sequence-classification" and getattr(config, "pad_token_id", None) is None:
-        config.pad_token_id = 0
+        reasons.append(f"attention {attention}: {why}")
+    _set_labels(config, task, options.num_labels, reasons)
     entry = catalog.model_entry(model)
     return Workload(
         model=entry.hub_id if entry else model,
@@ -346,18 +304,83 @@ def describe(
         weights_dtype=weights_dtype,
         optimizer=optimizer,
         attention=attention,  # type: ignore[arg-type]
-        activation_checkpointing=activation_checkpointing,
-        lora_r=lora_r,
-        lora_targets=lora_targets,
-        load_in_4bit=load_in_4bit,
-        new_tokens=new_tokens,
-        pretrained=pretrained,
-        defaults=tuple(chosen),
+        activation_checkpointing=options.activation_checkpointing,
+        lora_r=options.lora_r,
+        lora_targets=options.lora_targets,
+        load_in_4bit=options.load_in_4bit,
+        new_tokens=options.generate,
+        pretrained=options.pretrained,
+        defaults=tuple(reasons),
     )
 
 
+def _task(config: PreTrainedConfig, options: ModelOptions, reasons: list[str]) -> str:
+    task = options.task
+    if task is None:
+        task, why = default_task(config)
+        reasons.append(f"task {task}: {why}")
+    check_choice("task", task, tuple(AUTO_CLASSES))
+    check_head(config, task)
+    return task
+
+
+def _precision(options: ModelOptions, reasons: list[str]) -> str:
+    precision = options.precision
+    if precision is None:
+        precision = "fp16"
+        reasons.append("precision fp16: runs on every GPU from the T4 on")
+    check_choice("precision", precision, tuple(PRECISIONS))
+    return precision
+
+
+def _weights_dtype(config: PreTrainedConfig, precision: str, options: ModelOptions, reasons: list[str]) -> str:
+    dtype, has_frozen_base = options.weights_dtype, bool(options.lora_r or options.load_in_4bit)
+    if dtype is None:
+        dtype = _default_dtype(precision, has_frozen_base)
+        saved = str(getattr(config, "dtype", None) or "").removeprefix("torch.")
+        if dtype == "float32" and saved in ("float16", "bfloat16"):
+            reasons.append(
+                f"weights in float32: the checkpoint is saved in {saved}, which from_pretrained keeps unless it is "
+                f"given dtype=torch.float32; --weights_dtype {saved} predicts it so"
+            )
+        if has_frozen_base and dtype != "float32":
+            reasons.append(f"weights in {dtype}: the base model is frozen, only adapters are trained in float32")
+    check_choice("weights dtype", dtype, ("float32", "float16", "bfloat16"))
+    if precision == "fp16" and dtype == "float16" and not has_frozen_base:
+        raise UsageError(
+            "fp16 mixed precision cannot train weights that are held in float16 (its gradient scaler refuses them): "
+            "load them with dtype=torch.float32, or take --bf16"
+        )
+    return dtype
+
+
+def _optimizer(options: ModelOptions, reasons: list[str]) -> str:
+    optimizer = options.optimizer
+    if optimizer is None:
+        optimizer = "adamw_torch_fused"
+        reasons.append("optimizer adamw_torch_fused: Trainer's default")
+    optimizer = ALIASES.get(optimizer, optimizer)
+    check_choice("optimizer", optimizer, tuple(OPTIMIZERS))
+    if "8bit" in optimizer:
+        _needs("bitsandbytes", optimizer)
+    return optimizer
+
+
+def _set_labels(config: PreTrainedConfig, task: str, num_labels: int | None, reasons: list[str]) -> None:
+    """Set the number of classes in the configuration, and a padding token where the head needs one."""
+    if num_labels is not None and task not in DEFAULT_LABELS:
+        raise UsageError(f"num_labels applies to classification, and the task is {task}")
+    labels = num_labels or DEFAULT_LABELS.get(task)
+    if labels is not None:
+        config.num_labels = labels
+        if num_labels is None:
+            reasons.append(f"{labels} labels: a few more or less change nothing")
+    if task == "sequence-classification" and getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = 0
+
+
 def check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raises UsageError, with the nearest."""
+    """Raise UsageError, with the nearest choice, unless the value is one of the choices."""
     if value not in choices:
         import difflib
 
@@ -371,22 +394,18 @@ def _needs(package: str, what: str) -> None:
         raise MissingExtraError(f"{what} needs {package}: pip install {package}")
 
 
-def _length(config: PreTrainedConfig, asked: int | None, chosen: list[str]) -> int:
+def _length(config: PreTrainedConfig, asked: int | None, reasons: list[str]) -> int:
     limit = position_limit(config)
     if asked is None:
         length = min(DEFAULT_LENGTH, limit or DEFAULT_LENGTH)
-        chosen.append(f"max_length {length}: " + ("the model's limit" if limit == length else "a usual one"))
+        reasons.append(f"max_length {length}: " + ("the model's limit" if limit == length else "a usual one"))
         return length
-    if asked < 1:
-        raise UsageError(f"max_length is at least 1, not {asked}")
     if limit is not None and asked > limit:
         raise UsageError(f"max_length {asked} is over the model's limit of {limit} positions; use {limit} or less")
     return asked
 
 
 def _check_generation(config: PreTrainedConfig, task: str, max_length: int, new_tokens: int) -> None:
-    if new_tokens < 0:
-        raise UsageError(f"a generation adds at least 1 token, or 0 for none, not {new_tokens}")
     if not new_tokens:
         return
     if task not in GENERATING:
@@ -415,7 +434,7 @@ def _attention(config: PreTrainedConfig, asked: str | None, task: str) -> tuple[
 
 
 def _checkpoint_activations(model: Any) -> None:
-    """Transformers 5.23 gave the method a new name."""
+    """Turn it on; transformers 5.23 gave the method a new name."""
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     try:
         enable()

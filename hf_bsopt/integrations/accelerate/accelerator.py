@@ -1,4 +1,4 @@
-"""For training loops of accelerate's: its decorator with a better search, and find_batch_size for its Accelerator.
+"""For training loops of accelerate: its decorator with a better search, and find_batch_size for its Accelerator.
 
 @find_executable_batch_size(starting_batch_size=128)
 def training(batch_size): ...
@@ -11,20 +11,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, overload
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from ...errors import UsageError
-from ...parallel.ranks import agreed, first_of_its_kind
-from ...probing.client import TIMEOUT_SECONDS
+from ...option_keywords import AccelerateKeywords
+from ...options import Options
 from ...records import GpuSpec
 from ...report.report import Report
-from ...search.answering import answered, check_precision, started
-from ...search.batch_plan import LearningRateScaling
-from ...search.choose import MULTIPLE_OF, TARGET
-from ...search.device_choice import choose_device
-from ...search.verify import MAX_ATTEMPTS
-from ...search.wishes import Wishes
-from ...workloads.module import module_workload, own_precision
+from ...search.pipeline import run_on_every_rank
+from ...workloads.module import ModuleWorkload, module_workload, own_precision
 from .executable_batch_size import Executable, Result
 
 if TYPE_CHECKING:
@@ -32,7 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 SHARDING = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "TP")
-"""Of accelerate's DistributedType."""
+"""Values of accelerate's DistributedType."""
 
 
 @overload
@@ -52,19 +48,19 @@ def find_executable_batch_size(
     starting_batch_size: int = 128,
     reduce_batch_size_fn: Callable[[], int] | None = None,
 ) -> Any:
-    """A decorator: the function is a training, whose first argument is the batch size. It is called with
-    ``starting_batch_size``, and with smaller sizes where memory does not suffice, until it comes through.
+    """Decorate a training function whose first argument is the batch size, so that it is called with smaller sizes
+    until one fits, beginning with ``starting_batch_size``.
 
-    As accelerate's of the same name, but for the sizes: in place of nine tenths each time, the size that the memory at
-    the failure lets believe to fit, in steps of at least 1/32 that grow where they do not help, of three quarters at
-    most; half where nothing is known of the memory. ``reduce_batch_size_fn``, where it is given, says the
-    next size instead. The largest size is not sought: what comes through is the training, and is not run again.
+    Like accelerate's decorator of the same name, but for the sizes: instead of nine tenths each time, the next size is
+    the one that the memory at the failure suggests, in steps of at least 1/32 that grow if they do not help, and of at
+    most three quarters; half if nothing is known of the memory. ``reduce_batch_size_fn``, if given, returns the next
+    size instead. The largest size is not searched for: the run that fits is the training, and is not repeated.
 
-    In a distributed run every rank goes on with the smallest size that any of them would. Where that can't be done
-    safely, since one rank came through or waits in a collective, all that can be reached raise AgreementError.
+    In a distributed run every rank continues with the smallest size that any of them would take. If that is not safe,
+    because one rank finished or waits in a collective, all ranks that can be reached raise AgreementError.
 
-    Calling it raises ReachedZeroError (a RuntimeError) where no size is left, TypeError where the batch size was
-    passed, and whatever the function raises that is no want of memory. A further call begins where the last one ended.
+    Calling it raises ReachedZeroError (a RuntimeError) if no size is left, TypeError if the batch size was passed, and
+    whatever the function raises that is not an out-of-memory error. Another call begins where the last one ended.
     """
     if function is None:
         return functools.partial(
@@ -80,31 +76,14 @@ def find_batch_size(
     *,
     accelerator: Accelerator,
     example_batch: Mapping[str, Any],
-    gpu: str | GpuSpec | None = None,
-    device: str | None = None,
-    memory: str | None = None,
-    optimizer: str | None = None,
-    target: tuple[float, float] = TARGET,
-    multiple_of: int = MULTIPLE_OF,
-    batch_size: int | None = None,
-    dataset_size: int | None = None,
-    effective_batch_size: int | None = None,
-    total_tokens: int | None = None,
-    learning_rate: float | None = None,
-    base_batch_size: int | None = None,
-    lr_scaling: LearningRateScaling = "sqrt",
-    evaluation: bool = True,
-    throughput: bool = False,
-    expandable_segments: bool = False,
-    max_attempts: int = MAX_ATTEMPTS,
-    probe_timeout: float = TIMEOUT_SECONDS,
+    **keywords: Unpack[AccelerateKeywords],
 ) -> Report:
     """:func:`hf_bsopt.find_batch_size` for a model that is about to be given to ``accelerator.prepare``.
 
     Precision, processes and accumulation are the accelerator's, and so is the device, unless ``gpu`` or ``device``
-    names another; the other options mean what they mean there. Called by every rank. Each searches on its own device;
-    all end with the size that the smallest can take, which was searched for once more on those that could take a
-    larger one, so that it was run there too. A rank waits ``probe_timeout`` for those that search for longer.
+    names another; ``keywords`` are the other options (:mod:`hf_bsopt.options`). Called by every rank. Each searches on
+    its own device; all end with the size that the smallest can take, which is searched for again on those that could
+    take a larger one, so that it was run there too. A rank waits ``probe_timeout`` for those that search for longer.
 
     Raises what ``hf_bsopt.find_batch_size`` raises; with several processes AgreementError on all ranks, from that
     error on the one that it occurred on; UsageError for a model that is prepared already.
@@ -116,36 +95,23 @@ def find_batch_size(
             f"{accelerator.distributed_type.value} does not hold a whole model on each GPU, and what it holds is not "
             f"predicted yet: one GPU and DistributedDataParallel are supported"
         )
+    options = Options.of(keywords, "accelerate")
+    accumulation = accelerator.gradient_accumulation_steps
+    asks_for_a_total = options.search.effective_batch_size or options.search.total_tokens
+    if accumulation > 1 and asks_for_a_total:
+        raise UsageError(
+            f"the Accelerator accumulates {accumulation} micro-batches, and an effective batch size decides their "
+            f"number: give one of them"
+        )
+    search = replace(options.search, num_processes=accelerator.num_processes, gradient_accumulation_steps=accumulation)
+    is_own = options.device.device == "auto" and options.device.gpu is None
+    device = replace(options.device, device=accelerator.device.type if is_own else options.device.device, cache=False)
 
-    def searched(limit: int | None) -> Report:
-        with first_of_its_kind(accelerator.device):
-            choice = choose_device(device or (accelerator.device.type if gpu is None else "auto"), gpu, memory)
-            if throughput and choice.device is None:
-                raise UsageError(f"throughput is measured on a device that computes; {choice.note}")
-            workload = module_workload(model, example_batch, _precision(accelerator.mixed_precision, model), optimizer)
-            check_precision(workload, choice.spec)
-            wishes = Wishes(
-                target=target,
-                multiple_of=multiple_of,
-                batch_size=limit,
-                dataset_size=dataset_size,
-                effective_batch=effective_batch_size,
-                total_tokens=total_tokens,
-                accumulation=accelerator.gradient_accumulation_steps,
-                processes=accelerator.num_processes,
-                learning_rate=learning_rate,
-                base_batch_size=base_batch_size,
-                lr_scaling=lr_scaling,
-                evaluation=evaluation,
-                throughput=throughput,
-                expandable_segments=expandable_segments,
-                max_attempts=max_attempts,
-                notes=(*choice.notes, choice.note),
-            )
-            with started(choice, probe_timeout, expandable_segments) as client:
-                return answered(workload, choice, wishes, client)
+    def describe(spec: GpuSpec) -> ModuleWorkload:
+        precision = _precision(accelerator.mixed_precision, model)
+        return module_workload(model, example_batch, precision, options.model.optimizer)
 
-    return agreed(searched, batch_size, probe_timeout)
+    return Report.of(run_on_every_rank(describe, device, search, accelerator.device))
 
 
 def _wrappers() -> tuple[type, ...]:
@@ -156,9 +122,9 @@ def _wrappers() -> tuple[type, ...]:
 
 
 def _precision(mixed_precision: str, model: nn.Module) -> str:
-    """As this package calls it. Without mixed precision the weights' own."""
+    """Return the precision as this package calls it; without mixed precision, the weights' own."""
     if mixed_precision in ("fp16", "bf16"):
         return mixed_precision
     if mixed_precision != "no":
-        raise UsageError(f"mixed_precision {mixed_precision!r} can't be predicted; fp16 and bf16 can")
+        raise UsageError(f"mixed_precision {mixed_precision!r} is not supported; fp16 and bf16 are")
     return own_precision(model)

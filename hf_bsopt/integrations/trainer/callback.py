@@ -16,22 +16,21 @@ import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Unpack
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from ...errors import UsageError
+from ...option_keywords import TrainerKeywords
+from ...options import Options
 from ...parallel.agreement import exchange
 from ...report.report import Report
-from ...search.batch_plan import LearningRateScaling
-from ...search.choose import MULTIPLE_OF, TARGET
-from ...search.verify import MAX_ATTEMPTS
 from ..preserve_state import same_random_numbers
 from .checkpoint_state import Remembered, remembered_in
 from .memory_logging import GaugeLog
 from .recovery import Recovery
-from .sizing import Sizing, apply, check, effective_batch, report_of, set_size, told
+from .sizing import apply, check, effective_batch, format_line, report_of, set_size
 from .workload import trainer_workload
 
 logger = logging.getLogger(__name__)
@@ -40,56 +39,25 @@ NOTHING_KEPT = "no BatchSizeCallback was there"
 
 
 class BatchSizeCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
-    """Sizes the Trainer that it is given to, at the beginning of ``train()``; logs the use of memory while it trains.
+    """Sizes the Trainer that it is given to, at the beginning of ``train()``; logs memory and speed while it trains.
 
-    The arguments are those of :class:`hf_bsopt.integrations.trainer.Sizing`, all optional. ``recover``: a step that
-    runs out of memory all the same is done again in smaller parts, see recovery.py. ``log``:
-    whether memory and speed are logged with the losses.
+    ``keywords``: the options that apply to a Trainer (:mod:`hf_bsopt.options`). ``recover``: a step that runs out of
+    memory all the same is repeated in smaller parts (recovery.py). ``log``: log memory and speed with the losses.
 
     report: what was found, None before; a resumed training on the same kind of device takes the size of its checkpoint
     and makes none. Raises UsageError, at the Trainer's construction or at the beginning of ``train()``, for what can't
     be sized.
     """
 
-    def __init__(
-        self,
-        *,
-        gpu: str | None = None,
-        device: str | None = None,
-        memory: str | None = None,
-        target: tuple[float, float] = TARGET,
-        multiple_of: int = MULTIPLE_OF,
-        batch_size: int | None = None,
-        effective_batch_size: int | None = None,
-        fill: bool = False,
-        lr_scaling: LearningRateScaling = "sqrt",
-        max_length: int | None = None,
-        evaluation: bool = True,
-        max_attempts: int = MAX_ATTEMPTS,
-        recover: bool = False,
-        log: bool = True,
-    ) -> None:
-        asked: dict[str, Any] = {
-            "gpu": gpu,
-            "device": device,
-            "memory": memory,
-            "target": target,
-            "multiple_of": multiple_of,
-            "batch_size": batch_size,
-            "effective_batch_size": effective_batch_size,
-            "fill": fill,
-            "lr_scaling": lr_scaling,
-            "max_length": max_length,
-            "evaluation": evaluation,
-            "max_attempts": max_attempts,
-        }
-        self.sizing = Sizing(**asked)
+    def __init__(self, *, recover: bool = False, log: bool = True, **keywords: Unpack[TrainerKeywords]) -> None:
+        self.options = Options.of(keywords, "trainer")
         self.remembered: dict[str, Any] | None = None
         self.report: Report | None = None
-        self._arguments = {**asked, "recover": recover, "log": log}
+        self._arguments: dict[str, Any] = {**keywords, "recover": recover, "log": log}
         self.recovery = Recovery() if recover else None
-        is_here = gpu is None and device not in ("predict", "rehearse")
-        self._log = GaugeLog(target, memory if is_here else None) if log else None
+        device = self.options.device
+        is_here = device.gpu is None and device.device not in ("predict", "rehearse")
+        self._log = GaugeLog(self.options.search.target, device.memory if is_here else None) if log else None
         self._trainers: list[weakref.ref[Trainer]] = []  # mostly one
 
     # ---- events, in their order
@@ -144,7 +112,7 @@ class BatchSizeCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             self.recovery.end()
 
     def state(self) -> dict[str, Any]:
-        """For trainer_state.json: the size and what it was found on, so that a resumed training can compare."""
+        """Return the size and the device it was found on, for trainer_state.json and a resumed training."""
         parts = 1 if self.recovery is None else self.recovery.parts
         kept = self.remembered
         if kept is not None and parts > 1 and kept["micro_batch"] % parts == 0:
@@ -158,44 +126,48 @@ class BatchSizeCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     # ---- the size
 
     def size(self, trainer: Trainer, checkpoint: str | None) -> None:
-        """Finds and sets it, or takes that of ``checkpoint``."""
+        """Find and set the size, or take that of ``checkpoint``."""
         if self._its(trainer.args) is None:  # a copy of the one that it was made in
             self._trainers.append(weakref.ref(trainer))
         before = None if checkpoint is None else self._remembered_in(Path(checkpoint), trainer)
         if before is not None:
             with same_random_numbers():
-                workload = trainer_workload(trainer, self.sizing.max_length)
+                workload = trainer_workload(trainer, self.options.model.max_length)
                 set_size(trainer, before.micro_batch, before.accumulation, workload)
             self.remembered = Remembered.of(trainer, self._arguments).to_dict()
             logger.info("batch size %d of the checkpoint: it was found on the same device", before.micro_batch)
             return
-        self.report = report_of(trainer, self.sizing)
-        apply(self.report, trainer, self.sizing)
+        self.report = report_of(trainer, self.options)
+        apply(self.report, trainer, self.options)
         self.remembered = Remembered.of(trainer, self._arguments).to_dict()
         if trainer.is_world_process_zero():
-            print(f"BatchSizeCallback: {told(self.report)}", file=sys.stderr)
+            print(f"BatchSizeCallback: {format_line(self.report)}", file=sys.stderr)
 
     def _remembered_in(self, checkpoint: Path, trainer: Trainer) -> Remembered | None:
-        """What every rank can take from there; None where one has to search, and so all do."""
+        """Return what every rank can take from the checkpoint; None if one has to search, so that all do."""
         before, why = remembered_in(checkpoint), NOTHING_KEPT
         if before is not None:
-            asked = None if self.sizing.fill else self.sizing.effective_batch_size or effective_batch(trainer)
+            asked = (
+                None
+                if self.options.search.fill
+                else self.options.search.effective_batch_size or effective_batch(trainer)
+            )
             why = before.difference(Remembered.of(trainer, self._arguments), asked)
-        told_by_all = exchange(why, timeout_seconds=self.sizing.probe_timeout)
+        told_by_all = exchange(why, timeout_seconds=self.options.device.probe_timeout)
         reason = next((word for word in told_by_all if word), "")
         if reason not in ("", NOTHING_KEPT):
             logger.warning("the checkpoint's batch size is not taken: %s", reason)
         return None if reason else before
 
     def _its(self, args: TrainingArguments) -> Trainer | None:
-        """The Trainer with these arguments, of those that it was given to."""
+        """Return the Trainer with these arguments, of those that the callback was given to."""
         known = (reference() for reference in self._trainers)
         return next((trainer for trainer in known if trainer is not None and trainer.args is args), None)
 
 
 @dataclass(frozen=True)
 class _Shadow:
-    """In the place of ``get_train_dataloader``, until it is called within ``train()``."""
+    """Replaces ``get_train_dataloader`` until it is called within ``train()``."""
 
     callback: BatchSizeCallback
     its: weakref.ref[Trainer]
@@ -220,14 +192,14 @@ class _Shadow:
                 vars(trainer)[SHADOWED] = self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Shadow:
-        """That of a trainer's copy sizes the copy, which is in ``memo`` by now."""
+        """Size the copy of a trainer, which is in ``memo`` by now."""
         copied = memo.get(id(self.its()))
         its = self.its if copied is None else weakref.ref(copied)
         return _Shadow(copy.deepcopy(self.callback, memo), its, copy.deepcopy(self.before, memo))
 
 
 def _trainer_of(args: TrainingArguments) -> Trainer | None:
-    """The Trainer with these arguments that is among the callers."""
+    """Return the Trainer with these arguments that is among the callers."""
     for frame in _callers():
         found = frame.f_locals.get("self")
         if isinstance(found, Trainer) and found.args is args:
@@ -236,7 +208,7 @@ def _trainer_of(args: TrainingArguments) -> Trainer | None:
 
 
 def _checkpoint_of(trainer: Trainer) -> str | None:
-    """What ``train()`` was asked to resume from; it is a local name there, and nowhere else."""
+    """Return the checkpoint that ``train()`` resumes from: it is a local variable there, and nowhere else."""
     for frame in _callers():
         if frame.f_code.co_name == "_inner_training_loop" and frame.f_locals.get("self") is trainer:
             checkpoint = frame.f_locals.get("resume_from_checkpoint")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
-from ...report.report import HIGH_UTILIZATION, LOW_UTILIZATION
+from ...report.wording import HIGH_UTILIZATION, LOW_UTILIZATION
 from ...search.device_choice import memory_bytes
 from ..memory_gauges import device_use
 

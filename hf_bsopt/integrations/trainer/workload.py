@@ -48,12 +48,21 @@ class TrainerWorkload(ModuleWorkload):
     shapes: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
     worst: WorstCase | None = field(default=None, repr=False, compare=False)
     evaluated: WorstCase | None = field(default=None, repr=False, compare=False)
+    is_data_parallel: bool = False
     checkpoint_kwargs: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
 
     @property
     def is_custom(self) -> bool:
         """Sequences that are laid in one row, too: what attends to all of it can grow with its square."""
         return not type(self.module).__module__.startswith(WELL_KNOWN) or is_in_one_row(self.shapes)
+
+    @property
+    def evaluation_examples(self) -> int | None:
+        return None if self.evaluated is None else self.evaluated.total
+
+    def replicated(self) -> Self:
+        """DataParallel replicates the model for each forward pass, without the buckets of DistributedDataParallel."""
+        return self if self.is_data_parallel else super().replicated()
 
     def build(self) -> nn.Module:
         """A copy on ``meta`` that trains as Trainer will train it: without a wrapped forward of an earlier training."""
@@ -110,6 +119,11 @@ def trainer_workload(trainer: Trainer, max_length: int | None = None) -> Trainer
         length, why = _length(trainer, max_length)
         shapes = _shapes_of_tokens(trainer.model, length)
         notes.append(f"the dataset has no length: sized for sequences of {length} tokens, {why}")
+    if args.n_gpu > 1:
+        notes.append(
+            f"{args.n_gpu} GPUs with DataParallel: the outputs of all are gathered on the first one, which is not "
+            f"counted; accelerate launch --num_processes {args.n_gpu} trains faster and evenly"
+        )
     optimizer, make_optimizer = optimizer_of(trainer)
     return TrainerWorkload(
         module=trainer.model,
@@ -120,6 +134,7 @@ def trainer_workload(trainer: Trainer, max_length: int | None = None) -> Trainer
         shapes=shapes,
         worst=worst,
         evaluated=evaluated,
+        is_data_parallel=args.n_gpu > 1,
         checkpoint_kwargs=checkpoint_kwargs_of(args),
     )
 

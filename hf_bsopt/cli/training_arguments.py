@@ -13,11 +13,11 @@ SAME_NAME = (
     "bf16",
     "gradient_accumulation_steps",
     "learning_rate",
-    "per_device_eval_batch_size",
     "torch_compile",
     "use_liger_kernel",
 )
 OTHER_NAME = {
+    "per_device_eval_batch_size": "check_evaluation",
     "optim": "optimizer",
     "gradient_checkpointing": "activation_checkpointing",
     "activation_checkpointing": "activation_checkpointing",

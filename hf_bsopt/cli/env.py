@@ -1,0 +1,43 @@
+"""``hf-bsopt env``: versions and devices, for a bug report."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+from .. import virtual_gpu
+from ..parallel.launch import Launch
+from .main import FOUND
+
+PACKAGES = ("hf-bsopt", "torch", "transformers", "accelerate", "peft", "bitsandbytes", "datasets", "pandas")
+
+
+def run(argv: Sequence[str], launch: Launch) -> int:
+    """Run the subcommand and return its exit code."""
+    print(environment())
+    return FOUND
+
+
+def environment() -> str:
+    """Return what a bug report needs, one line each."""
+    import torch
+
+    lines = [f"python {platform.python_version()} on {platform.system()} {platform.machine()}"]
+    for package in PACKAGES:
+        try:
+            lines.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            lines.append(f"{package} not installed")
+    lines.append(f"CUDA of torch: {torch.version.cuda or 'none (CPU build)'}")
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        lines.append(
+            f"GPU: {torch.cuda.device_count()} × {properties.name}, {properties.total_memory} bytes, compute "
+            f"{properties.major}.{properties.minor}, {properties.multi_processor_count} multiprocessors"
+        )
+    else:
+        lines.append("GPU: none")
+    reason = virtual_gpu.why_not()
+    lines.append("rehearsal: " + ("possible" if reason is None else f"not possible, {reason}"))
+    return "\n".join(lines)

@@ -1,0 +1,124 @@
+"""What a search found: the record that the pipeline returns and that reports, advice and integrations work with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..options import SearchOptions
+from ..records import Decision, GpuSpec, MemoryProfile, Source, Trial
+from ..workloads.workload import Trainable
+from .batch_plan import BatchPlan
+
+BY_TRUST: tuple[Source, ...] = ("predicted", "rehearsed", "measured")
+
+
+@dataclass(frozen=True)
+class Question:
+    """What was asked: for advice, also if nothing fits."""
+
+    workload: Trainable
+    device: GpuSpec
+    search: SearchOptions
+    expandable_segments: bool = False
+
+
+@dataclass(frozen=True)
+class PhaseAnswer:
+    """The largest batch of an evaluation (no gradients, the optimizer state resident, the logits kept) or of a
+    generation (with its cache of keys and values); 0 if not even one sequence fits, whose trial it then is. checked:
+    the answer to ``check_evaluation``.
+    """
+
+    batch_size: int
+    trial: Trial
+    checked: Trial | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Everything that a search found.
+
+    trials: the predicted ones, one for each size of the table, then those that were run. composition: bytes by what
+    they are for, at the chosen size. parameters: (all, trained). checked: the answer to ``check``. notes: what was
+    assumed or chosen on the way. has_batch_norm: BatchNorm's statistics see micro-batches only. memory_profile: where
+    the memory goes over a step of the chosen size, as predicted. prediction_error: measured ÷ predicted used memory at
+    a size that refuted the prediction, None if it was not refuted.
+    """
+
+    workload: Trainable
+    device: GpuSpec
+    search: SearchOptions
+    trials: tuple[Trial, ...]
+    decision: Decision
+    plan: BatchPlan
+    composition: dict[str, int]
+    peak_origin: str
+    parameters: tuple[int, int]
+    checked: Trial | None = None
+    evaluation: PhaseAnswer | None = None
+    generation: PhaseAnswer | None = None
+    notes: tuple[str, ...] = ()
+    has_batch_norm: bool = False
+    memory_profile: MemoryProfile | None = field(default=None, repr=False)
+    prediction_error: float | None = None
+    expandable_segments: bool = False
+
+    @property
+    def question(self) -> Question:
+        """The workload, the device and the constraints."""
+        return Question(self.workload, self.device, self.search, self.expandable_segments)
+
+    @property
+    def batch_size(self) -> int:
+        """The micro-batch: ``per_device_train_batch_size``."""
+        return self.plan.micro_batch
+
+    @property
+    def source(self) -> Source:
+        """How the answer is known: predicted, rehearsed or measured."""
+        return self.chosen.source
+
+    @property
+    def target(self) -> tuple[float, float]:
+        """Lower and upper fraction of the device's memory that was asked for."""
+        return self.search.target
+
+    @property
+    def asked_effective_batch(self) -> bool:
+        """Whether an effective batch size was asked for."""
+        return bool(self.search.effective_batch_size or self.search.total_tokens)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """For ``CONFIG.update(report.config)``."""
+        config: dict[str, Any] = {
+            "batch_size": self.plan.micro_batch,
+            "gradient_accumulation_steps": self.plan.accumulation,
+        }
+        if self.search.learning_rate is not None:
+            config["learning_rate"] = self.plan.learning_rate
+        return config
+
+    @property
+    def chosen(self) -> Trial:
+        """The most trustworthy trial of the chosen size."""
+        return self.best(self.decision.batch_size)
+
+    def best(self, batch_size: int) -> Trial:
+        """Return the most trustworthy trial of a size: one that was run rather than one that was predicted."""
+        return max((t for t in self.trials if t.batch_size == batch_size), key=lambda t: BY_TRUST.index(t.source))
+
+    @property
+    def ran(self) -> tuple[Trial, ...]:
+        """The sizes that were run, in order."""
+        return tuple(trial for trial in self.trials if trial.source != "predicted")
+
+    @property
+    def utilization(self) -> float:
+        """Used ÷ total memory of the device, at the chosen size."""
+        return self.utilization_of(self.chosen)
+
+    def utilization_of(self, trial: Trial) -> float:
+        """Return used ÷ total memory of the device in a trial."""
+        return (trial.used_bytes or 0) / (self.device.total_bytes or 1)
