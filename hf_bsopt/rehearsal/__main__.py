@@ -18,7 +18,7 @@ from ..errors import BatchSizeError, UsageError
 from ..records import GpuSpec, Peak, Trial
 from ..search.batch_plan import BatchPlan, plan
 from ..search.choose import LARGEST_TRIED, MULTIPLE_OF, TARGET, check_target, round_down
-from ..search.verify import MAX_ATTEMPTS, Limits, prove
+from ..search.verify import MAX_ATTEMPTS, Limits, verify
 from .formatting import told
 from .outcome import Outcome
 from .run import rehearse
@@ -149,7 +149,7 @@ def _find(options: argparse.Namespace, script: Path, arguments: list[str], gpu: 
             round_down(min(size, most), options.multiple_of), micro_batch if size >= micro_batch else 0
         ),
     )
-    proof = prove(
+    proof = verify(
         once,
         micro_batch,
         limits=limits,

@@ -9,7 +9,7 @@ from ..records import GpuSpec
 from ..report.report import PhaseAnswer
 from ..workloads.workload import Phase, Trainable
 from .choose import LARGEST_TRIED, largest_under, round_down
-from .verifier import Verifier, nothing_held
+from .verifier import Verifier, nothing_fits
 from .wishes import Wishes
 
 
@@ -35,9 +35,9 @@ def proved_phase(
     predictor = _predictor_of(phase, workload, device)
     allowed: Callable[[int], int] = lambda size: round_down(min(size, _most(phase, wishes)), wishes.multiple_of)  # noqa: E731
     verifier.workload = predictor.workload
-    proof = verifier.prove(predicted.batch_size, allowed, predictor, phase)
+    proof = verifier.verify(predicted.batch_size, allowed, predictor, phase)
     if not proof.batch_size:
-        raise nothing_held(proof, verifier.share, device.name)
+        raise nothing_fits(proof, verifier.share, device.name)
     asked = wishes.check_evaluation if phase == "evaluation" else None
     checked = None if asked is None else verifier.run(asked, phase)
     return PhaseAnswer(proof.batch_size, verifier.run(proof.batch_size, phase), checked)

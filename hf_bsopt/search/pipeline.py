@@ -16,8 +16,8 @@ from ..workloads.workload import Phase, Trainable
 from .batch_plan import BatchPlan, plan
 from .choose import check_target, decide, round_down, shown_share
 from .phases import predicted_phase, proved_phase
-from .verifier import Remembering, Verifier, nothing_held
-from .verify import Proof
+from .verifier import Remembering, Verifier, nothing_fits
+from .verify import Verification
 from .wishes import USUAL, Wishes
 
 GIB = 2**30
@@ -173,9 +173,9 @@ def _proved(
         size = round_down(min(size, limit or size), wishes.multiple_of)
         return _plan(size, workload, wishes).micro_batch if size else 0
 
-    proof = verifier.prove(predicted.batch_size, allowed, predictor)
+    proof = verifier.verify(predicted.batch_size, allowed, predictor)
     if not proof.batch_size:
-        raise nothing_held(proof, verifier.share, predictor.device.name)
+        raise nothing_fits(proof, verifier.share, predictor.device.name)
     decision = _after(predicted, proof, verifier.share, predictor)
     if not wishes.throughput:
         return decision
@@ -192,7 +192,7 @@ def _proved(
     )
 
 
-def _after(decision: Decision, proof: Proof, share: float, predictor: Predictor) -> Decision:
+def _after(decision: Decision, proof: Verification, share: float, predictor: Predictor) -> Decision:
     """The decision that the proof leaves standing, its reason with what was really used."""
 
     def used_by(trial: Trial) -> str:

@@ -1,4 +1,4 @@
-"""What a prediction is worth: the sizes that it chose, run by a client until the answer stands."""
+"""Run the predicted sizes of a workload with a probe client until the answer is verified."""
 
 from __future__ import annotations
 
@@ -11,18 +11,22 @@ from ..probing import ProbeClient, with_timed_steps
 from ..records import Trial
 from ..workloads.workload import Phase, Trainable
 from .answer_cache import AnswerCache, Recalled
+from .largest import search_trials
+from .limits import Allowed, Limits, Prediction
+from .policies import policy_for
+from .throughput import curve_sizes, plateau
 from .trial_log import TrialLog
-from .verify import MAX_ATTEMPTS, Allowed, Limits, Prediction, Proof, curve_sizes, grow, plateau, prove
+from .verify import MAX_ATTEMPTS, Verification, verify
 
 SAME = 0.02
-"""Of the device: a remembered size that uses as much again, but for this, is confirmed."""
+"""Fraction of the device's memory: a remembered size that uses the same to within this is confirmed."""
 
 
 @dataclass(frozen=True)
 class Remembering:
-    """Where measured answers are kept, and what they were the answer to.
+    """The cache of measured answers, and the key of this one.
 
-    key: all that decides an answer. is_trusted: a remembered answer is taken without running it once more.
+    key: everything that the answer depends on. is_trusted: a remembered answer is not run again.
     """
 
     cache: AnswerCache
@@ -32,9 +36,9 @@ class Remembering:
 
 @dataclass
 class Verifier:
-    """Runs sizes of one workload and keeps what came of them.
+    """Runs sizes of one workload and keeps their trials.
 
-    share: of the device's memory, that a size may use. smallest: that can be trained at all.
+    share: fraction of the device's memory that a size may use. smallest: the smallest size that can be trained.
     """
 
     client: ProbeClient
@@ -47,7 +51,7 @@ class Verifier:
     log: TrialLog = field(default_factory=TrialLog)
 
     def run(self, size: int, phase: Phase = "training") -> Trial:
-        """Each size once."""
+        """Return the trial of a size, which runs at most once."""
         known = self.trials.get((phase, size))
         if known is None:
             self.log.trying(size)
@@ -55,33 +59,35 @@ class Verifier:
             self.log.tried(known)
         return known
 
-    def prove(self, first: int, allowed: Allowed, prediction: Prediction | None, phase: Phase = "training") -> Proof:
-        """The largest size that was run and held, 0 where none did.
+    def verify(
+        self, first: int, allowed: Allowed, prediction: Prediction | None, phase: Phase = "training"
+    ) -> Verification:
+        """Return the largest size that was run and fits, 0 if none did.
 
-        Raises ProbeError where a step ends otherwise than by memory, RehearsalError where it was a virtual one.
+        Raises ProbeError if a step fails for another reason than memory, RehearsalError if the device is virtual.
         """
         limits = self._limits(allowed)
         recalled = self._recall(phase)
         if recalled is not None:
-            proof = self._confirmed(recalled, limits, phase)
-            if proof is not None:
-                return proof
+            verification = self._confirmed(recalled, limits, phase)
+            if verification is not None:
+                return verification
         with self.log.search():
-            proof = self._search(first, limits, prediction, phase)
-        if proof.failure is not None:
+            verification = self._search(first, limits, prediction, phase)
+        if verification.failure is not None:
             is_virtual = self.client.device.source == "rehearsed"
-            raise (RehearsalError if is_virtual else ProbeError)(self._failure(proof.failure, phase))
-        self._keep(proof, phase)
-        return proof
+            raise (RehearsalError if is_virtual else ProbeError)(self._failure(verification.failure, phase))
+        self._keep(verification, phase)
+        return verification
 
     def measure_throughput(self, largest: int, allowed: Allowed) -> Trial | None:
-        """The smallest size that trains about as fast as any up to ``largest``; None where no time is told."""
+        """Return the smallest size that trains about as fast as any up to ``largest``, None if nothing was timed."""
         self.client.device = with_timed_steps(self.client.device, steps=THROUGHPUT_STEPS)
         curve = []
         for size in curve_sizes(largest, allowed):
             self.trials.pop(("training", size), None)  # it was timed for fewer steps
             trial = self.run(size)
-            if self._limits(allowed).hold(trial):
+            if self._limits(allowed).fits(trial):
                 curve.append(trial)
         return plateau(curve)
 
@@ -90,49 +96,51 @@ class Verifier:
         return self.client.device.spec.total_bytes or 0
 
     def _limits(self, allowed: Allowed) -> Limits:
-        is_real = self.client.device.source == "measured"
-        return Limits(self.share * self._total, self._total, allowed, is_cautious=is_real)
+        return Limits(self.share * self._total, self._total, allowed)
 
-    def _search(self, first: int, limits: Limits, prediction: Prediction | None, phase: Phase) -> Proof:
+    def _search(self, first: int, limits: Limits, prediction: Prediction | None, phase: Phase) -> Verification:
         if prediction is None:
             most = limits.allowed(MOST_UNPREDICTED)
-            return grow(lambda size: self._held(size, limits, phase), max(1, first), limit=most, max_attempts=None)
-        return prove(
+            return search_trials(
+                lambda size: self._within_limits(size, limits, phase), max(1, first), limit=most, max_attempts=None
+            )
+        device = self.client.device
+        return verify(
             lambda size: self.run(size, phase),
             first,
             limits=limits,
             prediction=prediction,
-            calibration=self.client.device.schedule.calibration,
+            policy=policy_for(device.source, device.schedule.calibration),
             max_attempts=self.max_attempts,
             smallest=self.smallest,
         )
 
-    def _held(self, size: int, limits: Limits, phase: Phase) -> Trial:
-        """For a search that knows no bytes: over the limit is as good as out of memory."""
+    def _within_limits(self, size: int, limits: Limits, phase: Phase) -> Trial:
+        """Run a size for a search that knows no bytes: over the limit counts as out of memory."""
         trial = self.run(size, phase)
-        return trial if limits.hold(trial) or not trial.is_about_memory else replace(trial, outcome="oom")
+        return trial if limits.fits(trial) or not trial.is_about_memory else replace(trial, outcome="oom")
 
     def _recall(self, phase: Phase) -> Recalled | None:
         if self.remembering is None:
             return None
         return self.remembering.cache.recall({**self.remembering.key, "phase": phase})
 
-    def _confirmed(self, recalled: Recalled, limits: Limits, phase: Phase) -> Proof | None:
-        """What was remembered, if one probe, or the user, says that it still stands."""
+    def _confirmed(self, recalled: Recalled, limits: Limits, phase: Phase) -> Verification | None:
+        """Return the remembered answer if one probe confirms it, or the user trusts it."""
         before = next((t for t in recalled.trials if t.batch_size == recalled.batch_size), None)
         if before is None or self.remembering is None:
             return None
         if self.remembering.is_trusted:
             self.trials.update({(phase, trial.batch_size): trial for trial in recalled.trials})
-            return Proof(recalled.batch_size, recalled.trials, recalled.is_settled)
+            return Verification(recalled.batch_size, recalled.trials, recalled.is_settled)
         trial = self.run(recalled.batch_size, phase)
         same = abs((trial.used_bytes or 0) - (before.used_bytes or 0)) <= SAME * self._total
-        return Proof(trial.batch_size, (trial,), recalled.is_settled) if limits.hold(trial) and same else None
+        return Verification(trial.batch_size, (trial,), recalled.is_settled) if limits.fits(trial) and same else None
 
-    def _keep(self, proof: Proof, phase: Phase) -> None:
-        if self.remembering is not None and proof.batch_size:
+    def _keep(self, verification: Verification, phase: Phase) -> None:
+        if self.remembering is not None and verification.batch_size:
             key = {**self.remembering.key, "phase": phase}
-            self.remembering.cache.keep(key, proof.trials, proof.batch_size, proof.is_settled)
+            self.remembering.cache.keep(key, verification.trials, verification.batch_size, verification.is_settled)
 
     def _failure(self, trial: Trial, phase: Phase) -> str:
         model = dict(self.workload.describe()).get("model", "the model")
@@ -144,11 +152,11 @@ class Verifier:
 
 
 MOST_UNPREDICTED = 4096
-"""Sequences that are tried at most where nothing is predicted."""
+"""Largest batch that is tried without a prediction."""
 THROUGHPUT_STEPS = 10
 
 
-def nothing_held(proof: Proof, share: float, name: str) -> NothingFitsError:
-    """The error that says which sizes were run in vain."""
-    tried = ", ".join(f"{trial.batch_size} ({trial.detail or trial.outcome})" for trial in proof.trials)
+def nothing_fits(verification: Verification, share: float, name: str) -> NothingFitsError:
+    """Return the error that lists the sizes that were run."""
+    tried = ", ".join(f"{trial.batch_size} ({trial.detail or trial.outcome})" for trial in verification.trials)
     return NothingFitsError(f"no size that was run stays under {share:.0%} of {name}: {tried}")
