@@ -18,7 +18,8 @@ from ..errors import BatchSizeError, UsageError
 from ..records import GpuSpec, Peak, Trial
 from ..search.batch_plan import BatchPlan, plan
 from ..search.choose import LARGEST_TRIED, MULTIPLE_OF, TARGET, check_target, round_down
-from ..search.verify import MAX_ATTEMPTS, Limits, verify
+from ..search.limits import Limits
+from ..search.verify import MAX_ATTEMPTS, verify
 from .formatting import told
 from .outcome import Outcome
 from .run import rehearse

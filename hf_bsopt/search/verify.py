@@ -7,6 +7,7 @@ The size in the answer was itself run, whatever happens.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,27 +15,16 @@ from ..errors import UsageError
 from ..records import Trial
 from .choose import LARGEST_TRIED, Probe, largest_that
 from .correction import TOLERANCE, Expectation, corrected, is_as_expected
-from .limits import Allowed, Limits, Prediction
+from .limits import Limits, Prediction
 from .policies import FREE, Policy
 from .recovery import after_nothing_fitted, between
-from .throughput import CURVE, curve_sizes, plateau
-
-__all__ = [
-    "CURVE",
-    "MAX_ATTEMPTS",
-    "Allowed",
-    "Limits",
-    "Prediction",
-    "Verification",
-    "curve_sizes",
-    "plateau",
-    "verify",
-]
 
 MAX_ATTEMPTS = 5
 TRUSTED_ATTEMPTS = 3
 """Most sizes that are run while each run agrees with the prediction."""
-RECOVERY_ATTEMPTS = 6
+MOST_GROWTH = 4
+"""Times the predicted size, or the largest that fits: no larger size is run next, whatever a correction says."""
+RECOVERY_ATTEMPTS = 8
 """Attempts after which a refuted prediction is no longer corrected: what is left is bisected."""
 GROWTH = 1.5
 
@@ -79,11 +69,11 @@ def verify(
     """
     if max_attempts < 1:
         raise UsageError(f"max_attempts is at least 1, not {max_attempts}")
-    search = _Search(limits, policy, prediction, max_attempts, smallest, {}, prediction is not None)
+    search = _Search(limits, policy, prediction, first, max_attempts, smallest, {}, prediction is not None)
     failure: Trial | None = None
     is_settled = False
     while len(search.tried) < max_attempts and failure is None and not is_settled:
-        size = search.next_size(first)
+        size = search.next_size()
         if not size or size in search.tried:
             is_settled = True
         else:
@@ -125,6 +115,7 @@ class _Search:
     limits: Limits
     policy: Policy
     prediction: Prediction | None
+    first: int
     max_attempts: int
     smallest: int
     tried: dict[int, Trial]
@@ -139,11 +130,11 @@ class _Search:
         self.is_trusted = self.is_trusted and is_as_expected(trial, expected, self.limits)
         self.is_surprised = self.limits.fits(trial) and expected > self.limits.limit_bytes
 
-    def next_size(self, first: int) -> int:
+    def next_size(self) -> int:
         """Return the size to run next, 0 if there is nothing left to learn."""
         calibration, attempt = self.policy.calibration, len(self.tried)
         if not self.tried:
-            return self._first_size(max(first, self.smallest))
+            return self._first_size(max(self.first, self.smallest))
         if attempt == self.max_attempts - 1 and not self.limits.largest_that_fits(self.tried):
             return self.limits.allowed(self.smallest)  # an answer, if there is one at all
         if attempt < min(len(calibration), self.max_attempts - 1):
@@ -169,7 +160,8 @@ class _Search:
         fits = self.limits.largest_that_fits(self.tried)
         if not fits:
             return 0
-        size = self.limits.allowed(round(fraction * self._expectation().largest(fits, LARGEST_TRIED + 1)))
+        expected = self._expectation().largest(fits, LARGEST_TRIED + 1)
+        size = self.limits.allowed(round(fraction * min(expected, self._most(fits))))
         return size if size > fits else 0
 
     def _expectation(self) -> Expectation:
@@ -187,21 +179,44 @@ class _Search:
             return 0
         gain = self.policy.smallest_gain if self.prediction is not None else 0.0
         worth = max(fits + 1, fits * (1 + gain))
+        if self._needs_second_size(too_large):
+            return self._bisected(fits, too_large)
         if self.is_trusted or len(self.tried) < self._corrected_attempts(too_large):
             expected = self._expectation().largest(fits, too_large)
-            size = self.limits.allowed(expected)
+            size = self.limits.allowed(min(expected, self._most(fits)))
             if size >= worth:
                 return size
             is_refuted = expected == 0 and too_large <= LARGEST_TRIED
             if fits and not self.is_surprised and not is_refuted:
-                return following if following >= worth and not self.is_trusted else 0
+                return 0 if self.is_trusted else self._confirming_size(following, too_large, worth)
         size = self._bisected(fits, too_large)
         return size if size >= worth else following if following >= worth else 0
 
+    def _most(self, fits: int) -> int:
+        return LARGEST_TRIED if self.prediction is None else MOST_GROWTH * max(self.first, fits)
+
+    def _needs_second_size(self, too_large: int) -> bool:
+        """Return whether the prediction was refuted by an OOM and cannot be corrected: nothing ran, or one size did and
+        only enough attempts are left to draw a line through two.
+        """
+        if self.is_trusted or self.prediction is None or not self._is_oom(too_large):
+            return False
+        ran = sum(trial.fits for trial in self.tried.values())
+        return ran == 0 or (ran == 1 and self.max_attempts - len(self.tried) <= 2)
+
+    def _confirming_size(self, following: int, too_large: int, worth: float) -> int:
+        """Return the size above the largest that fits, or after an OOM the smallest that is worth a probe."""
+        if following < worth and self._is_oom(too_large):
+            following = self.limits.following(math.ceil(worth) - 1)
+        return following if worth <= following < too_large else 0
+
+    def _is_oom(self, size: int) -> bool:
+        trial = self.tried.get(size)
+        return trial is not None and not trial.fits
+
     def _corrected_attempts(self, too_large: int) -> int:
         """Return the number of attempts up to which the prediction is corrected; more after an OOM."""
-        trial = self.tried.get(too_large)
-        if trial is not None and not trial.fits:
+        if self._is_oom(too_large):
             return RECOVERY_ATTEMPTS
         return self.policy.corrected_attempts if self.prediction is not None else FREE.corrected_attempts
 
