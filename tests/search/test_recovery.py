@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_bsopt.records import Peak, Trial
 from hf_bsopt.search.choose import round_down
 from hf_bsopt.search.limits import Limits
-from hf_bsopt.search.policies import FREE, REAL_GPU, Policy
+from hf_bsopt.search.policies import FREE, REAL_GPU, Policy, with_calibration
 from hf_bsopt.search.verify import Verification, verify
 
 TOTAL = 80 * 2**30
@@ -109,3 +110,53 @@ def test_affine_memory_is_recovered_from_whatever_the_prediction(
     )
     if attempts == 10:
         assert result.is_settled
+
+
+@settings(max_examples=2000, deadline=None)
+@given(
+    data=st.data(),
+    predicted=st.integers(8, 4096),
+    flat=st.none() | st.floats(0, 0.89),
+    multiple_of=st.sampled_from([1, 8]),
+    policy=POLICIES,
+    attempts=st.sampled_from([5, 10]),
+)
+def test_bisection_bounds_the_loss_if_the_bytes_tell_nothing(
+    data: st.DataObject, predicted: int, flat: float | None, multiple_of: int, policy: Policy, attempts: int
+) -> None:
+    """Four more attempts are four bits, and the limit is anywhere in up to twelve octaves: 75 % is out of reach."""
+    true = data.draw(st.integers(1, predicted))
+    result, largest = search(
+        true,
+        predicted,
+        lambda n: None if flat is None else int(flat * TOTAL),
+        multiple_of=multiple_of,
+        policy=policy,
+        max_attempts=attempts,
+    )
+    fraction = {(False, 5): 1 / 8, (False, 10): 0.88, (True, 5): 1 / 48, (True, 10): 0.7}[flat is not None, attempts]
+    assert result.batch_size >= round_down(int(largest * fraction), multiple_of)
+
+
+@pytest.mark.parametrize(("true", "predicted"), [(165, 503), (100, 128)])
+@pytest.mark.parametrize("policy", [FREE, REAL_GPU, with_calibration(REAL_GPU, (1 / 100,))])
+@pytest.mark.parametrize("is_flat", [False, True])
+def test_the_search_does_not_creep_up_from_a_small_size(
+    true: int, predicted: int, policy: Policy, is_flat: bool
+) -> None:
+    memory = (lambda n: TOTAL // 4) if is_flat else affine(true, 0.3)
+    result, _ = search(true, predicted, memory, multiple_of=1, policy=policy, max_attempts=5)
+    assert result.batch_size >= (0.15 if is_flat else 0.95) * true
+
+
+def test_a_refuted_prediction_is_reported_in_numbers() -> None:
+    memory = affine(100, 0.3)
+    result, _ = search(100, 400, memory, multiple_of=1, policy=FREE, max_attempts=9)
+    assert (result.batch_size, result.predicted_size, result.refuted) == (100, 400, True)
+    assert result.memory_factor == pytest.approx(memory(100) / PredictedLine(400, 0.3).expected(100))
+
+
+def test_a_prediction_that_came_true_is_not_refuted() -> None:
+    result, _ = search(100, 100, affine(100, 0.3), multiple_of=1, policy=FREE, max_attempts=5)
+    assert (result.batch_size, result.predicted_size, result.refuted) == (100, 100, False)
+    assert result.memory_factor == pytest.approx(1)
