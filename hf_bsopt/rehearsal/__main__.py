@@ -18,7 +18,8 @@ from ..errors import BatchSizeError, UsageError
 from ..records import GpuSpec, Peak, Trial
 from ..search.batch_plan import BatchPlan, plan
 from ..search.choose import LARGEST_TRIED, MULTIPLE_OF, TARGET, check_target, round_down
-from ..search.verify import MAX_ATTEMPTS, Limits, prove
+from ..search.limits import Limits
+from ..search.verify import MAX_ATTEMPTS, verify
 from .formatting import told
 from .outcome import Outcome
 from .run import rehearse
@@ -149,7 +150,7 @@ def _find(options: argparse.Namespace, script: Path, arguments: list[str], gpu: 
             round_down(min(size, most), options.multiple_of), micro_batch if size >= micro_batch else 0
         ),
     )
-    proof = prove(
+    proof = verify(
         once,
         micro_batch,
         limits=limits,

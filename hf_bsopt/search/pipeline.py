@@ -282,7 +282,7 @@ def _verify(answer: Answer, predicted: Prediction, verifier: Verifier, workload:
         checked=checked,
         evaluation=others["evaluation"],
         generation=others["generation"],
-        prediction_error=verification.prediction_error,
+        prediction_error=verification.memory_factor if verification.refuted else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""What a prediction is worth: the sizes that it chose, run by a client until the answer stands."""
+"""Run the predicted sizes of a workload with a probe client until the answer is verified."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from ..records import Trial
 from ..workloads.workload import Phase, Trainable
 from .answer_cache import Recalled
 from .cached_answers import CachedAnswers
+from .limits import Allowed, Limits, Prediction
+from .policies import policy_for
+from .throughput import curve_sizes, plateau
 from .trial_log import TrialLog
-from .verify import Allowed, Limits, Prediction, Verification, curve_sizes, plateau, verify
+from .verify import Verification, verify
 
 SAME = 0.02
-"""Of the device: a remembered size that uses as much again, but for this, is confirmed."""
+"""Fraction of the device's memory: a cached size that uses the same to within this is confirmed."""
 
 
 @dataclass
@@ -68,7 +71,7 @@ class Verifier:
     def measure_throughput(self, largest: int, allowed: Allowed) -> Trial | None:
         """Return the smallest size up to ``largest`` that trains about as fast as any; None if no times are known."""
         curve = [self._run_anew(size, THROUGHPUT_STEPS) for size in curve_sizes(largest, allowed)]
-        return plateau([trial for trial in curve if self._limits(allowed).hold(trial)])
+        return plateau([trial for trial in curve if self._limits(allowed).fits(trial)])
 
     def for_phase(self, phase: Phase, workload: Trainable) -> Verifier:
         """Return a verifier of another phase, on the same device, that shares the trials."""
@@ -79,8 +82,7 @@ class Verifier:
         return self.client.device.spec.total_bytes or 0
 
     def _limits(self, allowed: Allowed) -> Limits:
-        is_real = self.client.device.source == "measured"
-        return Limits(self.fraction * self._total, self._total, allowed, is_cautious=is_real)
+        return Limits(self.fraction * self._total, self._total, allowed)
 
     def _search(self, first: int, limits: Limits, prediction: Prediction) -> Verification:
         return verify(
@@ -88,7 +90,7 @@ class Verifier:
             first,
             limits=limits,
             prediction=prediction,
-            calibration=self.client.device.schedule.calibration,
+            policy=policy_for(self.client.device.source, self.client.device.schedule.calibration),
             max_attempts=self.max_attempts,
             smallest=self.smallest,
         )
@@ -99,7 +101,7 @@ class Verifier:
         return self.cached.cache.recall({**self.cached.key, "phase": self.phase})
 
     def _confirmed(self, recalled: Recalled, limits: Limits) -> Verification | None:
-        """What was remembered, if one probe, or the user, says that it still stands."""
+        """Return the cached answer if one probe confirms it, or the user trusts it."""
         before = next((t for t in recalled.trials if t.batch_size == recalled.batch_size), None)
         if before is None or self.cached is None:
             return None
@@ -108,7 +110,7 @@ class Verifier:
             return Verification(recalled.batch_size, recalled.trials, recalled.is_settled)
         trial = self.run(recalled.batch_size)
         same = abs((trial.used_bytes or 0) - (before.used_bytes or 0)) <= SAME * self._total
-        return Verification(trial.batch_size, (trial,), recalled.is_settled) if limits.hold(trial) and same else None
+        return Verification(trial.batch_size, (trial,), recalled.is_settled) if limits.fits(trial) and same else None
 
     def _keep(self, verification: Verification) -> None:
         if self.cached is not None and verification.batch_size:
@@ -119,7 +121,7 @@ class Verifier:
         model = dict(self.workload.describe()).get("model", "the model")
         more = "; probe_timeout gives it more" if trial.outcome == "timeout" else ""
         return (
-            f"the {self.phase} step of {model} did not come through at batch size {trial.batch_size} on "
+            f"the {self.phase} step of {model} failed at batch size {trial.batch_size} on "
             f"{self.client.device.spec.name} ({trial.outcome}): {trial.detail}{more}"
         )
 
@@ -128,6 +130,6 @@ THROUGHPUT_STEPS = 10
 
 
 def nothing_fits(verification: Verification, fraction: float, name: str) -> NothingFitsError:
-    """The error that says which sizes were run in vain."""
+    """Return the error that lists the sizes that were run."""
     tried = ", ".join(f"{trial.batch_size} ({trial.detail or trial.outcome})" for trial in verification.trials)
     return NothingFitsError(f"no size that was run stays under {fraction:.0%} of {name}: {tried}")

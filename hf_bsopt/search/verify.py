@@ -1,104 +1,53 @@
-"""Which few sizes to run, so that the answer is proved. Pure: imports no torch.
+"""Verify a predicted size by running it and a few others. Pure: imports no torch.
 
-    prove(probe, 48, limit_bytes=..., allowed=...)  # a prediction is there: probe(48) -> Trial, a real step
-    grow(probe, 16)                                 # nothing is known but whether a size works
+    verify(probe, 48, limits=..., policy=REAL_GPU, prediction=...)  # probe(48) -> Trial, a real step
 
 The size in the answer was itself run, whatever happens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from ..errors import UsageError
-from ..options import MAX_ATTEMPTS
 from ..records import Trial
 from .choose import LARGEST_TRIED, Probe, largest_that
+from .correction import TOLERANCE, Expectation, corrected, is_as_expected
+from .limits import Limits, Prediction
+from .policies import FREE, Policy
+from .recovery import after_nothing_fitted, between
 
+MAX_ATTEMPTS = 5
 TRUSTED_ATTEMPTS = 3
-"""Sizes that are run at most where what was believed came true each time."""
-BELIEVED_ATTEMPTS = 4
-"""Where belief came to nothing in so many, the interval is simply halved; after MAX_ATTEMPTS where that is dear."""
-TRUST = 0.05
-"""Of the device's memory: a prediction that is off by no more is corrected by what ran, and not doubted."""
-DOUBT_OF_ONE, DOUBT_OF_A_LINE = 0.06, 0.03
-"""Of the memory between a size that ran and one that is believed: kept free where another probe, or an out-of-memory
-error, costs something. From two sizes on the error of the prediction is a line."""
+"""Most sizes that are run while each run agrees with the prediction."""
+MOST_GROWTH = 4
+"""Times the predicted size, or the largest that fits: no larger size is run next, whatever a correction says."""
+RECOVERY_ATTEMPTS = 8
+"""Attempts after which a refuted prediction is no longer corrected: what is left is bisected."""
 GROWTH = 1.5
-NOISE = 0.002
-"""Of the device: what the same size may use more from one run to the next."""
-WORTH = 0.015
-"""A size that is larger by less than this is not worth another probe, where probes cost something."""
-WITHIN = 0.02
-"""Of the best throughput: less is not worth the memory, nor is it told apart from chance."""
-CURVE = (1.0, 0.75, 0.5, 0.25, 0.125)
-
-Allowed = Callable[[int], int]
-Belief = Callable[[int], float]
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What real steps showed.
+    """The result of running a few sizes.
 
-    batch_size: the largest that was run and held, 0 if none did. is_settled: nothing larger is believed to hold,
-    otherwise the attempts ran out. failure: a probe that did not even end in out of memory.
+    batch_size: the largest that was run and fits, 0 if none did.
+    is_settled: no larger size is expected to fit; False if the attempts ran out.
+    failure: a probe that failed for another reason than memory.
+    predicted_size: the size that was predicted to fit, 0 without a prediction.
+    refuted: a size ran out of memory, or over the limit, that was predicted to fit, by more than 5 % of the device.
+    memory_factor: used memory measured ÷ predicted at the largest size that ran; None without a prediction or a run.
     """
 
     batch_size: int
     trials: tuple[Trial, ...]
     is_settled: bool
     failure: Trial | None = None
-    prediction_error: float | None = None
-
-
-class Prediction(Protocol):
-    """What is believed of a micro-batch before anything has run; in bytes of the device."""
-
-    def expected(self, batch_size: int) -> int:
-        """Used on this device, where a full one makes the allocator give its cache back."""
-        ...
-
-    def unlimited(self, batch_size: int) -> int:
-        """Used on one that is never full."""
-        ...
-
-    def fits_within(self, batch_size: int, total_bytes: float) -> bool:
-        """Would it still run if there were so much of the device?"""
-        ...
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a size must keep to. A size holds when it ran within ``limit_bytes`` of the device's ``total_bytes``; where
-    they are the same, when it ran.
-
-    allowed(n): the largest size that may be recommended at or under n, 0 if there is none; never falls as n grows.
-    is_cautious: probes and out-of-memory errors cost something here: sizes stay away from where one is possible.
-    """
-
-    limit_bytes: float
-    total_bytes: float
-    allowed: Allowed
-    is_cautious: bool = False
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether all of the device may be used, so that a size holds if it runs at all."""
-        return self.limit_bytes >= self.total_bytes
-
-    def hold(self, trial: Trial) -> bool:
-        return trial.fits and (self.is_whole or (trial.used_bytes or 0) <= self.limit_bytes)
-
-    def largest_held(self, tried: Mapping[int, Trial]) -> int:
-        return max((size for size, trial in tried.items() if self.hold(trial)), default=0)
-
-    def following(self, size: int) -> int:
-        """The smallest size above it that may be recommended, 0 if there is none."""
-        last = largest_that(lambda n: self.allowed(n) <= size, guess=max(1, size))
-        return self.allowed(last + 1) if last < LARGEST_TRIED else 0
+    predicted_size: int = 0
+    refuted: bool = False
+    memory_factor: float | None = None
 
 
 def verify(
@@ -106,200 +55,175 @@ def verify(
     first: int,
     *,
     limits: Limits,
+    policy: Policy = FREE,
     prediction: Prediction | None = None,
-    calibration: Sequence[float] = (),
     max_attempts: int = MAX_ATTEMPTS,
     smallest: int = 1,
 ) -> Verification:
-    """Runs ``first``, then whatever the answers require, at most ``max_attempts`` sizes.
+    """Run ``first``, then whatever sizes the results require, at most ``max_attempts``.
 
-    ``prediction``, where there is one, is corrected by every size that ran; where there is none, a
-    line through those that ran takes its place. While what ran was what was believed (:data:`TRUST`), the search ends
-    where the next size is believed not to hold, after :data:`TRUSTED_ATTEMPTS` sizes at the latest. Once it was
-    not, it ends where the next size was run and did not hold. ``calibration``: shares of the size that is believed to
-    hold, run before it, where small sizes are cheaper and the prediction knows the device less well. ``smallest``: that
-    can be trained.
+    The prediction is corrected by every size that ran; without one, a line through those that ran takes its place.
+    While every run agrees with it, the search ends when the next size is not expected to fit, after
+    :data:`TRUSTED_ATTEMPTS` sizes at the latest. Once one did not, it ends when the next size was run and does not fit.
+    ``smallest``: the smallest size that can be trained.
     """
     if max_attempts < 1:
         raise UsageError(f"max_attempts is at least 1, not {max_attempts}")
-    tried: dict[int, Trial] = {}
-    is_trusted, is_surprised = prediction is not None, False
-    while len(tried) < max_attempts:
-        belief = _corrected(tried, prediction, limits)
-        if not tried:
-            share = calibration[0] if calibration else None
-            size = _first_size(max(first, smallest), limits, prediction, share, smallest)
-        elif len(tried) == max_attempts - 1 and not limits.largest_held(tried):
-            size = limits.allowed(smallest)  # an answer, if there is one at all
+    search = _Search(limits, policy, prediction, first, max_attempts, smallest, {}, prediction is not None)
+    failure: Trial | None = None
+    is_settled = False
+    while len(search.tried) < max_attempts and failure is None and not is_settled:
+        size = search.next_size()
+        if not size or size in search.tried:
+            is_settled = True
         else:
-            share = calibration[len(tried)] if len(tried) < min(len(calibration), max_attempts - 1) else 0
-            size = _calibrating(tried, limits, belief, prediction, share)
-            size = size or _next_size(tried, limits, belief, prediction, is_trusted, is_surprised)
-        if not size or size in tried:
-            return Verification(limits.largest_held(tried), tuple(tried.values()), True)
-        foretold = belief(size)
-        if prediction is not None:  # what is believed of a device without a limit, and how a full one differs from it
-            foretold += prediction.expected(size) - prediction.unlimited(size)
-        trial = tried[size] = probe(size)
-        if not trial.is_about_memory:
-            return Verification(limits.largest_held(tried), tuple(tried.values()), False, trial)
-        is_trusted = is_trusted and _came_true(trial, foretold, limits)
-        is_surprised = limits.hold(trial) and foretold > limits.limit_bytes
-    good = limits.largest_held(tried)
-    return Verification(good, tuple(tried.values()), bool(good) and not _open_above(tried, limits))
-
-
-def _first_size(first: int, limits: Limits, prediction: Prediction | None, share: float | None, smallest: int) -> int:
-    """``share``: of it, that is run in its place."""
-    size = max(1, first)
-    if limits.is_cautious and prediction is not None:
-        room = limits.total_bytes / (1 + TRUST)
-        size = largest_that(lambda n: prediction.fits_within(n, room), guess=size, limit=size)
-    return limits.allowed(max(1, size) if share is None else max(smallest, round(size * share)))
-
-
-def _calibrating(
-    tried: Mapping[int, Trial], limits: Limits, belief: Belief, prediction: Prediction | None, share: float
-) -> int:
-    """So large a share of what is believed to hold, 0 where that is no larger size than those that ran."""
-    good = limits.largest_held(tried)
-    if not share or not good:
-        return 0
-    size = limits.allowed(round(share * _believed(tried, limits, belief, prediction, good, LARGEST_TRIED + 1)))
-    return size if size > good else 0
-
-
-def _came_true(trial: Trial, foretold: float, limits: Limits) -> bool:
-    """An out-of-memory error says only that more than the whole device was needed."""
-    if not trial.fits:
-        return foretold > limits.total_bytes * (1 - TRUST)
-    return abs((trial.used_bytes or 0) - foretold) <= TRUST * limits.total_bytes
-
-
-def _next_size(
-    tried: Mapping[int, Trial],
-    limits: Limits,
-    belief: Belief,
-    prediction: Prediction | None,
-    is_trusted: bool,
-    is_surprised: bool,
-) -> int:
-    """The size to run next, 0 when nothing is left to learn. ``is_surprised``: the last one held against belief."""
-    good = limits.largest_held(tried)
-    bad = min((size for size in tried if size > good), default=LARGEST_TRIED + 1)
-    following = limits.following(good)
-    last = next(reversed(tried), 0)
-    if not good < following < bad or (last == good and is_trusted and len(tried) >= TRUSTED_ATTEMPTS):
-        return 0
-    is_dear = limits.is_cautious and prediction is not None
-    worth = max(good + 1, good * (1 + WORTH)) if is_dear else good + 1
-    if is_trusted or len(tried) < (MAX_ATTEMPTS if is_dear else BELIEVED_ATTEMPTS):
-        size = limits.allowed(_believed(tried, limits, belief, prediction, good, bad))
-        if size >= worth:
-            return size
-        if good and not is_surprised:
-            return following if following >= worth and not is_trusted else 0
-    middle = limits.allowed((good + bad) // 2 if bad <= LARGEST_TRIED else round(good * GROWTH))
-    size = middle if good < middle < bad else following
-    return size if size >= worth else 0
-
-
-def _believed(
-    tried: Mapping[int, Trial], limits: Limits, belief: Belief, prediction: Prediction | None, good: int, bad: int
-) -> int:
-    """The largest size between good and bad that is believed to hold; 0 where belief was already wrong there. Where the
-    size that is bad ran, and used more than was believed, belief is moved by that much.
-    """
-    ran = [size for size, trial in tried.items() if trial.fits]
-    above = tried.get(bad)
-    too_little = 0.0
-    if above is not None and above.fits and above.used_bytes:
-        too_little = max(0.0, above.used_bytes - belief(bad)) + (
-            NOISE * limits.total_bytes if limits.is_cautious else 0
-        )
-    doubt = 0.0 if not limits.is_cautious else DOUBT_OF_ONE if len(ran) < 2 else DOUBT_OF_A_LINE
-
-    def holds(size: int) -> bool:
-        used = belief(size) + too_little
-        doubtful = doubt * min((abs(belief(size) - belief(other)) for other in ran), default=used)
-        if prediction is not None and limits.is_whole:
-            return prediction.fits_within(size, limits.total_bytes - (used - prediction.unlimited(size)) - doubtful)
-        return used + doubtful <= limits.limit_bytes
-
-    if bad <= LARGEST_TRIED and holds(bad):
-        return 0
-    return largest_that(holds, guess=good or bad - 1, limit=bad - 1)
-
-
-def _corrected(tried: Mapping[int, Trial], prediction: Prediction | None, limits: Limits) -> Belief:
-    """The prediction, moved by what it was off at the sizes that ran: by a line, from two of them on. One that is
-    off by much is believed to be off everywhere in proportion; without one, memory is in proportion to the size.
-    """
-    ran = sorted(size for size, trial in tried.items() if trial.fits)
-    used = {size: float(tried[size].used_bytes or 0) for size in ran}
-    predicted = prediction.unlimited if prediction is not None else (lambda size: 0)
-    if not ran:
-        return predicted
-    low, high = ran[0], ran[-1]
-    expected = prediction.expected if prediction is not None else predicted
-    off = {size: used[size] - expected(size) for size in ran}
-    if low < high:
-        each = (off[high] - off[low]) / (high - low)
-        return lambda size: predicted(size) + off[high] + each * (size - high)
+            trial = probe(size)
+            search.record(trial, size)
+            failure = None if trial.is_about_memory else trial
+    batch_size = limits.largest_that_fits(search.tried)
+    is_settled = is_settled or (failure is None and bool(batch_size) and search.is_next_size_known())
+    trials = tuple(search.tried.values())
     if prediction is None:
-        return lambda size: used[high] / high * size
-    if abs(off[high]) <= TRUST * limits.total_bytes:
-        return lambda size: predicted(size) + off[high]
-    return lambda size: predicted(size) * used[high] / max(1, expected(high))
+        return Verification(batch_size, trials, is_settled, failure)
+    refuted, factor = _compare(trials, prediction, limits)
+    return Verification(batch_size, trials, is_settled, failure, first, refuted, factor)
 
 
-def _open_above(tried: Mapping[int, Trial], limits: Limits) -> bool:
-    """Is there a size above the largest that held which was not run?"""
-    following = limits.following(limits.largest_held(tried))
-    return following != 0 and following not in tried
-
-
-def grow(probe: Probe, first: int, *, limit: int = LARGEST_TRIED, max_attempts: int | None = None) -> Verification:
-    """The largest size that works, for a probe of which nothing is known: no prediction, no bytes.
-
-    From ``first`` half as much again while sizes work, half while they don't, then the middle between the largest
-    that worked and the smallest that did not. It ends when these are neighbours, when ``limit`` itself worked, or
-    after ``max_attempts`` sizes. Source: the algorithm of seeds/000, with the last step up cut to the limit.
-    """
-    if first < 1 or limit < 1 or (max_attempts is not None and max_attempts < 1):
-        raise UsageError("first, limit and max_attempts are at least 1")
-    tried: dict[int, Trial] = {}
-    good, bad, size = 0, limit + 1, min(first, limit)
-    while bad - good > 1 and (max_attempts is None or len(tried) < max_attempts):
-        trial = tried[size] = probe(size)
-        if not trial.is_about_memory:
-            return Verification(good, tuple(tried.values()), False, trial)
-        if trial.fits:
-            good = size
-        else:
-            bad = size
-        if good == 0:
-            size = bad // 2
-        elif bad > limit:
-            size = min(limit, max(good + 1, int(good * GROWTH)))
-        else:
-            size = (good + bad) // 2
-    return Verification(good, tuple(tried.values()), bad - good <= 1)
-
-
-def curve_sizes(largest: int, allowed: Allowed) -> tuple[int, ...]:
-    """At most five sizes up to ``largest``, from large to small, at which to measure throughput."""
-    sizes = {allowed(max(1, round(largest * share))) for share in CURVE}
-    return tuple(sorted((size for size in sizes if size), reverse=True))
-
-
-def plateau(trials: Sequence[Trial]) -> Trial | None:
-    """The smallest size within :data:`WITHIN` of the best samples per second; None where no time was measured."""
-    timed = [trial for trial in trials if trial.fits and trial.samples_per_second]
-    if not timed:
-        return None
-    best = max(trial.samples_per_second or 0 for trial in timed)
-    return min(
-        (trial for trial in timed if (trial.samples_per_second or 0) >= (1 - WITHIN) * best),
-        key=lambda trial: trial.batch_size,
+def _compare(trials: Sequence[Trial], prediction: Prediction, limits: Limits) -> tuple[bool, float | None]:
+    """Return (whether a size that was predicted to fit did not, used memory measured ÷ predicted)."""
+    refuted = any(
+        not limits.fits(trial)
+        and trial.is_about_memory
+        and prediction.expected(trial.batch_size) <= limits.limit_bytes
+        and not is_as_expected(trial, prediction.expected(trial.batch_size), limits)
+        for trial in trials
     )
+    ran = [trial for trial in trials if trial.fits and trial.used_bytes]
+    if not ran:
+        return refuted, None
+    largest = max(ran, key=lambda trial: trial.batch_size)
+    return refuted, (largest.used_bytes or 0) / max(1, prediction.expected(largest.batch_size))
+
+
+@dataclass
+class _Search:
+    """The sizes that were tried, and the choice of the next one.
+
+    is_trusted: every run agreed with the prediction. is_surprised: the last size fits, and was not expected to.
+    """
+
+    limits: Limits
+    policy: Policy
+    prediction: Prediction | None
+    first: int
+    max_attempts: int
+    smallest: int
+    tried: dict[int, Trial]
+    is_trusted: bool
+    is_surprised: bool = False
+
+    def record(self, trial: Trial, size: int) -> None:
+        expected = corrected(self.tried, self.prediction, self.limits)(size)
+        if self.prediction is not None:  # a device that runs full differs from one whose memory never runs out
+            expected += self.prediction.expected(size) - self.prediction.unlimited(size)
+        self.tried[size] = trial
+        self.is_trusted = self.is_trusted and is_as_expected(trial, expected, self.limits)
+        self.is_surprised = self.limits.fits(trial) and expected > self.limits.limit_bytes
+
+    def next_size(self) -> int:
+        """Return the size to run next, 0 if there is nothing left to learn."""
+        calibration, attempt = self.policy.calibration, len(self.tried)
+        if not self.tried:
+            return self._first_size(max(self.first, self.smallest))
+        if attempt == self.max_attempts - 1 and not self.limits.largest_that_fits(self.tried):
+            return self.limits.allowed(self.smallest)  # an answer, if there is one at all
+        if attempt < min(len(calibration), self.max_attempts - 1):
+            return self._calibration_size(calibration[attempt]) or self._next_size()
+        return self._next_size()
+
+    def is_next_size_known(self) -> bool:
+        """Return whether the size above the largest that fits was run, or does not exist."""
+        following = self.limits.following(self.limits.largest_that_fits(self.tried))
+        return following == 0 or following in self.tried
+
+    def _first_size(self, size: int) -> int:
+        prediction = self.prediction
+        if self.policy.keeps_distance and prediction is not None:
+            total = self.limits.total_bytes / (1 + TOLERANCE)
+            size = largest_that(lambda n: prediction.fits_within(n, total), guess=size, limit=size)
+        if self.policy.calibration:
+            return self.limits.allowed(max(self.smallest, round(size * self.policy.calibration[0])))
+        return self.limits.allowed(max(1, size))
+
+    def _calibration_size(self, fraction: float) -> int:
+        """Return the fraction of the size expected to fit, 0 unless it is larger than those that ran."""
+        fits = self.limits.largest_that_fits(self.tried)
+        if not fits:
+            return 0
+        expected = self._expectation().largest(fits, LARGEST_TRIED + 1)
+        size = self.limits.allowed(round(fraction * min(expected, self._most(fits))))
+        return size if size > fits else 0
+
+    def _expectation(self) -> Expectation:
+        used_bytes = corrected(self.tried, self.prediction, self.limits)
+        return Expectation(self.tried, self.limits, self.policy, self.prediction, used_bytes)
+
+    def _next_size(self) -> int:
+        fits = self.limits.largest_that_fits(self.tried)
+        too_large = min((size for size in self.tried if size > fits), default=LARGEST_TRIED + 1)
+        following = self.limits.following(fits)
+        is_last = next(reversed(self.tried)) == fits
+        if not fits < following < too_large:
+            return 0
+        if is_last and self.is_trusted and len(self.tried) >= TRUSTED_ATTEMPTS:
+            return 0
+        gain = self.policy.smallest_gain if self.prediction is not None else 0.0
+        worth = max(fits + 1, fits * (1 + gain))
+        if self._needs_second_size(too_large):
+            return self._bisected(fits, too_large)
+        if self.is_trusted or len(self.tried) < self._corrected_attempts(too_large):
+            expected = self._expectation().largest(fits, too_large)
+            size = self.limits.allowed(min(expected, self._most(fits)))
+            if size >= worth:
+                return size
+            is_refuted = expected == 0 and too_large <= LARGEST_TRIED
+            if fits and not self.is_surprised and not is_refuted:
+                return 0 if self.is_trusted else self._confirming_size(following, too_large, worth)
+        size = self._bisected(fits, too_large)
+        return size if size >= worth else following if following >= worth else 0
+
+    def _most(self, fits: int) -> int:
+        return LARGEST_TRIED if self.prediction is None else MOST_GROWTH * max(self.first, fits)
+
+    def _needs_second_size(self, too_large: int) -> bool:
+        """Return whether the prediction was refuted by an OOM and cannot be corrected: nothing ran, or one size did and
+        only enough attempts are left to draw a line through two.
+        """
+        if self.is_trusted or self.prediction is None or not self._is_oom(too_large):
+            return False
+        ran = sum(trial.fits for trial in self.tried.values())
+        return ran == 0 or (ran == 1 and self.max_attempts - len(self.tried) <= 2)
+
+    def _confirming_size(self, following: int, too_large: int, worth: float) -> int:
+        """Return the size above the largest that fits, or after an OOM the smallest that is worth a probe."""
+        if following < worth and self._is_oom(too_large):
+            following = self.limits.following(math.ceil(worth) - 1)
+        return following if worth <= following < too_large else 0
+
+    def _is_oom(self, size: int) -> bool:
+        trial = self.tried.get(size)
+        return trial is not None and not trial.fits
+
+    def _corrected_attempts(self, too_large: int) -> int:
+        """Return the number of attempts up to which the prediction is corrected; more after an OOM."""
+        if self._is_oom(too_large):
+            return RECOVERY_ATTEMPTS
+        return self.policy.corrected_attempts if self.prediction is not None else FREE.corrected_attempts
+
+    def _bisected(self, fits: int, too_large: int) -> int:
+        if too_large > LARGEST_TRIED:
+            grown = self.limits.allowed(round(fits * GROWTH))
+            return grown if grown > fits else self.limits.following(fits)
+        if not fits:
+            return after_nothing_fitted(self.tried, self.limits, self.smallest)
+        return between(fits, too_large, self.tried, self.limits, self.max_attempts - len(self.tried))

@@ -108,7 +108,7 @@ def test_a_search_logs_every_size_that_it_runs(caplog: pytest.LogCaptureFixture)
 
     workload = describe("bert-tiny", max_length=8)
     verifier = Verifier(Stub(answer), workload, 1.0)  # type: ignore[arg-type]
-    proof = verifier.prove(24, lambda size: size, None)
+    proof = verifier.verify(24, lambda size: size, None)
     assert proof.batch_size == 27
     lines = logged(caplog)
     assert len(lines) == len(proof.trials)
@@ -122,5 +122,5 @@ def test_a_search_logs_every_size_that_it_runs(caplog: pytest.LogCaptureFixture)
 def test_a_search_that_breaks_off_tells_what_failed(caplog: pytest.LogCaptureFixture) -> None:
     verifier = Verifier(Stub(lambda size: ran(size, "error", "no kernel")), describe("bert-tiny"), 1.0)  # type: ignore[arg-type]
     with pytest.raises(RehearsalError, match="no kernel"):
-        verifier.prove(24, lambda size: size, None)
+        verifier.verify(24, lambda size: size, None)
     assert logged(caplog) == ["✗ Batch size 24: error, no kernel"]

@@ -21,7 +21,7 @@ from hf_bsopt.probing.host_memory import why_no_limit
 from hf_bsopt.records import Trial
 from hf_bsopt.search import pipeline
 from hf_bsopt.search.choose import round_down
-from hf_bsopt.search.verify import curve_sizes
+from hf_bsopt.search.throughput import curve_sizes
 
 pytestmark = pytest.mark.skipif(why_no_limit() is not None, reason=str(why_no_limit()))
 

@@ -12,13 +12,17 @@ from hypothesis import strategies as st
 from hf_bsopt.errors import UsageError
 from hf_bsopt.records import Outcome, Peak, Trial
 from hf_bsopt.search.choose import largest_that, round_down
-from hf_bsopt.search.verify import CURVE, WORTH, Limits, Proof, curve_sizes, grow, plateau, prove
+from hf_bsopt.search.largest import search_trials
+from hf_bsopt.search.limits import Limits
+from hf_bsopt.search.policies import FREE, REAL_GPU, with_calibration
+from hf_bsopt.search.throughput import CURVE, curve_sizes, plateau
+from hf_bsopt.search.verify import Verification, verify
 
 TOTAL = 10_000
 Memory = Callable[[int], float]
 
 
-def card(memory: Memory, total: float = TOTAL) -> tuple[Callable[[int], Trial], list[int]]:
+def device(memory: Memory, total: float = TOTAL) -> tuple[Callable[[int], Trial], list[int]]:
     """A device of ``total`` units on which a batch of n uses ``memory(n)``, and the sizes that were run on it."""
     ran: list[int] = []
 
@@ -51,33 +55,33 @@ class Line:
         return self.unlimited(batch_size) <= total_bytes
 
 
-def limits(share: float = 0.9, *, multiple_of: int = 8, most: int = 1 << 20, is_cautious: bool = False) -> Limits:
-    return Limits(share * TOTAL, TOTAL, lambda size: round_down(min(size, most), multiple_of), is_cautious)
+def limits(share: float = 0.9, *, multiple_of: int = 8, most: int = 1 << 20) -> Limits:
+    return Limits(share * TOTAL, TOTAL, lambda size: round_down(min(size, most), multiple_of))
 
 
 # ---- with a prediction
 
 
-def test_a_right_prediction_is_proved_by_one_probe() -> None:
-    probe, ran = card(line(2000, 100))
-    proof = prove(probe, 64, limits=limits(), prediction=Line(2000, 100))
-    assert (proof.batch_size, ran, proof.is_settled) == (64, [64], True)
+def test_a_right_prediction_is_verified_by_one_probe() -> None:
+    probe, ran = device(line(2000, 100))
+    result = verify(probe, 64, limits=limits(), prediction=Line(2000, 100))
+    assert (result.batch_size, ran, result.is_settled) == (64, [64], True)
 
 
 @pytest.mark.parametrize("off", [0.5, 0.9, 1.1, 2.0])
 def test_a_wrong_prediction_is_corrected_by_what_ran(off: float) -> None:
-    probe, ran = card(line(2000, 100))
+    probe, ran = device(line(2000, 100))
     predicted = Line(2000 * off, 100 * off)
     first = largest_that(lambda n: predicted.unlimited(n) <= 9000)
-    proof = prove(probe, first, limits=limits(), prediction=predicted)
-    assert (proof.batch_size, proof.is_settled) == (64, True)
+    result = verify(probe, first, limits=limits(), prediction=predicted)
+    assert (result.batch_size, result.is_settled) == (64, True)
     assert len(ran) <= 4
 
 
-def test_a_wrong_prediction_is_not_believed_again_so_that_the_next_size_is_run_too() -> None:
-    probe, ran = card(lambda size: 4000 if size < 100 else 2**20)
-    proof = prove(probe, 64, limits=limits(), prediction=Line(2000, 100), max_attempts=20)
-    assert (proof.batch_size, proof.is_settled) == (96, True)
+def test_the_next_size_is_run_too_after_a_wrong_prediction() -> None:
+    probe, ran = device(lambda size: 4000 if size < 100 else 2**20)
+    result = verify(probe, 64, limits=limits(), prediction=Line(2000, 100), max_attempts=20)
+    assert (result.batch_size, result.is_settled) == (96, True)
     assert 104 in ran
 
 
@@ -92,88 +96,88 @@ class Full(Line):
         return batch_size <= 62 and total_bytes >= TOTAL * 0.9
 
 
-def test_a_size_that_is_right_at_the_edge_of_a_whole_card_is_no_surprise() -> None:
+def test_a_prediction_right_at_the_edge_of_the_whole_device_is_as_expected() -> None:
     predicted = Full(2000, 140)
-    probe, ran = card(lambda size: predicted.expected(size) if size <= 62 else 2 * TOTAL)
-    proof = prove(probe, 62, limits=limits(1, multiple_of=1), prediction=predicted)
-    assert (proof.batch_size, ran, proof.is_settled) == (62, [62], True)
+    probe, ran = device(lambda size: predicted.expected(size) if size <= 62 else 2 * TOTAL)
+    result = verify(probe, 62, limits=limits(1, multiple_of=1), prediction=predicted)
+    assert (result.batch_size, ran, result.is_settled) == (62, [62], True)
 
 
-def test_other_processes_on_the_card_move_the_answer_at_one_more_probe() -> None:
-    probe, ran = card(line(2300, 100))
-    proof = prove(probe, 64, limits=limits(0.85), prediction=Line(2000, 100))
-    assert (proof.batch_size, ran) == (56, [64, 56])
+def test_other_processes_on_the_device_move_the_answer_at_one_more_probe() -> None:
+    probe, ran = device(line(2300, 100))
+    result = verify(probe, 64, limits=limits(0.85), prediction=Line(2000, 100))
+    assert (result.batch_size, ran) == (56, [64, 56])
 
 
 def test_without_a_prediction_a_line_through_what_ran_takes_its_place() -> None:
-    probe, ran = card(line(2000, 100))
-    proof = prove(probe, 1, limits=limits(), max_attempts=9)
-    assert (proof.batch_size, proof.is_settled) == (64, True)
+    probe, ran = device(line(2000, 100))
+    result = verify(probe, 1, limits=limits(), max_attempts=9)
+    assert (result.batch_size, result.is_settled) == (64, True)
     assert ran[-1] == 72
 
 
-def test_small_sizes_go_first_where_the_device_is_known_less_well() -> None:
-    probe, ran = card(line(2600, 95))
-    proof = prove(
-        probe, 77, limits=limits(1, multiple_of=1, is_cautious=True), prediction=Line(2300, 100),
-        calibration=(1 / 16, 2 / 3),
+def test_calibration_sizes_run_first() -> None:
+    probe, ran = device(line(2600, 95))
+    result = verify(
+        probe, 77, limits=limits(1, multiple_of=1), prediction=Line(2300, 100),
+        policy=with_calibration(REAL_GPU, (1 / 16, 2 / 3)),
     )  # fmt: skip
     assert ran[:2] == [4, 47]
     assert len(ran) == 3
-    assert proof.batch_size == ran[-1] >= 0.97 * 77
-    assert all(trial.fits for trial in proof.trials)
+    assert result.batch_size == ran[-1] >= 0.97 * 77
+    assert all(trial.fits for trial in result.trials)
 
 
 def test_the_attempts_end_with_the_best_size_that_was_run() -> None:
-    probe, ran = card(line(0, 20))
-    proof = prove(probe, 8, limits=limits(multiple_of=1), max_attempts=2)
-    assert proof.batch_size in ran
+    probe, ran = device(line(0, 20))
+    result = verify(probe, 8, limits=limits(multiple_of=1), max_attempts=2)
+    assert result.batch_size in ran
     assert len(ran) == 2
-    assert not proof.is_settled
+    assert not result.is_settled
 
 
-def test_the_last_attempt_is_for_the_smallest_size_where_nothing_held_yet() -> None:
-    probe, ran = card(line(8_500, 400))
-    proof = prove(probe, 512, limits=limits(), prediction=Line(0, 1), max_attempts=3)
-    assert (proof.batch_size, ran[-1]) == (1, 1)
+def test_the_last_attempt_is_for_the_smallest_size_if_nothing_fits_yet() -> None:
+    probe, ran = device(line(8_500, 400))
+    result = verify(probe, 512, limits=limits(), prediction=Line(0, 1), max_attempts=3)
+    assert (result.batch_size, ran[-1]) == (1, 1)
 
 
 @pytest.mark.parametrize("outcome", ["crash", "error", "timeout", "killed", "no step"])
 def test_nothing_is_run_after_a_probe_that_says_nothing_of_the_size(outcome: Outcome) -> None:
     failed = Trial(64, outcome, None, None, "measured", detail="something else")
-    proof = prove(lambda size: failed, 64, limits=limits())
-    assert (proof.batch_size, proof.trials, proof.failure) == (0, (failed,), failed)
+    result = verify(lambda size: failed, 64, limits=limits())
+    assert (result.batch_size, result.trials, result.failure) == (0, (failed,), failed)
 
 
 @pytest.mark.parametrize("outcome", ["retries", "spill"])
-def test_a_size_that_ran_in_borrowed_memory_does_not_hold(outcome: Outcome) -> None:
+def test_a_size_that_ran_in_borrowed_memory_does_not_fit(outcome: Outcome) -> None:
     def probe(size: int) -> Trial:
         used = 2000 + 100 * size
         return Trial(size, outcome if size > 40 else "fits", Peak(used, used), used, "measured")
 
-    proof = prove(probe, 64, limits=limits(), prediction=Line(2000, 100), max_attempts=9)
-    assert proof.batch_size == 40
+    result = verify(probe, 64, limits=limits(), prediction=Line(2000, 100), max_attempts=9)
+    assert result.batch_size == 40
 
 
-def test_a_size_that_fits_the_card_but_not_the_target_is_not_the_answer() -> None:
-    probe, ran = card(line(2000, 100))
-    proof = prove(probe, 80, limits=limits(), prediction=Line(0, 100))
-    assert proof.batch_size == 64
+def test_a_size_that_fits_the_device_but_not_the_target_is_not_the_answer() -> None:
+    probe, ran = device(line(2000, 100))
+    result = verify(probe, 80, limits=limits(), prediction=Line(0, 100))
+    assert result.batch_size == 64
     assert ran[0] == 80
 
 
 def test_the_answer_divides_what_it_has_to_divide() -> None:
     divisors = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 96]
-    probe, ran = card(line(2000, 100))
-    only = Limits(9000, TOTAL, lambda size: max(d for d in divisors if d <= size), False)
-    proof = prove(probe, 48, limits=only, prediction=Line(2000, 100))
-    assert (proof.batch_size, ran, proof.is_settled) == (48, [48], True)
+    probe, ran = device(line(2000, 100))
+    only = Limits(9000, TOTAL, lambda size: max(d for d in divisors if d <= size))
+    result = verify(probe, 48, limits=only, prediction=Line(2000, 100))
+    assert (result.batch_size, ran, result.is_settled) == (48, [48], True)
 
 
 def test_no_attempts_are_refused() -> None:
-    probe, _ = card(line(0, 1))
+    probe, _ = device(line(0, 1))
     with pytest.raises(UsageError, match="max_attempts is at least 1, not 0"):
-        prove(probe, 1, limits=limits(), max_attempts=0)
+        verify(probe, 1, limits=limits(), max_attempts=0)
 
 
 # ---- curves of any shape
@@ -216,7 +220,7 @@ def noisy(memory: Memory, noise: float, seed: int) -> Memory:
     calibration=st.sampled_from([(), (1 / 100, 2 / 3), (1 / 16, 1 / 2)]),
     attempts=st.integers(1, 60),
 )
-def test_whatever_the_memory_the_answer_was_run_and_held_and_is_the_largest_where_attempts_allow(
+def test_the_answer_was_run_and_fits_and_is_the_largest_if_attempts_allow(
     memory: Memory,
     noise: float,
     seed: int,
@@ -229,30 +233,31 @@ def test_whatever_the_memory_the_answer_was_run_and_held_and_is_the_largest_wher
     attempts: int,
 ) -> None:
     memory = noisy(memory, noise, seed)
-    probe, ran = card(memory)
+    probe, ran = device(memory)
     predicted = Line(*guess) if guess else None
     first = largest_that(lambda n: predicted.unlimited(n) <= share * TOTAL, limit=most) if predicted else 1
-    within = limits(share, multiple_of=multiple_of, most=most, is_cautious=is_cautious)
-    proof = prove(probe, first, limits=within, prediction=predicted, calibration=calibration, max_attempts=attempts)
+    within = limits(share, multiple_of=multiple_of, most=most)
+    policy = with_calibration(REAL_GPU if is_cautious else FREE, tuple(calibration))
+    result = verify(probe, first, limits=within, prediction=predicted, policy=policy, max_attempts=attempts)
     assert len(ran) == len(set(ran)) <= attempts
-    assert [trial.batch_size for trial in proof.trials] == ran
-    held = [size for size in ran if int(memory(size)) <= share * TOTAL]
-    assert proof.batch_size == max(held, default=0)
-    if proof.is_settled and not _all_came_true(proof, predicted):
-        following = within.following(proof.batch_size)
-        is_worth_it = following >= proof.batch_size * (1 + WORTH) or not (is_cautious and predicted)
+    assert [trial.batch_size for trial in result.trials] == ran
+    fitting = [size for size in ran if int(memory(size)) <= share * TOTAL]
+    assert result.batch_size == max(fitting, default=0)
+    if result.is_settled and not _all_came_true(result, predicted):
+        following = within.following(result.batch_size)
+        is_worth_it = following >= result.batch_size * (1 + REAL_GPU.smallest_gain) or not (is_cautious and predicted)
         assert following == 0 or following in ran or not is_worth_it
     if attempts >= 30:
-        assert proof.is_settled
+        assert result.is_settled
     if attempts >= 30 and predicted is None and noise == 0:
-        assert proof.batch_size == _largest_allowed(memory, within, most)
+        assert result.batch_size == _largest_allowed(memory, within, most)
 
 
-def _all_came_true(proof: Proof, predicted: Line | None) -> bool:
-    """May the search have believed itself? Not without a prediction, and not where that was far off at once."""
+def _all_came_true(result: Verification, predicted: Line | None) -> bool:
+    """Return whether the search may have trusted its prediction: not without one, nor if it was far off at first."""
     if predicted is None:
         return False
-    first = proof.trials[0]
+    first = result.trials[0]
     return not first.fits or abs((first.used_bytes or 0) - predicted.unlimited(first.batch_size)) <= 0.05 * TOTAL
 
 
@@ -275,50 +280,51 @@ def test_a_prediction_within_5_percent_takes_at_most_three_probes_and_no_error(
     fixed: int, each: int, scale: float, offset: int, share: float, multiple_of: int, calibration: Sequence[float]
 ) -> None:
     memory = line(fixed * scale + offset, each * scale)
-    probe, ran = card(memory)
+    probe, ran = device(memory)
     predicted = Line(fixed, each)
-    within = limits(share, multiple_of=multiple_of, is_cautious=True)
+    within = limits(share, multiple_of=multiple_of)
+    policy = with_calibration(REAL_GPU, tuple(calibration))
     first = within.allowed(largest_that(lambda n: predicted.unlimited(n) <= share * TOTAL))
     if first == 0 or memory(1) > share * TOTAL * 0.95:
         return
-    proof = prove(probe, first, limits=within, prediction=predicted, calibration=calibration)
+    result = verify(probe, first, limits=within, prediction=predicted, policy=policy)
     assert len(ran) <= 3
-    assert all(trial.fits for trial in proof.trials)
+    assert all(trial.fits for trial in result.trials)
     largest = within.allowed(largest_that(lambda n: memory(n) <= share * TOTAL))
-    assert proof.batch_size in ran
-    assert proof.batch_size >= 0.97 * largest or within.following(proof.batch_size) == largest
+    assert result.batch_size in ran
+    assert result.batch_size >= 0.97 * largest or within.following(result.batch_size) == largest
 
 
 # ---- without any model of memory
 
 
 def works_up_to(largest: int) -> tuple[Callable[[int], Trial], list[int]]:
-    return card(lambda size: 0 if size <= largest else 2 * TOTAL)
+    return device(lambda size: 0 if size <= largest else 2 * TOTAL)
 
 
 def test_scenario_a_an_estimate_that_is_too_small_grows_by_half() -> None:
     probe, ran = works_up_to(1000)
-    assert grow(probe, 19, limit=64, max_attempts=4) == Proof(
-        63, grow(probe, 19, limit=64, max_attempts=4).trials, False
+    assert search_trials(probe, 19, limit=64, max_attempts=4) == Verification(
+        63, search_trials(probe, 19, limit=64, max_attempts=4).trials, False
     )
     assert ran[:4] == [19, 28, 42, 63]
 
 
 def test_scenario_a_goes_on_to_the_limit_itself() -> None:
     probe, ran = works_up_to(1000)
-    assert grow(probe, 19, limit=64).batch_size == 64
+    assert search_trials(probe, 19, limit=64).batch_size == 64
     assert ran == [19, 28, 42, 63, 64]
 
 
 def test_scenario_b_an_estimate_that_is_too_large_is_halved_and_then_bisected() -> None:
     probe, ran = works_up_to(16)
-    assert grow(probe, 19, limit=64, max_attempts=4).batch_size == 16
+    assert search_trials(probe, 19, limit=64, max_attempts=4).batch_size == 16
     assert ran == [19, 9, 14, 16]
 
 
 def test_scenario_c_an_estimate_that_is_right_is_bracketed() -> None:
     probe, ran = works_up_to(24)
-    assert grow(probe, 19, limit=64, max_attempts=3).batch_size == 23
+    assert search_trials(probe, 19, limit=64, max_attempts=3).batch_size == 23
     assert ran == [19, 28, 23]
 
 
@@ -335,29 +341,29 @@ def test_growing_ends_at_the_largest_that_works(
     memory: Memory, noise: float, seed: int, first: int, limit: int, attempts: int | None
 ) -> None:
     memory = noisy(memory, noise, seed)
-    probe, ran = card(memory)
-    proof = grow(probe, first, limit=limit, max_attempts=attempts)
+    probe, ran = device(memory)
+    result = search_trials(probe, first, limit=limit, max_attempts=attempts)
     assert len(ran) == len(set(ran)) <= (attempts or 30)
-    assert proof.batch_size == max((size for size in ran if memory(size) < TOTAL + 1), default=0)
-    if proof.is_settled:
-        assert proof.batch_size == limit or proof.batch_size + 1 in ran
+    assert result.batch_size == max((size for size in ran if memory(size) < TOTAL + 1), default=0)
+    if result.is_settled:
+        assert result.batch_size == limit or result.batch_size + 1 in ran
         if noise == 0:
-            assert proof.batch_size == largest_that(lambda n: memory(n) < TOTAL + 1, limit=limit)
+            assert result.batch_size == largest_that(lambda n: memory(n) < TOTAL + 1, limit=limit)
     else:
         assert attempts is not None
 
 
 def test_growing_stops_at_a_probe_that_says_nothing_of_the_size() -> None:
     failed = Trial(8, "error", None, None, "measured", detail="no such layer")
-    proof = grow(lambda size: failed, 8)
-    assert (proof.batch_size, proof.failure) == (0, failed)
+    result = search_trials(lambda size: failed, 8)
+    assert (result.batch_size, result.failure) == (0, failed)
 
 
 @pytest.mark.parametrize("wrong", [{"first": 0}, {"first": 1, "limit": 0}, {"first": 1, "max_attempts": 0}])
 def test_impossible_starts_are_refused(wrong: dict[str, int]) -> None:
     probe, _ = works_up_to(1)
     with pytest.raises(UsageError):
-        grow(probe, **wrong)
+        search_trials(probe, **wrong)
 
 
 # ---- throughput

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import doctest
+import gc
+import subprocess
+import sys
+import weakref
+from unittest import mock
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hf_bsopt.errors import UsageError
+from hf_bsopt.search import largest
+from hf_bsopt.search.largest import Attempt, find_largest_batch_size
+
+
+def test_the_documented_scenarios_are_true() -> None:
+    result = doctest.testmod(largest)
+    assert result.attempted >= 9
+    assert result.failed == 0
+
+
+@settings(max_examples=2000, deadline=None)
+@given(
+    true=st.integers(0, 900),
+    start=st.integers(1, 900),
+    limit=st.integers(1, 600),
+    max_attempts=st.none() | st.integers(1, 12),
+)
+def test_the_result_was_run_and_is_exact_if_the_attempts_suffice(
+    true: int, start: int, limit: int, max_attempts: int | None
+) -> None:
+    ran: list[int] = []
+
+    def run(batch_size: int) -> None:
+        ran.append(batch_size)
+        if batch_size > true:
+            raise MemoryError
+
+    with mock.patch.object(largest, "_free_memory"):  # to collect the garbage of a whole test session takes long
+        found = find_largest_batch_size(run, start=start, limit=limit, max_attempts=max_attempts)
+    assert [attempt.batch_size for attempt in found.attempts] == ran
+    assert len(ran) == len(set(ran)) <= (max_attempts or 30)
+    assert found.batch_size == max((size for size in ran if size <= true), default=0)
+    assert found.is_settled == (found.bound != "attempts")
+    if found.is_settled:
+        assert found.batch_size == min(true, limit)
+        assert (found.bound == "limit") == (true >= limit)
+
+
+def test_the_error_is_kept_as_detail_and_what_its_traceback_holds_is_freed() -> None:
+    class Tensor:
+        pass
+
+    alive: list[weakref.ref[Tensor]] = []
+
+    def run(batch_size: int) -> None:
+        assert all(reference() is None for reference in alive)
+        tensor = Tensor()
+        alive.append(weakref.ref(tensor))
+        if batch_size > 1:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    gc.disable()
+    try:
+        found = find_largest_batch_size(run, start=4, limit=8)
+    finally:
+        gc.enable()
+    assert [attempt.fits for attempt in found.attempts] == [False, False, True]
+    assert "CUDA out of memory" in found.attempts[0].detail
+    assert found.attempts[2] == Attempt(1, True)
+
+
+def test_an_error_that_is_not_about_memory_propagates() -> None:
+    def run(batch_size: int) -> None:
+        raise ValueError("a bug")
+
+    with pytest.raises(ValueError, match="a bug"):
+        find_largest_batch_size(run)
+
+
+def test_a_return_value_of_false_does_not_count_as_a_failure() -> None:
+    assert find_largest_batch_size(lambda batch_size: False, limit=32).batch_size == 32
+
+
+@pytest.mark.parametrize("wrong", [{"start": 0}, {"limit": 0}, {"max_attempts": 0}, {"limit": 1.5}, {"start": True}])
+def test_invalid_arguments_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match=f"{next(iter(wrong))} is invalid.*at least 1"):
+        find_largest_batch_size(lambda batch_size: None, **wrong)
+
+
+@pytest.mark.xfail(reason="hf_bsopt.probing imports its client, which imports torch", strict=False)
+def test_torch_is_not_imported() -> None:
+    code = """
+import sys
+from hf_bsopt.search.largest import find_largest_batch_size
+def run(batch_size):
+    if batch_size > 5:
+        raise MemoryError
+assert find_largest_batch_size(run).batch_size == 5
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
