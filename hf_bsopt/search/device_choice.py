@@ -106,7 +106,7 @@ def named_gpu(gpu: str | GpuSpec | None, limit: int | None = None) -> tuple[GpuS
 
 def _card_here() -> tuple[GpuSpec, tuple[str, ...]]:
     """By its name, which is asked without touching it."""
-    name = nvml.first_card_name()
+    name = nvml.first_gpu_name()
     if name is not None:
         try:
             return catalog.gpu(name), (f"{name}: the CUDA device of this machine",)
@@ -121,7 +121,7 @@ def _is_here(gpu: str | GpuSpec | None) -> bool:
         return has_cuda() or _has_mps()
     if isinstance(gpu, GpuSpec) or not has_cuda():
         return False
-    name = nvml.first_card_name()
+    name = nvml.first_gpu_name()
     try:
         return name is not None and catalog.gpu(name).name == catalog.gpu(gpu).name
     except UnknownGpuError:
