@@ -23,10 +23,10 @@ Run = subprocess.CompletedProcess[str]
 
 def ask_both() -> dict[str, Run]:
     expandable = dict.fromkeys(("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"), "expandable_segments:True")
-    rooms = ("card", "memory", "segments", "workspace", "kernels")
+    sections = ("properties", "memory", "segments", "workspace", "kernels")
     with ThreadPoolExecutor(2) as threads:
         t4 = threads.submit(run_on_the_device, "T4", "device.py")
-        h100 = threads.submit(run_on_the_device, "H100", "device.py", *rooms, **expandable)
+        h100 = threads.submit(run_on_the_device, "H100", "device.py", *sections, **expandable)
         return {"T4": t4.result(), "H100": h100.result()}
 
 
@@ -52,13 +52,13 @@ def h100(runs: dict[str, Run]) -> Facts:
 
 
 @pytest.fixture(params=["T4", "H100"])
-def card(request: pytest.FixtureRequest) -> tuple[Facts, Any]:
+def device(request: pytest.FixtureRequest) -> tuple[Facts, Any]:
     """(the facts, the catalog's GpuSpec) of each."""
     return request.getfixturevalue(request.param.lower()), catalog.gpu(request.param)
 
 
-def test_there_is_one_card_and_it_is_the_one_that_was_asked_for(card: tuple[Facts, Any]) -> None:
-    facts, spec = card[0]["card"], card[1]
+def test_there_is_one_card_and_it_is_the_one_that_was_asked_for(device: tuple[Facts, Any]) -> None:
+    facts, spec = device[0]["properties"], device[1]
     assert facts["is_available"] is True
     assert facts["count"] == 1
     assert facts["name"] == spec.name
@@ -70,24 +70,24 @@ def test_there_is_one_card_and_it_is_the_one_that_was_asked_for(card: tuple[Fact
 
 def test_shared_memory_of_a_block_is_that_of_the_capability(t4: Facts, h100: Facts) -> None:
     """CUDA C++ Programming Guide, technical specifications per compute capability: 64 KiB and 227 KiB."""
-    assert (t4["card"]["shared"], h100["card"]["shared"]) == (64 << 10, 227 << 10)
+    assert (t4["properties"]["shared"], h100["properties"]["shared"]) == (64 << 10, 227 << 10)
 
 
 def test_bfloat16_is_what_the_capability_has(t4: Facts, h100: Facts) -> None:
-    assert (t4["card"]["bf16"], h100["card"]["bf16"]) == (False, True)
+    assert (t4["properties"]["bf16"], h100["properties"]["bf16"]) == (False, True)
 
 
 def test_a_second_card_is_an_invalid_ordinal(t4: Facts) -> None:
-    assert "invalid device ordinal" in t4["card"]["second_card"][1]
+    assert "invalid device ordinal" in t4["properties"]["second_gpu"][1]
 
 
-def test_the_context_is_gone_from_the_free_memory_before_anything_is_allocated(card: tuple[Facts, Any]) -> None:
-    free, total = card[0]["card"]["free_and_total"]
-    assert total - free == card[1].context_bytes > 0
+def test_the_context_is_gone_from_the_free_memory_before_anything_is_allocated(device: tuple[Facts, Any]) -> None:
+    free, total = device[0]["properties"]["free_and_total"]
+    assert total - free == device[1].context_bytes > 0
 
 
-def test_all_that_is_free_can_be_taken_and_not_a_page_more(card: tuple[Facts, Any]) -> None:
-    facts, spec = card[0]["memory"], card[1]
+def test_all_that_is_free_can_be_taken_and_not_a_page_more(device: tuple[Facts, Any]) -> None:
+    facts, spec = device[0]["memory"], device[1]
     assert facts["whole_device"] + facts["left"] == spec.total_bytes - spec.context_bytes
     assert facts["left"] < 20 * MIB
     assert facts["one_page_more"][0] == "OutOfMemoryError"
@@ -103,12 +103,12 @@ def test_more_than_there_is_is_torchs_own_out_of_memory_error_with_the_figures_o
     )
 
 
-def test_the_device_can_be_used_after_an_out_of_memory_error(card: tuple[Facts, Any]) -> None:
-    assert card[0]["memory"]["usable_after_it"] is True
+def test_the_device_can_be_used_after_an_out_of_memory_error(device: tuple[Facts, Any]) -> None:
+    assert device[0]["memory"]["usable_after_oom"] is True
 
 
-def test_a_memory_fraction_is_kept(card: tuple[Facts, Any]) -> None:
-    facts = card[0]["memory"]
+def test_a_memory_fraction_is_kept(device: tuple[Facts, Any]) -> None:
+    facts = device[0]["memory"]
     assert facts["under_the_fraction"] == []
     assert facts["over_the_fraction"][0] == "OutOfMemoryError"
 
@@ -157,12 +157,12 @@ def test_streams_and_events_are_always_done(t4: Facts) -> None:
     assert t4["order"]["different"] is True
 
 
-def test_the_workspace_of_cublas_is_that_of_the_card(card: tuple[Facts, Any]) -> None:
-    assert card[0]["workspace"] == card[1].cublas_workspace_bytes
+def test_the_workspace_of_cublas_is_that_of_the_card(device: tuple[Facts, Any]) -> None:
+    assert device[0]["workspace"] == device[1].cublas_workspace_bytes
 
 
-def test_cudnn_is_off_and_convolutions_and_recurrent_layers_run_without_it(card: tuple[Facts, Any]) -> None:
-    facts = card[0]["kernels"]
+def test_cudnn_is_off_and_convolutions_and_recurrent_layers_run_without_it(device: tuple[Facts, Any]) -> None:
+    facts = device[0]["kernels"]
     assert facts["cudnn"] == [False, False]
     assert facts["convolution"] == [[2, 8, 14, 14], [8, 3, 3, 3]]
     assert facts["lstm"] == [2, 5, 16]
@@ -173,12 +173,12 @@ def test_attention_is_flash_on_an_h100_and_memory_efficient_on_a_t4(t4: Facts, h
     assert t4["kernels"]["attention"].startswith("ScaledDotProductEfficientAttention")
 
 
-def test_attention_with_a_mask_is_memory_efficient_on_both(card: tuple[Facts, Any]) -> None:
-    assert card[0]["kernels"]["attention_with_mask"].startswith("ScaledDotProductEfficientAttention")
+def test_attention_with_a_mask_is_memory_efficient_on_both(device: tuple[Facts, Any]) -> None:
+    assert device[0]["kernels"]["attention_with_mask"].startswith("ScaledDotProductEfficientAttention")
 
 
-def test_kernels_that_pytorch_compiles_as_it_runs_run(card: tuple[Facts, Any]) -> None:
-    assert card[0]["kernels"]["compiled_as_it_runs"] == [3]
+def test_kernels_that_pytorch_compiles_as_it_runs_run(device: tuple[Facts, Any]) -> None:
+    assert device[0]["kernels"]["compiled_at_run_time"] == [3]
 
 
 def test_the_gradient_scaler_really_steps(t4: Facts) -> None:
@@ -190,18 +190,18 @@ def test_the_gradient_scaler_really_steps(t4: Facts) -> None:
     [
         ("eigh", "cusolverDnCreate", "cusolverDnCreate"),
         ("fft", "cuFFT error", "cufftCreate"),
-        ("graph", "the virtual CUDA device does not know cudaStreamBeginCapture", "cudaStreamBeginCapture"),
+        ("graph", "the virtual CUDA device does not implement cudaStreamBeginCapture", "cudaStreamBeginCapture"),
     ],
 )
 def test_a_call_that_is_not_known_is_refused_by_name(
     t4: Facts, runs: dict[str, Run], call: str, error: str, function: str
 ) -> None:
-    assert error in t4["unknown"][call][1]
-    assert f"virtual CUDA device: {function} is not known here and was refused\n" in runs["T4"].stderr
+    assert error in t4["not_implemented"][call][1]
+    assert f"virtual CUDA device: {function} is not implemented and was refused\n" in runs["T4"].stderr
 
 
 def test_the_device_can_be_used_after_a_refusal(t4: Facts) -> None:
-    assert t4["unknown"]["after_it"] == []
+    assert t4["not_implemented"]["after_refusals"] == []
 
 
 def test_nothing_is_refused_that_training_needs(runs: dict[str, Run]) -> None:

@@ -20,9 +20,9 @@ def test_a_process_that_was_forked_before_has_a_place_of_its_own(first: Neighbou
     assert second.ask("take", 10)[0] == 0
 
 
-@pytest.mark.parametrize("before", [("makes_no_context",), ("take", 10)], ids=["initialised", "with a context"])
+@pytest.mark.parametrize("before", [("call_without_context",), ("take", 10)], ids=["initialised", "with a context"])
 @pytest.mark.parametrize(
-    "call", [("take", 10), ("info",), ("makes_the_context", "cudaSetDevice"), ("makes_the_context", "cudaEventCreate")]
+    "call", [("take", 10), ("info",), ("call_with_context", "cudaSetDevice"), ("call_with_context", "cudaEventCreate")]
 )
 def test_a_process_that_was_forked_after_is_refused(
     first: Neighbour, before: tuple[object, ...], call: tuple[object, ...]
@@ -36,8 +36,8 @@ def test_a_process_that_was_forked_after_is_refused(
 
 def test_even_asking_for_the_driver_is_refused_there(first: Neighbour) -> None:
     """triton-lang/triton#10443: cuInit itself gives CUDA_ERROR_NOT_INITIALIZED. Launches tell it by the last error."""
-    first.ask("makes_no_context")
-    assert first.ask("in_fork", "makes_no_context") == [INITIALIZATION_ERROR] * 5
+    first.ask("call_without_context")
+    assert first.ask("in_fork", "call_without_context") == [INITIALIZATION_ERROR] * 5
     assert first.ask("in_fork", "last_errors") == [INITIALIZATION_ERROR] * 2
     assert first.ask("last_errors") == [0, 0]
 

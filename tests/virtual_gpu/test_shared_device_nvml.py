@@ -75,13 +75,13 @@ def torch_beside_a_neighbour(once: Callable[..., Any], tmp_path_factory: pytest.
     """The facts, how it ended, and what was free before and after, beside a process that has 4 GiB."""
 
     def run() -> dict[str, Any]:
-        card = tmp_path_factory.mktemp("shared") / "card"
-        with Neighbour(card) as neighbour:
+        device_file = tmp_path_factory.mktemp("shared") / "device"
+        with Neighbour(device_file) as neighbour:
             neighbour.ask("take", 4096)
             before = neighbour.free_bytes()
             done = subprocess.run(
-                [sys.executable, SCRIPTS / "torch_on_a_shared_card.py"],
-                env=virtual_gpu.environment(T4, shared=card),
+                [sys.executable, SCRIPTS / "torch_on_a_shared_gpu.py"],
+                env=virtual_gpu.environment(T4, shared=device_file),
                 capture_output=True,
                 text=True,
                 check=False,
@@ -90,7 +90,7 @@ def torch_beside_a_neighbour(once: Callable[..., Any], tmp_path_factory: pytest.
         assert done.stdout, done.stderr
         return {**json.loads(done.stdout), **ends, "code": done.returncode, "error": done.stderr}
 
-    found: dict[str, Any] = once("shared_card", run)
+    found: dict[str, Any] = once("shared_gpu", run)
     return found
 
 
@@ -153,12 +153,12 @@ def test_what_a_process_had_is_free_when_it_died_of_out_of_memory(torch_beside_a
     assert torch_beside_a_neighbour["after"] == torch_beside_a_neighbour["before"]
 
 
-def test_on_a_full_card_torchs_first_call_is_out_of_memory_of_another_type(first: Neighbour, card: Path) -> None:
+def test_on_a_full_card_torchs_first_call_is_out_of_memory_of_another_type(first: Neighbour, device_file: Path) -> None:
     """pytorch/pytorch#46084: the context does not fit, and so there is no allocator yet to say it."""
     first.ask("take_all", 20)
     done = subprocess.run(
         [sys.executable, "-c", "import torch; torch.zeros(1, device='cuda')"],
-        env=virtual_gpu.environment(T4, shared=card),
+        env=virtual_gpu.environment(T4, shared=device_file),
         capture_output=True,
         text=True,
         check=False,
@@ -167,7 +167,7 @@ def test_on_a_full_card_torchs_first_call_is_out_of_memory_of_another_type(first
     assert "OutOfMemoryError" not in done.stderr
 
 
-def test_a_process_alone_on_a_shared_card_finds_what_it_finds_on_one_of_its_own(card: Path) -> None:
+def test_a_process_alone_on_a_shared_card_finds_what_it_finds_on_one_of_its_own(device_file: Path) -> None:
     def facts(shared: Path | None) -> dict[str, Any]:
         done = subprocess.run(
             [sys.executable, SCRIPTS / "device.py", "card", "memory", "segments", "values", "workspace", "scaler"],
@@ -182,6 +182,6 @@ def test_a_process_alone_on_a_shared_card_finds_what_it_finds_on_one_of_its_own(
             found["memory"][error] = [kind, message.split(". GPU 0")[0]]  # what follows is told by NVML
         return found
 
-    alone, own = facts(card), facts(None)
+    alone, own = facts(device_file), facts(None)
     assert alone["segments"]["expandable"] == [True]
     assert alone == own
