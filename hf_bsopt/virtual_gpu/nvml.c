@@ -69,7 +69,7 @@ __attribute__((visibility("default"))) const char *nvmlErrorString(int error) {
     default: return "Unknown Error";
     }
 }
-API(nvmlSystemGetDriverVersion)(char *out, unsigned room) { return users ? copy_text(out, room, DRIVER) : UNINITIALIZED; }
+API(nvmlSystemGetDriverVersion)(char *out, unsigned capacity) { return users ? copy_text(out, capacity, DRIVER) : UNINITIALIZED; }
 API(nvmlSystemGetCudaDriverVersion_v2)(int *version) { *version = CUDA_RUNTIME_VERSION; return SUCCESS; }
 
 /* ---- the device ---- */
@@ -87,8 +87,8 @@ API(nvmlDeviceGetHandleByPciBusId_v2)(const char *text, void **handle) { /* PyTo
     int is_it = sscanf(text, "%x:%x:%x", &domain, &bus, &slot) == 3 && !(domain | bus | slot);
     return handle_if(is_it, handle, NOT_FOUND);
 }
-API(nvmlDeviceGetUUID)(void *handle, char *out, unsigned room) { FOR_THE_DEVICE(handle); return copy_text(out, room, uuid()); }
-API(nvmlDeviceGetName)(void *handle, char *out, unsigned room) { FOR_THE_DEVICE(handle); return copy_text(out, room, shared_device()->name); }
+API(nvmlDeviceGetUUID)(void *handle, char *out, unsigned capacity) { FOR_THE_DEVICE(handle); return copy_text(out, capacity, uuid()); }
+API(nvmlDeviceGetName)(void *handle, char *out, unsigned capacity) { FOR_THE_DEVICE(handle); return copy_text(out, capacity, shared_device()->name); }
 API(nvmlDeviceGetCudaComputeCapability)(void *handle, int *major, int *minor) {
     FOR_THE_DEVICE(handle);
     *major = shared_device()->capability / 10;
@@ -123,13 +123,13 @@ API(nvmlDeviceGetMemoryInfo_v2)(void *handle, struct memory_v2 *out) { /* the dr
 struct process { unsigned pid; unsigned long long bytes; };
 struct process_v2 { unsigned pid; unsigned long long bytes; unsigned gpu_instance, compute_instance; }; /* and v3 */
 
-/* room: in, the capacity of out; out, the number of processes. The two layouts have a common prefix. */
-static int list(void *handle, unsigned *room, void *out, size_t each) {
+/* capacity: in, the number of entries in out; out, the number of processes. The two layouts have a common prefix. */
+static int list(void *handle, unsigned *capacity, void *out, size_t each) {
     struct virtual_process found[PROCESSES];
-    unsigned count, fits = *room;
+    unsigned count, fits = *capacity;
     FOR_THE_DEVICE(handle);
     if (shared_device_processes(found, &count)) return GPU_IS_LOST;
-    *room = count;
+    *capacity = count;
     if (count > fits) return INSUFFICIENT_SIZE;
     for (unsigned i = 0; i < count; i++) {
         struct process_v2 one = {(unsigned)found[i].pid, found[i].context_bytes + found[i].bytes, ~0u, ~0u};
@@ -137,12 +137,12 @@ static int list(void *handle, unsigned *room, void *out, size_t each) {
     }
     return SUCCESS;
 }
-static int no_processes(void *handle, unsigned *room) {
+static int no_processes(void *handle, unsigned *capacity) {
     FOR_THE_DEVICE(handle);
-    *room = 0;
+    *capacity = 0;
     return SUCCESS;
 }
-API(nvmlDeviceGetComputeRunningProcesses)(void *handle, unsigned *room, struct process *out) { return list(handle, room, out, sizeof *out); }
-API(nvmlDeviceGetComputeRunningProcesses_v2)(void *handle, unsigned *room, struct process_v2 *out) { return list(handle, room, out, sizeof *out); }
-API(nvmlDeviceGetComputeRunningProcesses_v3)(void *handle, unsigned *room, struct process_v2 *out) { return list(handle, room, out, sizeof *out); }
-API(nvmlDeviceGetGraphicsRunningProcesses_v3)(void *handle, unsigned *room, struct process_v2 *out) { (void)out; return no_processes(handle, room); }
+API(nvmlDeviceGetComputeRunningProcesses)(void *handle, unsigned *capacity, struct process *out) { return list(handle, capacity, out, sizeof *out); }
+API(nvmlDeviceGetComputeRunningProcesses_v2)(void *handle, unsigned *capacity, struct process_v2 *out) { return list(handle, capacity, out, sizeof *out); }
+API(nvmlDeviceGetComputeRunningProcesses_v3)(void *handle, unsigned *capacity, struct process_v2 *out) { return list(handle, capacity, out, sizeof *out); }
+API(nvmlDeviceGetGraphicsRunningProcesses_v3)(void *handle, unsigned *capacity, struct process_v2 *out) { (void)out; return no_processes(handle, capacity); }

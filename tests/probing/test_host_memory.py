@@ -43,8 +43,8 @@ def allocate(mib: int) -> str:
 
 
 def test_an_allocation_within_the_limit_succeeds() -> None:
-    room = ProcessStatus.read().resident_bytes + 600 * MIB
-    assert in_a_fork(lambda: (limit_this_process(room), allocate(400))[1]) == "done"  # type: ignore[func-returns-value]
+    limit = ProcessStatus.read().resident_bytes + 600 * MIB
+    assert in_a_fork(lambda: (limit_this_process(limit), allocate(400))[1]) == "done"  # type: ignore[func-returns-value]
 
 
 def test_an_allocation_beyond_the_limit_fails() -> None:
