@@ -90,7 +90,7 @@ static int open_table(struct table *table) {
     if (got == 0) { /* new */
         memset(table, 0, sizeof *table);
         memcpy(table->mark, MARK, sizeof MARK);
-    } else if (got != sizeof *table || memcmp(table->mark, MARK, sizeof MARK)) { /* not a table of ours: leave the file unchanged */
+    } else if (got != sizeof *table || memcmp(table->mark, MARK, sizeof MARK)) { /* not our table: leave the file as it is */
         close(fd);
         return -1;
     }
