@@ -1,1 +1,1 @@
-"""Helpers that know nothing of batch sizes: files, processes, pickling, progress lines."""
+"""Helpers that are not specific to batch sizes: atomic file writes, import hooks, pickling, progress bars."""

@@ -1,4 +1,4 @@
-"""Files that are replaced whole or not at all."""
+"""Write files atomically: the whole content or nothing."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from ..errors import UsageError
 
 
 def writable(path: Path) -> Path:
-    """Where this file really lies. Raises UsageError where no file can be."""
+    """Return the resolved path of a file to be written. Raise UsageError if no file can be written there."""
     real = path.resolve()
     if not path.name or (real.exists() and not real.is_file()):
         raise UsageError(f"{str(path)!r} is not a file; name one, such as report.json")
     if not real.parent.is_dir() or not os.access(real.parent, os.W_OK):
-        raise UsageError(f"{path} can't be written: there is no folder {real.parent}, or it is read-only")
+        raise UsageError(f"cannot write {path}: there is no folder {real.parent}, or it is read-only")
     return real
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """The file is replaced by the whole content or left as it was; a link is followed. Text is written as UTF-8. Raises
-    UsageError for what is no file, such as a folder or a device.
+    """Replace the file by ``content``, or leave it unchanged if that fails. Links are followed; text is UTF-8.
+
+    Raises UsageError if ``path`` is not a regular file, such as a folder or a device.
     """
     path = writable(path)
     written = content if isinstance(content, bytes) else content.encode("utf-8")

@@ -1,4 +1,4 @@
-"""An action for the moment when a module has been imported, by whomever and whenever."""
+"""Run an action as soon as a module has been imported, whoever imports it."""
 
 from __future__ import annotations
 
@@ -13,35 +13,37 @@ Action = Callable[[Any], None]
 
 
 def after_import(actions: dict[str, Action]) -> None:
-    """Runs each action on the module of its name: now if it is imported already, else right after its own code ran,
-    before anybody could take a name from it.
+    """Run each action on the module it is registered for.
+
+    If the module is already imported, the action runs now; otherwise right after the module's own code, before any
+    other module can import a name from it.
     """
-    waiting = {}
+    pending = {}
     for name, action in actions.items():
         module = sys.modules.get(name)
         if module is None:
-            waiting[name] = action
+            pending[name] = action
         else:
             action(module)
-    sys.meta_path.insert(0, _Finder(waiting))
+    sys.meta_path.insert(0, _Finder(pending))
 
 
 class _Finder(importlib.abc.MetaPathFinder):
     def __init__(self, actions: dict[str, Action]) -> None:
         self._actions = actions
-        self._looking_for: set[str] = set()
+        self._searching: set[str] = set()
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         action = self._actions.get(fullname)
-        if action is None or fullname in self._looking_for:
+        if action is None or fullname in self._searching:
             return None
-        self._looking_for.add(fullname)
+        self._searching.add(fullname)
         try:
             return self._find(fullname, path, target, action)
         finally:
-            self._looking_for.discard(fullname)
+            self._searching.discard(fullname)
 
     def _find(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None, action: Action
@@ -50,13 +52,13 @@ class _Finder(importlib.abc.MetaPathFinder):
             spec = None if finder is self else finder.find_spec(fullname, path, target)
             if spec is not None:
                 if spec.loader is not None:
-                    spec.loader = _Loader(spec.loader, action)  # each time: some only ask whether it could be found
+                    spec.loader = _Loader(spec.loader, action)  # each time: find_spec may be called without an import
                 return spec
         return None
 
 
 class _Loader(importlib.abc.Loader):
-    """Another loader, and the action after it."""
+    """A loader that runs another loader, then the action."""
 
     def __init__(self, real: importlib.abc.Loader, action: Action) -> None:
         self._real = real

@@ -1,4 +1,4 @@
-"""Names of a package that are imported when they are first used, so that importing the package itself is cheap."""
+"""Import the public names of a package on first use, so that importing the package itself is cheap."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
-"""What is going on, for whoever waits: a line on the terminal or a bar in a notebook, for what takes over 2 seconds.
+"""Show progress for work that takes more than 2 seconds: a line on the terminal or a bar in a notebook.
 
     with progress.task("running batch size 48"):  # running batch size 48 [00:07]
         ...
     with progress.bar(len(models), "table") as line:  # 2/5 |████▊       | [00:05<00:07] table
         for model in models:
-            with progress.task(model):  # told within the line of the table
+            with progress.task(model):  # appended to the table's line
                 ...
             line.advance()
 
-Written to standard error with tqdm, by rank 0 only, and not at all where that is no terminal.
+Written to standard error with tqdm, by rank 0 only, and only if standard error is a terminal.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _shown: Line | None = None
 
 @contextlib.contextmanager
 def silent(is_silent: bool = True) -> Iterator[None]:
-    """Within it nothing is told."""
+    """Show no progress within this context."""
     global _silences
     _silences += is_silent
     try:
@@ -43,9 +43,9 @@ def silent(is_silent: bool = True) -> Iterator[None]:
 
 @contextlib.contextmanager
 def task(text: str) -> Iterator[None]:
-    """One thing that may take a while; within another, a word more on its line."""
+    """Show ``text`` and the elapsed time; within another task or bar, append ``text`` to its line."""
     if _shown is not None:
-        with _shown.saying(text):
+        with _shown.suffix(text):
             yield
         return
     with _line(text, None):
@@ -53,7 +53,7 @@ def task(text: str) -> Iterator[None]:
 
 
 def bar(total: int, text: str) -> AbstractContextManager[Line]:
-    """So many things, of which the line tells how many are done."""
+    """Show a bar of ``total`` items; call ``advance`` on it for each one that is done."""
     return _line(text, total)
 
 
@@ -70,27 +70,27 @@ def _line(text: str, total: int | None) -> Iterator[Line]:
 
 
 class Line:
-    """A tqdm bar that is drawn anew while nobody moves it, as a step that runs for a minute does not."""
+    """A tqdm bar that is redrawn by a thread, so that its clock advances during a step that runs for a minute."""
 
     def __init__(self, text: str, total: int | None) -> None:
         self._text = text
         self._lock = threading.Lock()
-        self._is_over = threading.Event()
-        self._ticking: threading.Thread | None = None
-        self._bar = _bar(text, total) if _is_wanted() else None
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._bar = _bar(text, total) if _is_visible() else None
         if self._bar is not None:
-            self._ticking = threading.Thread(target=self._tick, daemon=True)
-            self._ticking.start()
+            self._thread = threading.Thread(target=self._tick, daemon=True)
+            self._thread.start()
 
     def advance(self, count: int = 1) -> None:
-        """So many more are done."""
+        """Count ``count`` more items as done."""
         with self._lock:
             if self._bar is not None:
                 self._bar.update(count)
 
     @contextlib.contextmanager
-    def saying(self, text: str) -> Iterator[None]:
-        """Within it, a word more."""
+    def suffix(self, text: str) -> Iterator[None]:
+        """Append ``text`` to the description within this context."""
         before, self._text = self._text, f"{self._text}, {text}"
         self._describe()
         try:
@@ -100,10 +100,10 @@ class Line:
             self._describe()
 
     def close(self) -> None:
-        """Off the terminal."""
-        self._is_over.set()
-        if self._ticking is not None:
-            self._ticking.join()
+        """Remove the line from the terminal."""
+        self._stopped.set()
+        if self._thread is not None:
+            self._thread.join()
         if self._bar is not None:
             self._bar.close()
 
@@ -114,16 +114,16 @@ class Line:
 
     def _tick(self) -> None:
         seconds = DELAY_SECONDS
-        while not self._is_over.wait(seconds):
+        while not self._stopped.wait(seconds):
             self.advance(0)
             seconds = TICK_SECONDS
 
 
-def _is_wanted() -> bool:
-    """Asked before tqdm is, which starts a thread of its own for bars that are never shown too."""
-    is_seen = sys.stderr is not None and (sys.stderr.isatty() or "ipykernel" in sys.modules)
-    is_first = os.environ.get("RANK", "0") == "0" and threading.current_thread() is threading.main_thread()
-    return is_seen and is_first and not _silences
+def _is_visible() -> bool:
+    """Return True if a bar would be shown; tqdm starts a monitor thread even for bars that are never shown."""
+    has_display = sys.stderr is not None and (sys.stderr.isatty() or "ipykernel" in sys.modules)
+    is_rank_0 = os.environ.get("RANK", "0") == "0" and threading.current_thread() is threading.main_thread()
+    return has_display and is_rank_0 and not _silences
 
 
 def _bar(text: str, total: int | None) -> Any:
@@ -137,6 +137,6 @@ def _bar(text: str, total: int | None) -> Any:
         delay=DELAY_SECONDS,
         miniters=0,
         mininterval=0,
-        disable=None,  # where standard error is no terminal; a notebook has its own
+        disable=None,  # None: disabled if standard error is not a terminal; a notebook has its own widget
         bar_format=TASK_FORMAT if total is None else BAR_FORMAT,
     )

@@ -1,4 +1,4 @@
-"""Runs the real training step on a device, virtual or real, in a process of its own."""
+"""Run the real training step on a real or virtual device, in a separate process. Entry point: ProbeClient."""
 
 from .client import ProbeClient
 from .devices import CpuDevice, CudaDevice, Device, MpsDevice, VirtualCudaDevice, with_timed_steps

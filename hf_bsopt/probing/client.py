@@ -1,4 +1,4 @@
-"""The caller's side of the worker: one child process that answers for any size.
+"""The caller's side of the worker: one child process that runs every micro-batch size asked for.
 
 with ProbeClient(VirtualCudaDevice(catalog.gpu("T4"))) as client:
     client.preflight()  # Preflight
@@ -33,16 +33,16 @@ from .worker import READY, PreflightRequest, ProbeRequest, Request
 TIMEOUT_SECONDS = 600.0
 PREFLIGHT_SECONDS = 120.0
 GRACE_SECONDS = 60.0
-"""The probe's process ends itself when its time is over; what does not even do that is ended after this."""
+"""The probe's process ends itself at its timeout; if it does not, it is killed this many seconds later."""
 
 
 class ProbeClient:
-    """Probes on one device, one size at a time."""
+    """A callable that probes one device, one micro-batch size at a time."""
 
     def __init__(
         self, device: Device, *, timeout_seconds: float = TIMEOUT_SECONDS, expandable_segments: bool = False
     ) -> None:
-        """``timeout_seconds`` is for one size."""
+        """Probe ``device``. ``timeout_seconds`` is the limit for one size."""
         self.device = device
         self._timeout_seconds = timeout_seconds
         self._expandable_segments = expandable_segments
@@ -60,20 +60,21 @@ class ProbeClient:
             self._worker = None
 
     def start(self) -> None:
-        """Starts the worker, which needs some seconds for its imports: the caller may do something else meanwhile.
+        """Start the worker. Its imports take some seconds, during which the caller may do something else.
 
-        Raises RehearsalError where the device can't be had.
+        Raises RehearsalError if the device is not available.
         """
         if self._worker is None:
             self._worker = _Worker(self.device.environment(expandable_segments=self._expandable_segments))
 
     def preflight(self, workload: Trainable | None = None) -> Preflight:
-        """What the device is like now, for this workload; it is taken as that from here on. Raises DeviceError where
-        nothing can run.
+        """Inspect the device for this workload; ``self.device`` has the spec that was found from here on.
+
+        Raises DeviceError if nothing can run on it.
         """
-        brings_imports = workload is not None and self.device.spec.kind == "cpu" and not isinstance(workload, Workload)
-        packed = self._packed(workload) if workload is not None and brings_imports else b""
-        with progress.task(f"looking at {self.device.spec.name}"):
+        sends_workload = workload is not None and self.device.spec.kind == "cpu" and not isinstance(workload, Workload)
+        packed = self._packed(workload) if workload is not None and sends_workload else b""
+        with progress.task(f"inspecting {self.device.spec.name}"):
             found: Preflight = self._ask(PreflightRequest(self.device, PREFLIGHT_SECONDS, packed))
         if found.problem:
             raise DeviceError(found.problem)
@@ -83,13 +84,14 @@ class ProbeClient:
     def __call__(
         self, workload: Trainable, batch_size: int, phase: Phase = "training", *, timed_steps: int = 0
     ) -> Trial:
-        """Raises ProbeError for a workload that can't be handed to another process. ``timed_steps``: at least so many
-        steps are timed.
+        """Run one micro-batch size, and time at least ``timed_steps`` steps.
+
+        Raises ProbeError if the workload cannot be sent to another process.
         """
         device = with_timed_steps(self.device, steps=timed_steps)
         is_plain = isinstance(workload, Workload) and not (workload.lora_r or workload.load_in_4bit)
         packed = self._packed(workload)
-        with progress.task(self._told(batch_size, phase)):
+        with progress.task(self._format_progress(batch_size, phase)):
             trial: Trial = self._ask(ProbeRequest(packed, is_plain, batch_size, phase, device, self._timeout_seconds))
         self._last = trial
         return trial
@@ -97,11 +99,10 @@ class ProbeClient:
     def _packed(self, workload: Trainable) -> bytes:
         try:
             return pickled(workload.portable())
-        except Exception as error:  # every class refuses in its own way
-            raise ProbeError(f"the model can't be handed to another process: {error}") from error
+        except Exception as error:  # each class fails to pickle with an error of its own
+            raise ProbeError(f"the model cannot be sent to another process: {error}") from error
 
-    def _told(self, batch_size: int, phase: Phase) -> str:
-        """What is going on, for whoever waits."""
+    def _format_progress(self, batch_size: int, phase: Phase) -> str:
         last = self._last
         known = "" if last is None else f" ({last.batch_size}: {VERDICTS[last.outcome]})"
         where = f"{'virtual ' if self.device.source == 'rehearsed' else ''}{self.device.spec.name}"
@@ -116,20 +117,20 @@ class ProbeClient:
         except queue.Empty:
             answer = request.without_answer("timeout", f"no answer in {request.timeout_seconds:g} s")
         except EOFError:
-            answer = request.without_answer("error", worker.last_words())
+            answer = request.without_answer("error", worker.exit_message())
         worker.end()
         self._worker = None
         return answer
 
 
 class _Worker:
-    """The child process, in a session of its own so that its forks can be ended with it."""
+    """The child process, in its own session so that its forks are killed with it."""
 
     def __init__(self, environment: dict[str, str]) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  closed in end()
         self._process = subprocess.Popen(
             [sys.executable, "-W", "ignore::RuntimeWarning:runpy", "-m", "hf_bsopt.probing.worker"],
-            env=with_package(environment, sys.path),  # a module's class may lie beside the caller's script
+            env=with_package(environment, sys.path),  # the model's class may be in a file next to the caller's script
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -140,7 +141,7 @@ class _Worker:
         self._listener.start()
 
     def ask(self, request: bytes, timeout_seconds: float) -> Any:
-        """Raises queue.Empty when it takes too long, EOFError when the worker ended."""
+        """Send a request and return the answer. Raise queue.Empty on a timeout, EOFError if the worker ended."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(request)
@@ -154,13 +155,13 @@ class _Worker:
             if answer != READY:
                 return answer
 
-    def last_words(self) -> str:
-        """How it ended, and the end of what it wrote to standard error."""
+    def exit_message(self) -> str:
+        """Return how the worker ended and the last line that it wrote to standard error."""
         code = self._process.wait()
         self._errors.seek(0)
         lines = [line for line in self._errors.read().decode(errors="replace").splitlines() if line.strip()]
-        how = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        return f"the worker {how}" + (f": {lines[-1]}" if lines else "")
+        ending = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        return f"the worker {ending}" + (f": {lines[-1]}" if lines else "")
 
     def end(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -178,6 +179,6 @@ def _listen(stream: IO[bytes], answers: queue.Queue[Any]) -> None:
         while True:
             try:
                 answers.put(pickle.load(stream))
-            except Exception:  # whatever is no whole answer: the worker is at its end
+            except Exception:  # an incomplete answer: the worker ended
                 answers.put(EOFError())
                 return

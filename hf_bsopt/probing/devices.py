@@ -1,6 +1,6 @@
-"""Where a probe runs: how its process is started, and what is made of the device there.
+"""The devices on which a probe can run: the environment of its process, and how the device is prepared there.
 
-What a device says of its memory is in :mod:`hf_bsopt.probing.memory`.
+The memory counters of each device are in :mod:`hf_bsopt.probing.memory`.
 """
 
 from __future__ import annotations
@@ -17,32 +17,33 @@ from ..virtual_gpu import data_dependent_ops, processes
 from .memory import CpuMemory, CudaMemory, DeviceMemory, MpsMemory
 from .preflight import Preflight, cpu_preflight, cuda_preflight, mps_preflight
 
-WITHOUT_THE_DRIVER = {
-    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # a question whether there is a card must not start the driver (worker.py)
+NVML_BASED_CHECK = {
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # torch.cuda.is_available() must not initialize the driver (worker.py)
 }
 FEW_SEQUENCES = 2
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Which optimizer steps a probe takes.
+    """The optimizer steps that a probe runs.
 
-    first_at: the micro-batch of the first step, in which the optimizer's state appears; None is the full size.
-    stepped: full steps before any is timed. timed: those that are, fewer where they take more than ``timed_seconds``.
-    unpadded: one step more without padding, where the kernels may be other ones. calibration: shares of the size
-    that is believed to hold, to run before it.
+    first_batch_size: the micro-batch of the first step, which creates the optimizer's state; None is the full size.
+    warmup_steps: full steps before the timed ones.
+    timed_steps: steps that are timed, fewer if they take more than ``timed_seconds``.
+    unpadded: run one more step without padding, for which PyTorch may choose other kernels.
+    calibration: fractions of the predicted size to run before it.
     """
 
-    first_at: int | None = None
-    stepped: int = 3
-    timed: int = 0
+    first_batch_size: int | None = None
+    warmup_steps: int = 3
+    timed_steps: int = 0
     timed_seconds: float = 20.0
     unpadded: bool = True
     calibration: tuple[float, ...] = ()
 
 
 class Device(Protocol):
-    """spec: what is known of it. source: what a Trial on it is worth. schedule: of a probe on it."""
+    """spec: the known properties. source: the source of a Trial on it. schedule: the steps of a probe on it."""
 
     @property
     def spec(self) -> GpuSpec: ...
@@ -52,33 +53,36 @@ class Device(Protocol):
     def schedule(self) -> Schedule: ...
     @property
     def needs_fresh_process(self) -> bool:
-        """Whether a process that is already in touch with the device's driver can't be forked; asked in the worker."""
+        """True if a fork of the worker cannot use the device, for example since its driver is initialized."""
         ...
 
     def environment(self, *, expandable_segments: bool) -> dict[str, str]:
-        """Of a process in which the device is the first of its kind. Raises RehearsalError where it can't be had."""
+        """Return the environment of a process whose first device is this one.
+
+        Raises RehearsalError if the device is not available.
+        """
         ...
 
     def prepare(self) -> None:
-        """In the probe's process, once torch is imported there and before anything is on the device."""
+        """Prepare the probe's process, after torch is imported and before anything is on the device."""
         ...
 
     def memory(self) -> DeviceMemory:
-        """What it says of its memory, in the probe's process."""
+        """Return the device's memory counters; called in the probe's process."""
         ...
 
     def preflight(self) -> Preflight:
-        """What it is like before anything runs, in a process of its own. Raises DeviceError where nothing can run."""
+        """Inspect the device before anything runs, in a separate process. Raise DeviceError if nothing can run."""
         ...
 
 
 @dataclass(frozen=True)
 class VirtualCudaDevice:
-    """A card of this size and compute capability, with memory and no arithmetic."""
+    """An emulated GPU of this size and compute capability: it has memory but computes nothing."""
 
     spec: GpuSpec
     source: Source = "rehearsed"
-    schedule: Schedule = Schedule(unpadded=False)  # what the mask holds can't be read there
+    schedule: Schedule = Schedule(unpadded=False)  # the values of the attention mask cannot be read there
     needs_fresh_process: bool = False
 
     def environment(self, *, expandable_segments: bool) -> dict[str, str]:
@@ -92,38 +96,38 @@ class VirtualCudaDevice:
         return CudaMemory()
 
     def preflight(self) -> Preflight:
-        return Preflight("the card is virtual: nothing else is on it", self.spec)
+        return Preflight("the GPU is virtual: no other process uses it", self.spec)
 
 
 @dataclass(frozen=True)
 class CudaDevice:
-    """The first CUDA card that this process sees, or ``memory_limit`` bytes of it in place of a smaller one."""
+    """The first CUDA device that this process sees, or ``memory_limit`` bytes of it, to emulate a smaller one."""
 
     spec: GpuSpec
     memory_limit: int | None = None
     source: Source = "measured"
-    schedule: Schedule = Schedule(timed=5)
+    schedule: Schedule = Schedule(timed_steps=5)
 
     @property
     def needs_fresh_process(self) -> bool:
         return driver_is_started()
 
     def environment(self, *, expandable_segments: bool) -> dict[str, str]:
-        return with_allocator({**os.environ, **WITHOUT_THE_DRIVER}, expandable_segments)
+        return with_allocator({**os.environ, **NVML_BASED_CHECK}, expandable_segments)
 
     def prepare(self) -> None:
         import torch
 
         if self.memory_limit is None:
             return
-        free, total = torch.cuda.mem_get_info()  # makes the context, which counts against the limit
-        room = self.memory_limit - (total - free)
-        if room <= 0:
+        free, total = torch.cuda.mem_get_info()  # creates the context, which counts against the limit
+        left = self.memory_limit - (total - free)
+        if left <= 0:
             raise DeviceError(
-                f"{(total - free) / 2**30:.1f} GiB of {self.spec.name} are gone before anything runs, and "
-                f"{self.memory_limit / 2**30:.1f} GiB were to do; end what else uses the card, or give more --memory"
+                f"cannot use {self.memory_limit / 2**30:.1f} GiB of {self.spec.name}: {(total - free) / 2**30:.1f} GiB "
+                "are in use before anything runs; end the other processes on the GPU or raise --memory"
             )
-        torch.cuda.set_per_process_memory_fraction(room / total)
+        torch.cuda.set_per_process_memory_fraction(left / total)
 
     def memory(self) -> DeviceMemory:
         return CudaMemory(self.memory_limit)
@@ -134,15 +138,15 @@ class CudaDevice:
 
 @dataclass(frozen=True)
 class MpsDevice:
-    """The GPU of a Mac, whose memory is the machine's own. Its capacity is what Metal recommends at most."""
+    """The GPU of a Mac, which shares the machine's memory. Its capacity is the maximum that Metal recommends."""
 
     spec: GpuSpec
     source: Source = "measured"
-    schedule: Schedule = Schedule(timed=5, calibration=(1 / 100,))
-    needs_fresh_process: bool = True  # Objective-C's runtime ends a fork that uses it
+    schedule: Schedule = Schedule(timed_steps=5, calibration=(1 / 100,))
+    needs_fresh_process: bool = True  # the Objective-C runtime aborts a fork that uses it
 
     def environment(self, *, expandable_segments: bool) -> dict[str, str]:
-        return {**os.environ, "PYTORCH_MPS_HIGH_WATERMARK_RATIO": "1.0"}  # by default 1.7: memory is swapped before
+        return {**os.environ, "PYTORCH_MPS_HIGH_WATERMARK_RATIO": "1.0"}  # the default, 1.7, lets the machine swap
 
     def prepare(self) -> None:
         pass
@@ -156,12 +160,17 @@ class MpsDevice:
 
 @dataclass(frozen=True)
 class CpuDevice:
-    """The processor, with as much memory as ``spec.total_bytes`` says: what the process asks for beyond is refused."""
+    """The CPU, with memory limited to ``spec.total_bytes``: allocations beyond it fail."""
 
     spec: GpuSpec
     source: Source = "measured"
     schedule: Schedule = Schedule(
-        first_at=FEW_SEQUENCES, stepped=0, timed=3, timed_seconds=5.0, unpadded=False, calibration=(1 / 100, 2 / 3)
+        first_batch_size=FEW_SEQUENCES,
+        warmup_steps=0,
+        timed_steps=3,
+        timed_seconds=5.0,
+        unpadded=False,
+        calibration=(1 / 100, 2 / 3),
     )
     needs_fresh_process: bool = False
 
@@ -181,28 +190,29 @@ class CpuDevice:
 
 
 def driver_is_started() -> bool:
-    """Whether this process has initialised CUDA's driver, after which no fork of it may use a card. Starts nothing.
+    """Return True if this process has initialized the CUDA driver, after which its forks cannot use a GPU.
 
-    Source: CUDA driver API, cuDeviceGetCount answers CUDA_ERROR_NOT_INITIALIZED where cuInit was not called.
+    The check itself does not initialize it. Source: CUDA driver API, cuDeviceGetCount returns
+    CUDA_ERROR_NOT_INITIALIZED before cuInit.
     """
     try:
         driver = ctypes.CDLL("libcuda.so.1", mode=os.RTLD_NOLOAD | os.RTLD_NOW)
-    except (OSError, AttributeError):  # nobody has loaded it, or no Linux
+    except (OSError, AttributeError):  # not loaded, or not Linux
         return False
     count = ctypes.c_int()
     return bool(driver.cuDeviceGetCount(ctypes.byref(count)) == 0)
 
 
 def with_timed_steps(device: Device, steps: int) -> Device:
-    """The device with probes that time so many steps at least."""
-    schedule = replace(device.schedule, timed=max(device.schedule.timed, steps))
+    """Return the device with a schedule that times at least ``steps`` steps."""
+    schedule = replace(device.schedule, timed_steps=max(device.schedule.timed_steps, steps))
     return replace(device, schedule=schedule)  # type: ignore[type-var]
 
 
 def with_allocator(environment: dict[str, str], expandable_segments: bool) -> dict[str, str]:
-    """The environment with the caching allocator set up as the user will; other settings of theirs are kept."""
+    """Return ``environment`` with expandable segments if wanted; the user's other allocator settings are kept."""
     names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
-    asked = ",".join(os.environ[name] for name in names if os.environ.get(name))
+    settings = ",".join(os.environ[name] for name in names if os.environ.get(name))
     if not expandable_segments:
         return environment
-    return {**environment, names[0]: ",".join(part for part in (asked, "expandable_segments:True") if part)}
+    return {**environment, names[0]: ",".join(part for part in (settings, "expandable_segments:True") if part)}

@@ -1,4 +1,4 @@
-"""The memory of a process on Linux: how much it has, how it is limited, how much this machine has to give."""
+"""The memory of a process on Linux: how much it uses, how to limit it, how much the machine has available."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from ..errors import DeviceError
 
 PROC = Path("/proc")
 CGROUP = Path("/sys/fs/cgroup")
-NEVER_TOUCHED_BYTES = 64 * 2**20
-"""What a training process maps and does not touch: stacks of threads, the reserve of malloc. It counts against the
-limit and is no memory."""
+UNTOUCHED_BYTES = 64 * 2**20
+"""What a training process maps but never touches: thread stacks, malloc's reserve. It counts against RLIMIT_DATA
+without using memory."""
 _FIELDS = {"VmData": "data", "VmRSS": "resident", "VmHWM": "peak_resident", "VmSwap": "swapped", "RssFile": "file"}
 
 
 @dataclass(frozen=True)
 class ProcessStatus:
-    """From /proc/self/status (proc(5)): bytes mapped privately and writable, resident now and at most, swapped out,
-    and of what is resident the pages of files, which are given back on demand.
+    """Memory of this process from /proc/self/status (proc(5)).
+
+    data_bytes: private writable mappings. resident_bytes, peak_resident_bytes: now, and the maximum so far.
+    swapped_bytes: swapped out. file_bytes: resident file pages, which the kernel reclaims on demand.
     """
 
     data_bytes: int
@@ -37,29 +39,29 @@ class ProcessStatus:
 
 
 def why_no_limit() -> str | None:
-    """Why a process can't be limited here, in a sentence; None where it can."""
+    """Return why the memory of a process cannot be limited here; None if it can."""
     if sys.platform != "linux":
         return f"the memory of a process is limited by Linux's RLIMIT_DATA, which {sys.platform} does not have"
     return None
 
 
 def limit_this_process(total_bytes: int) -> None:
-    """From here on, what would make more than ``total_bytes`` of this process resident is refused, as by a device that
-    is full. The threads of the computation are started before.
+    """Limit the resident memory of this process to ``total_bytes``: allocations beyond it fail, as on a full device.
 
-    RLIMIT_DATA counts what is mapped privately and writable (since Linux 4.7, getrlimit(2)), not libraries.
-    Raises DeviceError where the process is already larger.
+    The compute threads are started first, so that their stacks are not counted against the limit. RLIMIT_DATA counts
+    private writable mappings (since Linux 4.7, getrlimit(2)), not libraries.
+    Raises DeviceError if the process is already larger.
     """
     import resource
 
     _start_threads()
     status = ProcessStatus.read()
-    room = total_bytes - status.resident_bytes
-    if room <= 0:
+    left = total_bytes - status.resident_bytes
+    if left <= 0:
         raise DeviceError(
-            f"Python and its libraries alone take {status.resident_bytes / 2**20:.0f} MiB; --memory has to be more"
+            f"Python and its libraries alone take {status.resident_bytes / 2**20:.0f} MiB; give --memory more than that"
         )
-    limit = status.data_bytes + room + NEVER_TOUCHED_BYTES
+    limit = status.data_bytes + left + UNTOUCHED_BYTES
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     if hard != resource.RLIM_INFINITY:
         limit = min(limit, hard)
@@ -67,7 +69,7 @@ def limit_this_process(total_bytes: int) -> None:
 
 
 def _start_threads() -> None:
-    """The pool of the forward pass and the libraries behind it; their stacks are mapped at the first use."""
+    """Start torch's thread pools; the stacks of the threads are mapped at first use."""
     import torch
 
     matrix = torch.rand(256, 256, requires_grad=True)
@@ -75,19 +77,20 @@ def _start_threads() -> None:
 
 
 def available_bytes() -> tuple[int, str]:
-    """(memory that a process may still take here, where that is known from)."""
+    """Return (bytes that a process may still allocate here, the source of that number)."""
     meminfo = (PROC / "meminfo").read_text()
     match = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo, re.MULTILINE)
     free = int(match[1]) * 1024 if match else 0
-    limit = _cgroup_room()
+    limit = _cgroup_available()
     if limit is not None and limit < free:
         return limit, "the limit of this control group"
     return free, "free memory of this machine"
 
 
-def _cgroup_room() -> int | None:
-    """What the control group still allows; version 2, then version 1. None without a limit. Cached files count as used
-    and are given back on demand.
+def _cgroup_available() -> int | None:
+    """Return the bytes that the control group still allows (version 2, then version 1); None without a limit.
+
+    Cached files count as available: the kernel reclaims them on demand.
     """
     for folder, usage, limit in (
         (CGROUP, "memory.current", "memory.max"),

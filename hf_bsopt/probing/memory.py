@@ -1,4 +1,4 @@
-"""What a device says of its memory, asked in the process that uses it. Sizes are in bytes."""
+"""Memory counters of each device, read in the process that uses it. Sizes are in bytes."""
 
 from __future__ import annotations
 
@@ -11,43 +11,43 @@ from .host_memory import ProcessStatus
 
 SAMPLE_SECONDS = 0.002
 SPILL_BYTES = 64 * 2**20
-"""Less than this beyond the device, or swapped, is the granularity of the counters, or another process's doing."""
+"""A smaller excess is within the granularity of the counters, or caused by another process."""
 
 
 class DeviceMemory(Protocol):
-    """Counted from :meth:`start` to :meth:`end`."""
+    """Counters that run from :meth:`start` to :meth:`end`."""
 
     def start(self) -> None:
-        """Everything that is free goes back to the device; peaks count from here on."""
+        """Release cached memory to the device and reset the peaks."""
         ...
 
     def synchronize(self) -> None:
-        """Returns when the device has done its work."""
+        """Wait until the device has finished its work."""
         ...
 
     def peak(self) -> Peak: ...
     def used_bytes(self) -> int:
-        """At the peak, as the driver saw it: reserved, and whatever else is gone from the device."""
+        """Return what the driver saw in use at the peak: reserved memory and everything else on the device."""
         ...
 
     def retries(self) -> int:
-        """How often the allocator had to give its cache back before a request could be met."""
+        """Return how often the allocator had to release its cache to serve a request."""
         ...
 
     def spilled(self) -> str:
-        """In words, how memory of the host was used in place of the device's; empty where it was not."""
+        """Return a description of the host memory that was used in place of the device's; empty if none was."""
         ...
 
     def end(self) -> None: ...
 
 
 class CudaMemory:
-    """The caching allocator and the driver."""
+    """Counters of the CUDA caching allocator and the driver."""
 
     def __init__(self, memory_limit: int | None = None) -> None:
         self._memory_limit = memory_limit
         self._outside = 0
-        self._room = 0
+        self._capacity = 0
 
     def start(self) -> None:
         import torch
@@ -58,7 +58,7 @@ class CudaMemory:
         torch.cuda.reset_accumulated_memory_stats()
         free, total = torch.cuda.mem_get_info()
         self._outside = total - free - torch.cuda.memory_reserved()
-        self._room = total - self._outside
+        self._capacity = total - self._outside
 
     def synchronize(self) -> None:
         import torch
@@ -72,7 +72,7 @@ class CudaMemory:
         return Peak(torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved())
 
     def used_bytes(self) -> int:
-        """What else is gone from the device is asked now: libraries that a step loads take their memory late."""
+        """Return the peak of reserved memory plus what else is used now: libraries loaded in a step allocate late."""
         import torch
 
         free, total = torch.cuda.mem_get_info()
@@ -85,23 +85,23 @@ class CudaMemory:
         return int(torch.cuda.memory_stats().get("num_alloc_retries", 0))
 
     def spilled(self) -> str:
-        """On Windows and under WSL the driver moves to the host's memory what no longer fits, without an error."""
+        """Detect spilling: on Windows and WSL the driver moves what does not fit to host memory without an error."""
         import torch
 
-        beyond = torch.cuda.max_memory_reserved() - self._room
+        beyond = torch.cuda.max_memory_reserved() - self._capacity
         if beyond <= SPILL_BYTES:
             return ""
-        return f"{beyond / 2**30:.2f} GiB more were reserved than the device had: the driver took the host's memory"
+        return f"{beyond / 2**30:.2f} GiB more were reserved than the device had: the driver used host memory"
 
     def end(self) -> None:
         pass
 
 
 class MpsMemory:
-    """Metal's allocator keeps no peaks: it is asked all the time, by a thread."""
+    """Counters of Metal's allocator, which keeps no peaks: a thread samples it."""
 
     def __init__(self) -> None:
-        self._allocated, self._driver = _Highest(_mps_allocated), _Highest(_mps_driver)
+        self._allocated, self._driver = _SampledPeak(_mps_allocated), _SampledPeak(_mps_driver)
 
     def start(self) -> None:
         import torch
@@ -117,10 +117,10 @@ class MpsMemory:
         torch.mps.synchronize()
 
     def peak(self) -> Peak:
-        return Peak(self._allocated.look(), self._driver.look())
+        return Peak(self._allocated.update(), self._driver.update())
 
     def used_bytes(self) -> int:
-        return self._driver.look()
+        return self._driver.update()
 
     def retries(self) -> int:
         return 0
@@ -128,10 +128,10 @@ class MpsMemory:
     def spilled(self) -> str:
         import torch
 
-        beyond = self._driver.look() - torch.mps.recommended_max_memory()
+        beyond = self._driver.update() - torch.mps.recommended_max_memory()
         if beyond <= SPILL_BYTES:
             return ""
-        return f"{beyond / 2**30:.2f} GiB more than Metal recommends were taken: the machine swaps from there on"
+        return f"{beyond / 2**30:.2f} GiB more than Metal recommends were allocated: the machine swaps beyond that"
 
     def end(self) -> None:
         self._allocated.end()
@@ -139,7 +139,7 @@ class MpsMemory:
 
 
 class CpuMemory:
-    """The process: what it has in memory at most, and what of it was there before the model."""
+    """Peak resident memory of the process, less what was resident before the model was built."""
 
     def __init__(self) -> None:
         self._before = ProcessStatus(0, 0, 0, 0)
@@ -151,7 +151,7 @@ class CpuMemory:
         pass
 
     def peak(self) -> Peak:
-        """Both are what came on top of the libraries: there is no caching allocator between."""
+        """Return the growth since start as both peaks: there is no caching allocator on the CPU."""
         grown = max(0, ProcessStatus.read().peak_resident_bytes - self._before.resident_bytes)
         return Peak(grown, grown)
 
@@ -163,7 +163,7 @@ class CpuMemory:
 
     def spilled(self) -> str:
         swapped = ProcessStatus.read().swapped_bytes - self._before.swapped_bytes
-        return f"{swapped / 2**30:.2f} GiB were swapped to the disk" if swapped > SPILL_BYTES else ""
+        return f"{swapped / 2**30:.2f} GiB were swapped to disk" if swapped > SPILL_BYTES else ""
 
     def end(self) -> None:
         pass
@@ -181,27 +181,27 @@ def _mps_driver() -> int:
     return torch.mps.driver_allocated_memory()
 
 
-class _Highest:
-    """The highest value of a counter that keeps no peak itself."""
+class _SampledPeak:
+    """The peak of a counter that keeps none itself, sampled by a thread."""
 
     def __init__(self, read: Callable[[], int]) -> None:
         self._read = read
-        self._highest = 0
-        self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._peak = 0
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
 
     def start(self) -> None:
-        self._highest = 0
+        self._peak = 0
         self._thread.start()
 
-    def look(self) -> int:
-        self._highest = max(self._highest, self._read())
-        return self._highest
+    def update(self) -> int:
+        self._peak = max(self._peak, self._read())
+        return self._peak
 
     def end(self) -> None:
-        self._is_over.set()
+        self._stopped.set()
         self._thread.join()
 
-    def _watch(self) -> None:
-        while not self._is_over.wait(SAMPLE_SECONDS):
-            self.look()
+    def _sample(self) -> None:
+        while not self._stopped.wait(SAMPLE_SECONDS):
+            self.update()

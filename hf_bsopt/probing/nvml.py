@@ -1,4 +1,4 @@
-"""Who else is on an NVIDIA card, through nvidia-ml-py where it is installed. Asking makes no CUDA context."""
+"""Processes and memory of an NVIDIA GPU, through nvidia-ml-py if it is installed. Creates no CUDA context."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from typing import Any
 
 @dataclass(frozen=True)
 class GpuProcess:
-    """used_bytes: 0 where the driver does not say, as under Windows or in some containers."""
+    """used_bytes: 0 if the driver does not report it, as on Windows and in some containers."""
 
     pid: int
     used_bytes: int
 
 
 @dataclass(frozen=True)
-class Card:
-    """A card as NVML knows it."""
+class NvmlDevice:
+    """A GPU as NVML sees it."""
 
     handle: Any
 
     @classmethod
-    def of(cls, uuid: str) -> Card | None:
-        """The card of this UUID; None without nvidia-ml-py, or where NVML does not answer."""
-        nvml = _started()
+    def from_uuid(cls, uuid: str) -> NvmlDevice | None:
+        """Return the GPU with this UUID; None without nvidia-ml-py or if NVML does not respond."""
+        nvml = _initialized_nvml()
         if nvml is None:
             return None
         name = uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
@@ -35,27 +35,28 @@ class Card:
             return None
 
     def used_bytes(self) -> int:
-        """Of the whole card, by everybody; what the driver reserves for itself counts too."""
-        return int(_started().nvmlDeviceGetMemoryInfo(self.handle).used)
+        """Return the GPU memory used by all processes, including what the driver reserves for itself."""
+        return int(_initialized_nvml().nvmlDeviceGetMemoryInfo(self.handle).used)
 
     def processes(self) -> list[GpuProcess]:
-        """That compute or draw on it, by number, as far as this process may see them."""
-        nvml = _started()
+        """Return the compute and graphics processes on it, sorted by pid, as far as this process may see them."""
+        nvml = _initialized_nvml()
         found: dict[int, int] = {}
-        for ask in (nvml.nvmlDeviceGetComputeRunningProcesses, nvml.nvmlDeviceGetGraphicsRunningProcesses):
+        for list_processes in (nvml.nvmlDeviceGetComputeRunningProcesses, nvml.nvmlDeviceGetGraphicsRunningProcesses):
             try:
-                for process in ask(self.handle):
+                for process in list_processes(self.handle):
                     found[process.pid] = max(found.get(process.pid, 0), process.usedGpuMemory or 0)
             except nvml.NVMLError:
                 continue
         return [GpuProcess(pid, used) for pid, used in sorted(found.items())]
 
 
-def first_card_name() -> str | None:
-    """Of the first card that CUDA_VISIBLE_DEVICES leaves, as the driver spells it; None where there is none, or nobody
-    to ask. NVML counts cards by their bus; so does CUDA with CUDA_DEVICE_ORDER=PCI_BUS_ID, and else the fastest first.
+def first_gpu_name() -> str | None:
+    """Return the driver's name of the first GPU in CUDA_VISIBLE_DEVICES; None if there is none, or no NVML.
+
+    NVML numbers GPUs by PCI bus. CUDA does so only with CUDA_DEVICE_ORDER=PCI_BUS_ID; by default the fastest is first.
     """
-    nvml = _started()
+    nvml = _initialized_nvml()
     if nvml is None:
         return None
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
@@ -72,13 +73,13 @@ def first_card_name() -> str | None:
 
 
 def driver_version() -> str:
-    """Empty where it is not known."""
-    nvml = _started()
+    """Return the driver's version; empty if it is not known."""
+    nvml = _initialized_nvml()
     return str(nvml.nvmlSystemGetDriverVersion()) if nvml is not None else ""
 
 
-def _started() -> Any:
-    """The module, initialised; None where it is not installed or there is no driver. Initialising again is counted."""
+def _initialized_nvml() -> Any:
+    """Return pynvml, initialized; None if it is not installed or there is no driver. nvmlInit counts its calls."""
     if importlib.util.find_spec("pynvml") is None:
         return None
     import pynvml

@@ -1,13 +1,13 @@
-"""Is this exception an out-of-memory error, of the device or of the host?
+"""Decide whether an exception is an out-of-memory error, of the device or of the host.
 
     try:
         step()
     except Exception as error:
         found = out_of_memory(error)  # OutOfMemory(where="device", certain=True, message="CUDA out of memory. …", …)
 
-By type where there is one, else by a table of messages, each with its source. Only a RuntimeError is looked up in the
-table: whatever PyTorch, Triton and C++ extensions raise for want of memory is one. A message counts where it begins a
-line or a sentence, so that it is found in a traceback that another process sent, and not in words that quote it.
+By type if a dedicated type exists, else by a table of messages, each with its source. Only a RuntimeError is looked up
+in the table: every out-of-memory error of PyTorch, Triton and C++ extensions is one. A message is matched at the start
+of a line or sentence, so that it is found in a traceback from another process but not in text that quotes it.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ LONGEST_MESSAGE = 160
 
 @dataclass(frozen=True)
 class OutOfMemory:
-    """What an exception says of memory.
+    """The out-of-memory error that an exception reports.
 
-    certain: False where something else is known to raise the same; a smaller batch will tell.
-    message: the sentence that said so.
-    source: where it is known from: a type, a file of a project, or an issue in which it was seen.
+    certain: False if the same message is known to have other causes; a smaller batch will show.
+    message: the sentence that reports it.
+    source: the evidence: an exception type, a project's source file, or an issue in which the message was seen.
     """
 
     where: Where
@@ -41,16 +41,16 @@ class OutOfMemory:
 
 @dataclass(frozen=True)
 class Row:
-    """What is said (a regular expression), of which memory, whether it has no other known cause, and the source."""
+    """pattern: a regular expression. where: the memory that ran out. certain: no other cause is known."""
 
-    said: str
+    pattern: str
     where: Where
     certain: bool
     source: str
 
 
 TABLE = (
-    # CUDA. Pinned host memory that can't be had is told as "CUDA error: out of memory" too.
+    # CUDA. A failed allocation of pinned host memory is reported as "CUDA error: out of memory" too.
     Row(
         r"CUDA out of memory(?:\. Tried to allocate|\.|$)",
         "device",
@@ -85,7 +85,7 @@ TABLE = (
         False,
         "PyTorch, aten/src/ATen/cuda/Exceptions.h; open-mmlab/mmdetection#6549, but ufal/perin#17",
     ),
-    # cuDNN, whose version 9 tells the device's allocations from the host's (cudnnGetErrorString of 4004 and 4003).
+    # cuDNN. Version 9 distinguishes allocations on the device from the host's (cudnnGetErrorString of 4004 and 4003).
     Row(
         r"cuDNN error: CUDNN_STATUS_(?:ALLOC_FAILED|INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED)\b",
         "device",
@@ -111,7 +111,7 @@ TABLE = (
         False,
         "PyTorch, aten/src/ATen/native/cudnn; marqo-ai/marqo#101, but deepakn97/relationPrediction#37",
     ),
-    # NCCL: the last error, which PyTorch appends to its own
+    # NCCL: its last error, which PyTorch appends to its own message
     Row(r"Cuda failure (?:2 )?'out of memory'", "device", True, "NCCL, src/include/checks.h; NVIDIA/nccl#1235"),
     Row(r"Failed to CUDA (?:m|c)alloc (?:async )?\d+ bytes", "device", False, "NCCL; NVIDIA/nccl#962"),
     # ROCm
@@ -125,7 +125,7 @@ TABLE = (
         False,
         "ROCm/TheRock#1708; but pytorch#193890: a workspace of fixed size was too small, with memory free",
     ),
-    # XPU, by name: the numbers before the names are not the same in every version of Unified Runtime.
+    # XPU, by name: the error numbers differ between versions of Unified Runtime.
     Row(
         r"XPU out of memory(?:\. Tried to allocate|\.|$)",
         "device",
@@ -150,7 +150,7 @@ TABLE = (
         False,
         "Unified Runtime, ur_api.h; pytorch#190972, but intel/torch-xpu-ops#5061",
     ),
-    # MPS. The second is one buffer above what Metal allows for one, however much is free.
+    # MPS. The second is a single buffer above Metal's maximum buffer size, however much memory is free.
     Row(
         r"MPS backend out of memory \(MPS allocated: ",
         "device",
@@ -163,14 +163,14 @@ TABLE = (
         False,
         "PyTorch, aten/src/ATen/mps/MPSAllocator.mm; pytorch#141909",
     ),
-    # bitsandbytes prints this and ends the process: it is here for whoever raises the last words of a child.
+    # bitsandbytes prints this and exits: it is listed for callers that raise a child's last line of output.
     Row(
         r"Error out of memory at line \d+ in file",
         "device",
         False,
         "bitsandbytes, csrc/compat.cuh; bitsandbytes#464, but InternLM/xtuner#319",
     ),
-    # The host; oneDNN, the last two, allocates on an XPU as well.
+    # The host. oneDNN, the last two, allocates on an XPU as well.
     Row(
         r"DefaultCPUAllocator: (?:can't allocate|not enough) memory",
         "host",
@@ -187,21 +187,21 @@ TABLE = (
     Row(r"could not create a memory object$", "host", False, "oneDNN, include/oneapi/dnnl/dnnl.hpp"),
     Row(r"could not create a primitive$", "host", False, "oneDNN; pytorch#55884, but uxlfoundation/oneDNN#1500"),
 )
-_LINES = tuple(re.compile(rf"^(?:.*[:.\]] )?(?P<said>{row.said})(?P<rest>.*)$", re.MULTILINE) for row in TABLE)
+_LINES = tuple(re.compile(rf"^(?:.*[:.\]] )?(?P<start>{row.pattern})(?P<rest>.*)$", re.MULTILINE) for row in TABLE)
 
 
 def out_of_memory(error: BaseException) -> OutOfMemory | None:
-    """What ``error`` says of memory, None where it says nothing.
+    """Return the out-of-memory error that ``error`` reports; None if it reports none.
 
-    What it was raised ``from`` counts as well: whoever writes that names the reason. What was merely being handled when
-    it was raised (``__context__``) does not: then ``error`` is another one, such as a mistake in an except block, and a
-    search that took it for want of memory would hide it. What is certain goes before what is suspected.
+    The errors it was raised ``from`` (``__cause__``) count too, since they are its reason. Errors that were merely
+    being handled (``__context__``) do not: then ``error`` is a different one, such as a bug in an except block, and
+    treating it as out of memory would hide it. Certain matches take precedence over suspected ones.
     """
-    return _surest([judged for link in _causes(error) if (judged := _judge(link)) is not None])
+    return _most_certain([match for link in _causes(error) if (match := _classify(link)) is not None])
 
 
-def _surest(found: list[OutOfMemory]) -> OutOfMemory | None:
-    return next((judged for judged in found if judged.certain), found[0] if found else None)
+def _most_certain(found: list[OutOfMemory]) -> OutOfMemory | None:
+    return next((match for match in found if match.certain), found[0] if found else None)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -212,17 +212,17 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
-def _judge(error: BaseException) -> OutOfMemory | None:
-    said = _look_up(str(error)) if isinstance(error, RuntimeError) else None
+def _classify(error: BaseException) -> OutOfMemory | None:
+    by_message = _look_up(str(error)) if isinstance(error, RuntimeError) else None
     typed = _by_type(error)
     if typed is None:
-        return said
+        return by_message
     where, source = typed
-    return OutOfMemory(where, True, said.message if said else _first_sentence(error), source)
+    return OutOfMemory(where, True, by_message.message if by_message else _first_sentence(error), source)
 
 
 def _by_type(error: BaseException) -> tuple[Where, str] | None:
-    """None of PyTorch's errors can exist where it was not imported."""
+    """Classify by exception type, without importing torch: its errors cannot exist unless it was imported."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(error, torch.OutOfMemoryError):
         return "device", "torch.OutOfMemoryError"
@@ -234,9 +234,9 @@ def _by_type(error: BaseException) -> tuple[Where, str] | None:
 
 
 def _look_up(text: str) -> OutOfMemory | None:
-    return _surest(
+    return _most_certain(
         [
-            OutOfMemory(row.where, row.certain, _short(match["said"], match["rest"]), row.source)
+            OutOfMemory(row.where, row.certain, _short(match["start"], match["rest"]), row.source)
             for row, line in zip(TABLE, _LINES, strict=True)
             if (match := line.search(text))
         ]
@@ -248,6 +248,6 @@ def _first_sentence(error: BaseException) -> str:
     return _short("", lines[0]) if lines else type(error).__name__
 
 
-def _short(said: str, rest: str) -> str:
-    sentence = f"{said}{rest.split('. ')[0]}".strip().rstrip(".")
+def _short(start: str, rest: str) -> str:
+    sentence = f"{start}{rest.split('. ')[0]}".strip().rstrip(".")
     return sentence if len(sentence) <= LONGEST_MESSAGE else sentence[: LONGEST_MESSAGE - 1] + "…"

@@ -1,4 +1,4 @@
-"""One micro-batch size, really run: the model built, the production step, what the device says of it."""
+"""Run one micro-batch size for real: build the model, run the training step, read the memory counters."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ if TYPE_CHECKING:
     from torch import nn
 
 MOST_SKIPPED_STEPS = 20
-"""The gradient scaler starts at 2^16 and halves whenever gradients overflow, skipping the optimizer's step."""
+"""The gradient scaler starts at 2^16 and halves on each overflow, skipping the optimizer step."""
 SETTLING_STEPS = 8
-"""The allocator may give its cache back a few times until it has found its blocks; afterwards it should not have to."""
+"""The allocator may release its cache in the first few steps; after these it should not need to."""
 EVALUATED_BATCHES = 2
-"""The second is forwarded beside the logits of the first, which are kept for the metrics."""
+"""The second batch runs while the logits of the first are kept for the metrics."""
 
 
 class NoStepError(RuntimeError):
-    """The optimizer did not step: gradients overflowed in every step."""
+    """Raised if the optimizer did not step because gradients overflowed in every step."""
 
 
 def probe(workload: Trainable, batch_size: int, device: Device, phase: Phase = "training") -> Trial:
-    """Runs the production step on the device that this process sees.
+    """Run the training step on the device that this process sees.
 
-    An out-of-memory error is the Trial's outcome, and so is what ran and yet does not fit; every other error is the
-    caller's.
+    An out-of-memory error becomes the Trial's outcome, as does a size that ran but does not fit; all other errors
+    propagate.
     """
     memory = device.memory()
     run = _Run(workload, batch_size, device, memory)
@@ -86,7 +86,7 @@ def _trial(
 
 
 class _Run:
-    """The steps of one size on one device."""
+    """The steps of one micro-batch size on one device."""
 
     def __init__(self, workload: Trainable, batch_size: int, device: Device, memory: DeviceMemory) -> None:
         self._workload = workload
@@ -94,7 +94,7 @@ class _Run:
         self._kind = device.spec.kind
         self._schedule: Schedule = device.schedule
         self._memory = memory
-        self._retried_in_the_last_step = False
+        self._last_step_retried = False
         self.seconds: list[float] = []
         self.phases: dict[Phase, Callable[[], None]] = {
             "training": self.train,
@@ -103,33 +103,33 @@ class _Run:
         }
 
     def verdict(self) -> tuple[Outcome, str]:
-        """Not raising is not yet fitting."""
+        """Return (outcome, detail) of a run without an error, which may still not fit."""
         spilled = self._memory.spilled()
         if spilled:
             return "spill", spilled
-        if self._retried_in_the_last_step:
-            return "retries", f"the allocator still gave its cache back in step {SETTLING_STEPS} after the first"
+        if self._last_step_retried:
+            return "retries", f"the allocator still had to release its cache {SETTLING_STEPS} steps after the first"
         return "fits", ""
 
     def train(self) -> None:
-        model = self._built()
+        model = self._build()
         step = TrainingStep(model, self._workload.settings, self._kind, self._workload.own)
-        first = self._schedule.first_at
-        if first is not None:  # small steps are cheap: it may as well be one without padding
-            self._until_stepped(step, min(first, self._batch_size), 1, padded=False)
-        self._until_stepped(step, self._batch_size, self._schedule.stepped)
-        self._until_settled(step)
+        first = self._schedule.first_batch_size
+        if first is not None:  # small steps are cheap, so this one runs without padding
+            self._run_steps(step, min(first, self._batch_size), 1, padded=False)
+        self._run_steps(step, self._batch_size, self._schedule.warmup_steps)
+        self._run_until_no_retries(step)
         self.seconds = []
-        while len(self.seconds) < self._schedule.timed and sum(self.seconds) <= self._schedule.timed_seconds:
+        while len(self.seconds) < self._schedule.timed_steps and sum(self.seconds) <= self._schedule.timed_seconds:
             self._step(step, self._batch_size)
         timed = self.seconds
         if self._schedule.unpadded:
             self._step(step, self._batch_size, padded=False)
-        self.seconds = timed[: self._schedule.timed]
+        self.seconds = timed[: self._schedule.timed_steps]
 
     def evaluate(self) -> None:
-        """Beside the optimizer's state, as in training; the logits are kept for the metrics."""
-        model = self._trained()
+        """Run evaluation batches with the optimizer's state in memory, keeping the logits for the metrics."""
+        model = self._build_and_train()
         kept: list[torch.Tensor] = []
         for _ in range(EVALUATED_BATCHES):
             batch = self._workload.batch(self._batch_size, self._kind)
@@ -139,13 +139,13 @@ class _Run:
         return evaluation_step(model, self._workload.settings.precision, batch, self._kind)
 
     def generate(self) -> None:
-        """Beside the optimizer's state too: Trainer generates in its evaluation."""
-        model = self._trained()
+        """Generate with the optimizer's state in memory, as Trainer does in its evaluation."""
+        model = self._build_and_train()
         batch = self._workload.batch(self._batch_size, self._kind)
         precision, count = self._workload.settings.precision, self._workload.new_tokens
         self._timed(lambda: generation_step(model, precision, batch, count, self._kind))
 
-    def _built(self) -> nn.Module:
+    def _build(self) -> nn.Module:
         import torch
 
         with torch.device(self._kind):
@@ -154,16 +154,16 @@ class _Run:
         self._memory.start()
         return model
 
-    def _trained(self) -> nn.Module:
-        """The model after some steps at the smallest size, which leave the optimizer's state and a cache behind."""
-        model = self._built()
+    def _build_and_train(self) -> nn.Module:
+        """Return the model after a few steps at the smallest size, which create the optimizer's state."""
+        model = self._build()
         step = TrainingStep(model, self._workload.settings, self._kind, self._workload.own)
-        self._until_stepped(step, smallest_batch(model), self._schedule.stepped)
+        self._run_steps(step, smallest_batch(model), self._schedule.warmup_steps)
         self.seconds = []
         return model
 
-    def _until_stepped(self, step: TrainingStep, batch_size: int, count: int, *, padded: bool = True) -> None:
-        """Raises NoStepError where the gradient scaler skips them all."""
+    def _run_steps(self, step: TrainingStep, batch_size: int, count: int, *, padded: bool = True) -> None:
+        """Train until the optimizer has stepped ``count`` times. Raise NoStepError if too many steps are skipped."""
         done: list[None] = []
         hook = step.optimizer.register_step_post_hook(lambda *_: done.append(None))
         taken = 0
@@ -174,20 +174,20 @@ class _Run:
             taken += 1
         hook.remove()
 
-    def _until_settled(self, step: TrainingStep) -> None:
+    def _run_until_no_retries(self, step: TrainingStep) -> None:
         for _ in range(SETTLING_STEPS):
-            if not self._retried_in_the_last_step:
+            if not self._last_step_retried:
                 return
             self._step(step, self._batch_size)
 
     def _step(self, step: TrainingStep, batch_size: int, *, padded: bool = True) -> None:
         before = self._memory.retries()
         self._timed(lambda: step.worst_case(self._workload, batch_size, self._kind, padded=padded))
-        self._retried_in_the_last_step = self._memory.retries() > before
+        self._last_step_retried = self._memory.retries() > before
 
     def _timed(self, work: Callable[[], object]) -> None:
         started = time.perf_counter()
         work()
-        if self._schedule.timed:
+        if self._schedule.timed_steps:
             self._memory.synchronize()
         self.seconds.append(time.perf_counter() - started)

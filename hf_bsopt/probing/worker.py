@@ -1,10 +1,10 @@
 """The process in which probes run: ``python -m hf_bsopt.probing.worker``.
 
-Requests come in on standard input and answers go out on standard output, pickled; whatever else prints goes to standard
-error. The process imports what a training step needs and never touches the device: each request is answered in a fork
-of it, which therefore starts with a device that nobody used, and whose crash, kill, timeout or out-of-memory error ends
-the fork alone. The workload is unpacked in the fork, since what it brings along may use the device when it is imported,
-as bitsandbytes does. Where a fork can't use the device, it starts Python again for itself.
+It reads pickled requests from standard input and writes pickled answers to standard output; all other output goes to
+standard error. The process imports what a training step needs and never touches the device: each request runs in a
+fork, which therefore starts with an unused device, and a crash, kill, timeout or out-of-memory error ends only the
+fork. The workload is unpickled in the fork, since its imports may use the device, as bitsandbytes does. If a fork
+cannot use the device, it replaces itself by a new Python process.
 """
 
 from __future__ import annotations
@@ -31,31 +31,31 @@ from .devices import Device
 from .preflight import Preflight
 
 READY = "ready"
-FULL = "it is so full that not even a process without tensors fits on it; end what else uses it (nvidia-smi shows who)"
+FULL_DEVICE_HINT = "not even an empty process fits on the device; end the other processes on it (nvidia-smi lists them)"
 TAIL_BYTES = 4096
 IMPORTED_EARLY = ("transformers.modeling_utils", "accelerate.utils.operations", "hf_bsopt.probing.probe")
-"""While the caller still traces."""
+"""Imported while the caller still traces."""
 
 
 class Request(Protocol):
-    """What the worker is asked."""
+    """A request to the worker."""
 
     @property
     def device(self) -> Device: ...
     @property
     def timeout_seconds(self) -> float: ...
     def answer(self) -> Any:
-        """In the fork."""
+        """Compute the answer; called in the fork."""
         ...
 
     def without_answer(self, outcome: Outcome, why: str) -> Any:
-        """In its place, where the fork did not come back from it."""
+        """Return the answer to give if the fork ended without one."""
         ...
 
 
 @dataclass(frozen=True)
 class ProbeRequest:
-    """workload: pickled. is_plain: it brings nothing along that uses the device when it is imported."""
+    """workload: pickled. is_plain: its imports do not use the device."""
 
     workload: bytes
     is_plain: bool
@@ -74,7 +74,7 @@ class ProbeRequest:
         except Exception as error:
             if out_of_memory(error) is None:
                 raise
-            return self.without_answer("oom", f"the model and its data alone, before any step: {error}")
+            return self.without_answer("oom", f"loading the model and its data, before any step: {error}")
         return probe(workload, self.batch_size, self.device, self.phase)
 
     def without_answer(self, outcome: Outcome, why: str) -> Trial:
@@ -83,7 +83,7 @@ class ProbeRequest:
 
 @dataclass(frozen=True)
 class PreflightRequest:
-    """What is the device like? ``workload``: pickled, for a device on which what it imports takes memory, too."""
+    """A request to inspect the device. workload: pickled, for a device on which its imports take memory too."""
 
     device: Device
     timeout_seconds: float
@@ -91,7 +91,7 @@ class PreflightRequest:
 
     def answer(self) -> Preflight:
         if self.workload:
-            with contextlib.suppress(Exception):  # the probe will say it
+            with contextlib.suppress(Exception):  # the probe reports it
                 unpickled(self.workload)
         try:
             return self.device.preflight()
@@ -102,14 +102,14 @@ class PreflightRequest:
 
             if out_of_memory(error) is None:
                 raise
-            return replace(self.without_answer("error", ""), problem=f"{self.device.spec.name}: {FULL}")
+            return replace(self.without_answer("error", ""), problem=f"{self.device.spec.name}: {FULL_DEVICE_HINT}")
 
     def without_answer(self, outcome: Outcome, why: str) -> Preflight:
-        return Preflight("", self.device.spec, problem=f"{self.device.spec.name} can't be asked: {why}")
+        return Preflight("", self.device.spec, problem=f"{self.device.spec.name} cannot be inspected: {why}")
 
 
 def serve(requests: BinaryIO, answers: BinaryIO) -> None:
-    """Answers until the requests end."""
+    """Answer requests until their stream ends."""
     _send(answers, READY)
     while True:
         try:
@@ -122,15 +122,15 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
 
 
 def _import_model(pickled: bytes) -> None:
-    """Once here rather than in each fork: transformers imports a model's module when it is first built."""
-    with contextlib.suppress(Exception), META:  # the probe will say it
+    """Import the model's module here once, not in each fork: transformers imports it when a model is first built."""
+    with contextlib.suppress(Exception), META:  # the probe reports it
         unpickled(pickled).build()
 
 
 def run_in_fork(request: Request) -> Any:
-    """The answer of a process that is forked for it. What it does not come back from is told by how it ended."""
+    """Answer the request in a fork. If the fork ends without an answer, describe how it ended."""
     reading, writing = os.pipe()
-    said_before = _standard_error_bytes()
+    stderr_start = _standard_error_bytes()
     child = os.fork()
     if child == 0:
         os.close(reading)
@@ -142,16 +142,16 @@ def run_in_fork(request: Request) -> Any:
         answer = stream.read()
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
-        return request.without_answer(*_killed_by(os.WTERMSIG(status), request, _last_line(said_before)))
+        return request.without_answer(*_killed_by(os.WTERMSIG(status), request, _last_line(stderr_start)))
     try:
         return pickle.loads(answer)
     except (EOFError, pickle.UnpicklingError):
         code = os.waitstatus_to_exitcode(status)
-        return request.without_answer("error", f"the process ended with exit code {code}{_last_line(said_before)}")
+        return request.without_answer("error", f"the process ended with exit code {code}{_last_line(stderr_start)}")
 
 
 def _start_again(request: Request, writing: int) -> NoReturn:
-    """Replaces the fork by a new Python, which has everything to import again."""
+    """Replace the fork by a new Python process, which has to repeat the imports."""
     with tempfile.TemporaryFile() as file:
         pickle.dump(request, file)
         file.seek(0)
@@ -161,7 +161,7 @@ def _start_again(request: Request, writing: int) -> NoReturn:
 
 
 def _run(request: Request, writing: int) -> NoReturn:
-    """In the fork. The alarm has its default action, which ends the process wherever it is."""
+    """Answer the request in the fork and exit. SIGALRM keeps its default action, which ends the process."""
     end_with_parent()
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, request.timeout_seconds)
@@ -180,17 +180,17 @@ def _describe(error: Exception) -> str:
     return f"{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})"
 
 
-def _killed_by(number: int, request: Request, said: str) -> tuple[Outcome, str]:
+def _killed_by(number: int, request: Request, last_line: str) -> tuple[Outcome, str]:
     if number == signal.SIGALRM:
         return "timeout", f"no answer in {request.timeout_seconds:g} s"
     if number in (signal.SIGKILL, signal.SIGTERM):
         name = signal.Signals(number).name
-        return "killed", f"the process was killed ({name}); the system does so when the host's memory runs out"
-    return "crash", f"the process died of {signal.Signals(number).name}{said}"
+        return "killed", f"the process was killed ({name}); the system does this if host memory runs out"
+    return "crash", f"the process crashed ({signal.Signals(number).name}){last_line}"
 
 
 def _standard_error_bytes() -> int:
-    """How much was written so far, where standard error is a file."""
+    """Return the current size of standard error; 0 if it is not a file."""
     try:
         return os.lseek(2, 0, os.SEEK_CUR)
     except OSError:
@@ -198,13 +198,13 @@ def _standard_error_bytes() -> int:
 
 
 def _last_line(since: int) -> str:
-    """The last line on standard error, where it is a file that can be read again."""
+    """Return the last line written to standard error after byte ``since``, if it is a readable file."""
     try:
         end = os.lseek(2, 0, os.SEEK_CUR)
-        said = os.pread(2, TAIL_BYTES, max(since, end - TAIL_BYTES)).decode(errors="replace")
+        text = os.pread(2, TAIL_BYTES, max(since, end - TAIL_BYTES)).decode(errors="replace")
     except OSError:
         return ""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return f": {lines[-1]}" if lines else ""
 
 
@@ -226,7 +226,7 @@ def _import_everything() -> None:
 
 
 def main() -> None:
-    """Serves on the standard streams; with the number of a pipe answers the one request on standard input there."""
+    """Serve requests on the standard streams; given a pipe's number, answer one request there and exit."""
     end_with_parent()
     if len(sys.argv) > 1:
         _import_everything()

@@ -16,7 +16,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from .._utils.cache_folder import user_cache_folder
 from .._utils.files import write_atomically
 from ..errors import UsageError
 from ..records import Trial
@@ -85,7 +85,7 @@ class AnswerCache:
 
 def default_folder() -> Path:
     """Where answers are kept: under HF_BSOPT_CACHE if it is set, else in the user's cache."""
-    return Path(os.environ.get("HF_BSOPT_CACHE") or _user_cache()) / "answers"
+    return user_cache_folder("answers")
 
 
 def band(free_bytes: int, total_bytes: int, /) -> int:
@@ -97,14 +97,6 @@ def band(free_bytes: int, total_bytes: int, /) -> int:
     and costs what a run without a cache does.
     """
     return free_bytes * BANDS // total_bytes
-
-
-def _user_cache() -> str:
-    try:
-        import platformdirs
-    except ImportError:
-        return str(Path.home() / ".cache" / "hf_bsopt")  # nobody else can write there
-    return platformdirs.user_cache_dir("hf_bsopt")
 
 
 def _canonical(key: Mapping[str, Any]) -> str:

@@ -117,7 +117,7 @@ def named_gpu(gpu: str | GpuSpec | None, limit: int | None = None) -> tuple[GpuS
 
 def _local_gpu() -> tuple[GpuSpec, tuple[str, ...]]:
     """Return the GPU of this machine by its name, which is read without touching it; else the default."""
-    name = nvml.first_card_name()
+    name = nvml.first_gpu_name()
     if name is not None:
         try:
             return catalog.gpu(name), (f"{name}: the CUDA device of this machine",)
@@ -132,7 +132,7 @@ def _is_here(gpu: str | GpuSpec | None) -> bool:
         return has_cuda() or _has_mps()
     if isinstance(gpu, GpuSpec) or not has_cuda():
         return False
-    name = nvml.first_card_name()
+    name = nvml.first_gpu_name()
     try:
         return name is not None and catalog.gpu(name).name == catalog.gpu(gpu).name
     except UnknownGpuError:

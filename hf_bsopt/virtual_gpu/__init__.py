@@ -1,4 +1,4 @@
-"""The emulated CUDA device: memory and no arithmetic, under the CUDA build of PyTorch. Front door: library.py."""
+"""An emulated CUDA device for the CUDA build of PyTorch: it has memory but computes nothing. Entry: library.py."""
 
 from .library import environment, why_not
 

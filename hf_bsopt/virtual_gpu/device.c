@@ -1,19 +1,17 @@
-/* A CUDA device that has memory and no arithmetic.
+/* A CUDA device that has memory but computes nothing.
 
-   Preloaded into a process with the CUDA build of PyTorch, on a machine that needs no GPU. Device memory is counted and
-   never touched; kernels are accepted and never run; what is copied to the host is zero. So the real dispatcher, the real
-   caching allocator and the real libraries above them do what they would do on the card, run out of memory where they
-   would, and compute nothing.
+   It is preloaded into a process with the CUDA build of PyTorch, on a machine that needs no GPU. Device memory is counted
+   but never touched; kernels are accepted but never run; copies to the host are filled with zeros. So the real dispatcher,
+   caching allocator and libraries behave as on a real GPU and run out of memory at the same point, without computing.
 
-   This library carries the name libcuda.so.1, so that whoever looks for the driver finds it. Three interfaces are
-   answered here, in the order of this file: the CUDA runtime, the driver, cuBLAS. A function of theirs that is not in
-   this file comes from calls.c, which library.py writes: it either needs no answer (a launch, a product), or is
-   refused, and then said by name.
+   This library is named libcuda.so.1, so that it is found in place of the driver. It implements three interfaces, in this
+   order: the CUDA runtime, the driver, cuBLAS. library.py generates stubs for their other functions: a stub either reports
+   success (a launch, a matrix product) or refuses the call and names it.
 
-   Which card it is, and which processes share it: shared_device.c. CUDA_RUNTIME_VERSION is set by the compiler's command
-   line: 12080 is CUDA 12.8.
+   The device's properties and the processes that share it: shared_device.c. CUDA_RUNTIME_VERSION is set on the compiler's
+   command line: 12080 is CUDA 12.8.
 
-   No header of CUDA is needed. Numbers and layouts are from NVIDIA's driver_types.h, cuda.h and cublasLt.h (12.8, 13.0). */
+   No CUDA header is needed. Constants and layouts are from NVIDIA's driver_types.h, cuda.h and cublasLt.h (12.8, 13.0). */
 #define _GNU_SOURCE
 #include "shared_device.h"
 #include <dlfcn.h>
@@ -32,20 +30,20 @@
 enum { INVALID_DEVICE = 101, NOT_FOUND = 500, NOT_SUPPORTED = 801 };
 enum { UNREGISTERED = 0, PINNED = 1, DEVICE = 2, MANAGED = 3 };
 
-static const size_t PAGE = (size_t)2 << 20; /* what the driver gives out is a multiple of 2 MiB */
+static const size_t PAGE = (size_t)2 << 20; /* the driver allocates multiples of 2 MiB */
 
-/* ---- what cannot be answered is said by name ---- */
+/* ---- functions that are not implemented are reported by name ---- */
 
 static char refused[256] = "operation not supported";
-static char refused_names[4096]; /* each once, a space after each */
+static char refused_names[4096]; /* each once, followed by a space */
 
 EXPORTED int virtual_device_refuse(const char *name, int status) {
     char entry[128];
     snprintf(entry, sizeof entry, "%s ", name);
-    snprintf(refused, sizeof refused, "operation not supported: the virtual CUDA device does not know %s", name);
+    snprintf(refused, sizeof refused, "operation not supported: the virtual CUDA device does not implement %s", name);
     if (!strstr(refused_names, entry)) {
         strncat(refused_names, entry, sizeof refused_names - strlen(refused_names) - 1);
-        fprintf(stderr, "virtual CUDA device: %s is not known here and was refused\n", name);
+        fprintf(stderr, "virtual CUDA device: %s is not implemented and was refused\n", name);
     }
     return status;
 }
@@ -53,7 +51,7 @@ EXPORTED const char *virtual_device_refused(void) { return refused_names; }
 
 /* ---- the device ---- */
 
-static size_t in_use; /* bytes of device memory beside the context */
+static size_t in_use; /* bytes of device memory without the context */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 static int take(size_t bytes) {
@@ -74,26 +72,26 @@ static void give_back(size_t bytes) {
     pthread_mutex_unlock(&lock);
 }
 
-/* ---- what a card that is shared asks of a process; one of one's own asks nothing ----
+/* ---- driver and context of a shared device; a device that is not shared skips these checks ----
 
-   As the real one: the first call of the runtime (or cuInit) initialises the driver, which takes no memory and is not
-   survived by a fork: in the child every call fails from then on. The first call that works on the device makes the
-   context. Sources: CUDA Programming Guide, initialization (since CUDA 12 cudaSetDevice makes the context, as cudaInitDevice
-   does); pytorch/pytorch#190708, triton-lang/triton#10443 (what the child of a fork gets: error 3). */
+   As on a real GPU: the first call of the runtime (or cuInit) initializes the driver, which takes no memory; in a process
+   forked after that, every call fails. The first call that works on the device creates the context. Sources: CUDA
+   Programming Guide, initialization (since CUDA 12 cudaSetDevice creates the context, as cudaInitDevice does);
+   pytorch/pytorch#190708, triton-lang/triton#10443 (a forked child gets error 3). */
 
-static pid_t initialised_by;
+static pid_t initialized_by;
 static int has_context;
 
-static int driver(void) { /* NOT_INITIALIZED in a process that was forked too late */
+static int driver(void) { /* NOT_INITIALIZED in a process forked after the initialization */
     if (!shared_device_is_shared()) return SUCCESS;
     pid_t before = 0, self = getpid();
-    __atomic_compare_exchange_n(&initialised_by, &before, self, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+    __atomic_compare_exchange_n(&initialized_by, &before, self, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
     return before == 0 || before == self ? SUCCESS : NOT_INITIALIZED;
 }
-static int is_forked(void) { return shared_device_is_shared() && initialised_by && initialised_by != getpid(); }
-static int is_initialised(void) { return !shared_device_is_shared() || initialised_by == getpid(); }
+static int is_forked(void) { return shared_device_is_shared() && initialized_by && initialized_by != getpid(); }
+static int is_initialized(void) { return !shared_device_is_shared() || initialized_by == getpid(); }
 
-EXPORTED int virtual_device_use(void) { /* the context, from the first call on */
+EXPORTED int virtual_device_use(void) { /* creates the context in the first call */
     int status = driver();
     if (status || has_context || !shared_device_is_shared()) return status;
     status = shared_device_take(0);
@@ -106,11 +104,11 @@ EXPORTED int virtual_device_use(void) { /* the context, from the first call on *
         int status_ = call;                                                                                             \
         if (status_) return status_;                                                                                    \
     } while (0)
-#define NEEDS_DRIVER RETURN_UNLESS_SUCCESS(driver())                                        /* and initialises it */
-#define NEEDS_CUINIT RETURN_UNLESS_SUCCESS(is_initialised() ? SUCCESS : NOT_INITIALIZED)   /* which somebody called */
+#define NEEDS_DRIVER RETURN_UNLESS_SUCCESS(driver())                                        /* initializes it */
+#define NEEDS_CUINIT RETURN_UNLESS_SUCCESS(is_initialized() ? SUCCESS : NOT_INITIALIZED)   /* fails before cuInit */
 #define NEEDS_CONTEXT RETURN_UNLESS_SUCCESS(virtual_device_use())
 
-/* Shared memory of a multiprocessor and of a block that asks for more than 48 KiB, and resident blocks.
+/* Shared memory per multiprocessor, per block (opt-in above 48 KiB), and resident blocks per multiprocessor.
    Source: CUDA C++ Programming Guide, technical specifications per compute capability. */
 static int shared_of_multiprocessor(void) {
     switch (gpu.capability) {
@@ -133,7 +131,7 @@ static int blocks_of_multiprocessor(void) {
     }
 }
 
-enum { /* cudaDeviceAttr and CUdevice_attribute, which agree */
+enum { /* cudaDeviceAttr and CUdevice_attribute have the same values */
     MAX_THREADS_PER_BLOCK = 1, MAX_BLOCK_X, MAX_BLOCK_Y, MAX_BLOCK_Z, MAX_GRID_X, MAX_GRID_Y, MAX_GRID_Z,
     SHARED_PER_BLOCK = 8, WARP_SIZE = 10, REGISTERS_PER_BLOCK = 12, CLOCK_RATE = 13, TEXTURE_ALIGNMENT = 14,
     MULTIPROCESSORS = 16, CAN_MAP_HOST_MEMORY = 19, CONCURRENT_KERNELS = 31, MEMORY_CLOCK_RATE = 36, MEMORY_BUS_WIDTH = 37,
@@ -170,7 +168,7 @@ static int attribute(int which) {
     }
 }
 
-/* Offsets of what PyTorch reads in struct cudaDeviceProp, which CUDA 13 made shorter. The first 384 bytes are common. */
+/* Offsets in struct cudaDeviceProp of the fields that PyTorch reads. CUDA 13 made it shorter; the first 384 bytes agree. */
 #if CUDA_RUNTIME_VERSION >= 13000
 enum { PROP_BYTES = 1008, PROP_MULTIPROCESSORS = 384, PROP_INTEGRATED = 388, PROP_CONCURRENT_KERNELS = 560, PROP_UNIFIED = 588,
        PROP_BUS_WIDTH = 592, PROP_L2 = 596, PROP_THREADS = 604, PROP_SHARED = 624, PROP_REGISTERS = 632, PROP_MANAGED = 636,
@@ -209,9 +207,9 @@ static int properties(char *p, int device) {
     return SUCCESS;
 }
 
-/* cuDNN wants a real driver. PyTorch is told not to use it, as torch.backends.cudnn.enabled = False and
-   torch.backends.cuda.enable_cudnn_sdp(False) tell it; where its own functions are not found, cuDNN's door is closed below. */
-static void without_cudnn(void) {
+/* cuDNN needs a real driver, so PyTorch's use of it is disabled, as by torch.backends.cudnn.enabled = False and
+   torch.backends.cuda.enable_cudnn_sdp(False). If these functions are not found, cudnnCreate is refused below. */
+static void disable_cudnn(void) {
     void *torch = dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD);
     if (!torch) return;
     void *(*context)(void) = dlsym(torch, "_ZN2at13globalContextEv");
@@ -234,7 +232,7 @@ API(cudaSetDevice)(int device) { return device ? INVALID_DEVICE : virtual_device
 API(cudaGetDeviceCount)(int *count) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     NEEDS_DRIVER;
-    pthread_once(&once, without_cudnn);
+    pthread_once(&once, disable_cudnn);
     *count = 1;
     return SUCCESS;
 }
@@ -253,7 +251,7 @@ API(cudaDeviceGetLimit)(size_t *value, int limit) { (void)limit; NEEDS_CONTEXT; 
 API(cudaGetLastError)(void) { return is_forked() ? NOT_INITIALIZED : SUCCESS; }
 API(cudaPeekAtLastError)(void) { return is_forked() ? NOT_INITIALIZED : SUCCESS; }
 
-static const char *words(int error) {
+static const char *error_text(int error) {
     switch (error) {
     case SUCCESS: return "no error";
     case INVALID_VALUE: return "invalid argument";
@@ -265,20 +263,20 @@ static const char *words(int error) {
     default: return "unknown error of the virtual CUDA device";
     }
 }
-API_AS(const char *, cudaGetErrorString)(int error) { return words(error); }
+API_AS(const char *, cudaGetErrorString)(int error) { return error_text(error); }
 API_AS(const char *, cudaGetErrorName)(int error) {
     return error == OUT_OF_MEMORY ? "cudaErrorMemoryAllocation" : error == INVALID_DEVICE ? "cudaErrorInvalidDevice"
          : error == NOT_INITIALIZED ? "cudaErrorInitializationError" : error == UNAVAILABLE ? "cudaErrorDevicesUnavailable"
          : error == NOT_SUPPORTED ? "cudaErrorNotSupported" : error ? "cudaErrorUnknown" : "cudaSuccess";
 }
 
-/* ---- memory of the device: addresses that nothing lies behind ---- */
+/* ---- device memory: addresses without memory behind them ---- */
 
 static const uintptr_t SEGMENTS = 0x100000000000, RANGES = 0x300000000000, END = 0x500000000000;
 
 static int on_device(const void *at) { return (uintptr_t)at >= SEGMENTS && (uintptr_t)at < END; }
 
-typedef struct block { /* a segment of device memory, or host memory that was pinned or is managed */
+typedef struct block { /* a segment of device memory, or pinned or managed host memory */
     char *at;
     size_t bytes;
     int kind;
@@ -293,7 +291,7 @@ static void remember(void *at, size_t bytes, int kind) {
     blocks = new;
     pthread_mutex_unlock(&lock);
 }
-static block forget(void *at) { /* {0} if it was none of ours */
+static block forget(void *at) { /* {0} if it is not in the list */
     block found = {0};
     pthread_mutex_lock(&lock);
     for (block **link = &blocks; *link; link = &(*link)->next)
@@ -357,7 +355,7 @@ API(cudaFreeHost)(void *at) { if (forget(at).kind == PINNED) free(at); return SU
 API(cudaHostRegister)(void *at, size_t bytes, unsigned flags) { (void)flags; NEEDS_CONTEXT; remember(at, bytes, PINNED); return SUCCESS; }
 API(cudaHostUnregister)(void *at) { forget(at); return SUCCESS; }
 API(cudaHostGetDevicePointer)(void **out, void *at, unsigned flags) { (void)flags; *out = at; return SUCCESS; }
-API(cudaMallocManaged)(void **out, size_t bytes, unsigned flags) { /* the driver moves it to and fro: not counted */
+API(cudaMallocManaged)(void **out, size_t bytes, unsigned flags) { /* the driver migrates it: not counted */
     (void)flags;
     NEEDS_CONTEXT;
     *out = mmap(0, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -413,12 +411,12 @@ API(cudaGetSymbolAddress)(void **out, const void *symbol) { (void)symbol; *out =
 
 /* ---- kernels, streams, events ---- */
 
-static void *ticket(void) { /* a handle that is never looked behind */
+static void *new_handle(void) { /* an opaque handle that is never dereferenced */
     static uintptr_t next = 0x1000;
     return (void *)__atomic_add_fetch(&next, 16, __ATOMIC_RELAXED);
 }
 
-/* The architecture that a kernel was built for, which CUB looks for among those it knows: PyTorch is built for these. */
+/* The architecture that a kernel was built for, which CUB compares with its own list: PyTorch is built for these. */
 static int built_for(void) {
     static const int architectures[] = {120, 100, 90, 86, 80, 75, 70, 60, 50};
     for (size_t i = 0; i < sizeof architectures / sizeof *architectures; i++)
@@ -458,9 +456,9 @@ API(cudaStreamAddCallback)(void *stream, void (*function)(void *, int, void *), 
     function(stream, SUCCESS, data);
     return SUCCESS;
 }
-API(cudaStreamCreate)(void **stream) { NEEDS_CONTEXT; *stream = ticket(); return SUCCESS; }
-API(cudaStreamCreateWithFlags)(void **stream, unsigned flags) { (void)flags; NEEDS_CONTEXT; *stream = ticket(); return SUCCESS; }
-API(cudaStreamCreateWithPriority)(void **stream, unsigned flags, int priority) { (void)flags, (void)priority; NEEDS_CONTEXT; *stream = ticket(); return SUCCESS; }
+API(cudaStreamCreate)(void **stream) { NEEDS_CONTEXT; *stream = new_handle(); return SUCCESS; }
+API(cudaStreamCreateWithFlags)(void **stream, unsigned flags) { (void)flags; NEEDS_CONTEXT; *stream = new_handle(); return SUCCESS; }
+API(cudaStreamCreateWithPriority)(void **stream, unsigned flags, int priority) { (void)flags, (void)priority; NEEDS_CONTEXT; *stream = new_handle(); return SUCCESS; }
 API(cudaStreamGetPriority)(void *stream, int *priority) { (void)stream; *priority = 0; return SUCCESS; }
 API(cudaStreamGetFlags)(void *stream, unsigned *flags) { (void)stream; *flags = 1; return SUCCESS; }
 API(cudaStreamGetDevice)(void *stream, int *device) { (void)stream; *device = 0; return SUCCESS; }
@@ -470,8 +468,8 @@ API(cudaStreamGetCaptureInfo)(void *stream, int *status) { (void)stream; *status
 API(cudaStreamGetCaptureInfo_v2)(void *stream, int *status) { (void)stream; *status = 0; return SUCCESS; }
 API(cudaStreamGetCaptureInfo_v3)(void *stream, int *status) { (void)stream; *status = 0; return SUCCESS; }
 API(cudaThreadExchangeStreamCaptureMode)(int *mode) { (void)mode; return SUCCESS; }
-API(cudaEventCreate)(void **event) { NEEDS_CONTEXT; *event = ticket(); return SUCCESS; }
-API(cudaEventCreateWithFlags)(void **event, unsigned flags) { (void)flags; NEEDS_CONTEXT; *event = ticket(); return SUCCESS; }
+API(cudaEventCreate)(void **event) { NEEDS_CONTEXT; *event = new_handle(); return SUCCESS; }
+API(cudaEventCreateWithFlags)(void **event, unsigned flags) { (void)flags; NEEDS_CONTEXT; *event = new_handle(); return SUCCESS; }
 API(cudaEventElapsedTime)(float *milliseconds, void *from, void *to) { (void)from, (void)to; *milliseconds = 1; return SUCCESS; }
 API(cudaEventElapsedTime_v2)(float *milliseconds, void *from, void *to) { (void)from, (void)to; *milliseconds = 1; return SUCCESS; }
 
@@ -491,9 +489,9 @@ API(__cudaGetKernel)(void **kernel, void *function) { *kernel = function; return
 API(cudaGetKernel)(void **kernel, void *function) { *kernel = function; return SUCCESS; }
 API(cudaGetFuncBySymbol)(void **function, void *symbol) { *function = symbol; return SUCCESS; }
 
-/* ---- the driver: what PyTorch asks it for. Expandable segments are ranges of addresses with pages mapped into them ---- */
+/* ---- the driver functions that PyTorch uses. Expandable segments are address ranges with pages mapped into them ---- */
 
-static struct { size_t *bytes; uint64_t count, room; } pages; /* of each handle that cuMemCreate gave out */
+static struct { size_t *bytes; uint64_t count, capacity; } pages; /* of each handle that cuMemCreate returned */
 
 API(cuMemAddressReserve)(uintptr_t *at, size_t bytes, size_t alignment, uintptr_t hint, unsigned long long flags) {
     static uintptr_t next = RANGES;
@@ -507,12 +505,12 @@ API(cuMemCreate)(unsigned long long *handle, size_t bytes, const void *propertie
     NEEDS_CONTEXT;
     if (!take(bytes)) return OUT_OF_MEMORY;
     pthread_mutex_lock(&lock);
-    if (pages.count == pages.room) {
-        pages.room = pages.room ? 2 * pages.room : 1024;
-        pages.bytes = realloc(pages.bytes, pages.room * sizeof *pages.bytes);
+    if (pages.count == pages.capacity) {
+        pages.capacity = pages.capacity ? 2 * pages.capacity : 1024;
+        pages.bytes = realloc(pages.bytes, pages.capacity * sizeof *pages.bytes);
     }
     pages.bytes[pages.count++] = bytes;
-    *handle = pages.count; /* from 1 on */
+    *handle = pages.count; /* the first is 1 */
     pthread_mutex_unlock(&lock);
     return SUCCESS;
 }
@@ -557,7 +555,7 @@ API(cuCtxSetCurrent)(void *context) { (void)context; return SUCCESS; }
 API(cuCtxPushCurrent_v2)(void *context) { (void)context; return SUCCESS; }
 API(cuCtxPopCurrent_v2)(void **context) { *context = (void *)1; return SUCCESS; }
 API(cuCtxGetDevice)(int *device) { *device = 0; return SUCCESS; }
-API(cuGetErrorString)(int error, const char **out) { *out = words(error); return SUCCESS; }
+API(cuGetErrorString)(int error, const char **out) { *out = error_text(error); return SUCCESS; }
 API(cuGetErrorName)(int error, const char **out) { *out = cudaGetErrorName(error); return SUCCESS; }
 API(cuPointerGetAttribute)(void *out, int which, const void *at) { 
     enum { CONTEXT = 1, MEMORY_TYPE, DEVICE_POINTER, HOST_POINTER, BUFFER = 7 };
@@ -567,11 +565,11 @@ API(cuPointerGetAttribute)(void *out, int which, const void *at) {
     if (which == MEMORY_TYPE) *(int *)out = kind_of(at) == DEVICE ? 2 : 1;
     return SUCCESS;
 }
-/* Kernels that PyTorch compiles as it runs (jiterator) are loaded and launched through the driver */
-API(cuModuleLoadData)(void **module, const void *image) { (void)image; *module = ticket(); return SUCCESS; }
-API(cuModuleLoadDataEx)(void **module, const void *image) { (void)image; *module = ticket(); return SUCCESS; }
+/* Kernels that PyTorch compiles at run time (jiterator) are loaded and launched through the driver */
+API(cuModuleLoadData)(void **module, const void *image) { (void)image; *module = new_handle(); return SUCCESS; }
+API(cuModuleLoadDataEx)(void **module, const void *image) { (void)image; *module = new_handle(); return SUCCESS; }
 API(cuModuleUnload)(void *module) { (void)module; return SUCCESS; }
-API(cuModuleGetFunction)(void **function, void *module, const char *name) { (void)module, (void)name; *function = ticket(); return SUCCESS; }
+API(cuModuleGetFunction)(void **function, void *module, const char *name) { (void)module, (void)name; *function = new_handle(); return SUCCESS; }
 API(cuLaunchKernel)(void) { return SUCCESS; }
 API(cuLaunchCooperativeKernel)(void) { return SUCCESS; }
 API(cuFuncSetAttribute)(void *function, int which, int value) { (void)function, (void)which, (void)value; return SUCCESS; }
@@ -586,12 +584,13 @@ REFUSED(cuStreamWriteValue32) REFUSED(cuStreamWriteValue32_v2) REFUSED(cuMultica
 REFUSED(cuMulticastBindMem) REFUSED(cuMulticastUnbind) REFUSED(cuLinkCreate_v2) REFUSED(cuLinkAddData_v2)
 REFUSED(cuLinkComplete) REFUSED(cuGreenCtxCreate) REFUSED(cuCtxFromGreenCtx) REFUSED(cuLaunchKernelEx)
 
-/* Libraries beside cuBLAS are real and would look for a real driver below: their doors are closed here, by name */
+/* Other libraries than cuBLAS are the real ones and would look for a real driver: the functions that create their handles
+   are refused here */
 REFUSED(cudnnCreate) REFUSED(cusparseCreate) REFUSED(cusolverDnCreate) REFUSED(cufftCreate) REFUSED(curandCreateGenerator)
 REFUSED(cusparseLtInit) REFUSED(ncclGetUniqueId) REFUSED(ncclCommInitRank) REFUSED(ncclCommInitRankConfig) REFUSED(ncclCommInitAll)
 API_AS(const char *, cudnnGetErrorString)(int status) { (void)status; return refused; }
 
-static void *entry(const char *symbol) {
+static void *find_symbol(const char *symbol) {
     char versioned[128];
     void *at = dlsym(RTLD_DEFAULT, symbol);
     for (int version = 2; !at && version <= 3; version++) {
@@ -601,7 +600,7 @@ static void *entry(const char *symbol) {
     return at;
 }
 static int entry_point(const char *symbol, void **at, int *status) {
-    *at = entry(symbol);
+    *at = find_symbol(symbol);
     if (status) *status = *at ? 0 : 1;
     return SUCCESS;
 }
@@ -626,13 +625,13 @@ API(cuGetProcAddress)(const char *symbol, void **at, int version, unsigned long 
     return cuGetProcAddress_v2(symbol, at, version, flags, 0);
 }
 
-/* ---- cuBLAS: handles and descriptions exist, products are not computed. 1: CUBLAS_STATUS_NOT_INITIALIZED ---- */
+/* ---- cuBLAS: handles and descriptors exist, products are not computed. 1: CUBLAS_STATUS_NOT_INITIALIZED ---- */
 
-API(cublasCreate_v2)(void **handle) { if (virtual_device_use()) return 1; *handle = ticket(); return SUCCESS; }
-API(cublasLtCreate)(void **handle) { if (virtual_device_use()) return 1; *handle = ticket(); return SUCCESS; }
-API(cublasLtMatmulDescCreate)(void **out) { *out = ticket(); return SUCCESS; }
-API(cublasLtMatrixLayoutCreate)(void **out) { *out = ticket(); return SUCCESS; }
-API(cublasLtMatmulPreferenceCreate)(void **out) { *out = ticket(); return SUCCESS; }
+API(cublasCreate_v2)(void **handle) { if (virtual_device_use()) return 1; *handle = new_handle(); return SUCCESS; }
+API(cublasLtCreate)(void **handle) { if (virtual_device_use()) return 1; *handle = new_handle(); return SUCCESS; }
+API(cublasLtMatmulDescCreate)(void **out) { *out = new_handle(); return SUCCESS; }
+API(cublasLtMatrixLayoutCreate)(void **out) { *out = new_handle(); return SUCCESS; }
+API(cublasLtMatmulPreferenceCreate)(void **out) { *out = new_handle(); return SUCCESS; }
 API(cublasGetVersion_v2)(void *handle, int *version) { (void)handle; *version = CUDA_RUNTIME_VERSION * 10; return SUCCESS; }
 API_AS(size_t, cublasLtGetVersion)(void) { return CUDA_RUNTIME_VERSION * 10; }
 API(cublasGetStream_v2)(void *handle, void **stream) { (void)handle; *stream = 0; return SUCCESS; }

@@ -1,9 +1,9 @@
-"""How the virtual device is compiled, and the environment in which a process sees it.
+"""Compile the virtual device and make the environment in which a process sees it.
 
     subprocess.run([sys.executable, "train.py"], env=environment(catalog.gpu("T4")))
-    environment(catalog.gpu("T4"), shared=Path("card"))  # of all processes that name this file
+    environment(catalog.gpu("T4"), shared=Path("device"))  # one device for all processes that name this file
 
-Compiled once for each build of torch, into the user's cache; needs a C compiler and ``nm``, no header of CUDA.
+Compiled once for each build of torch, into the user's cache. Needs a C compiler and ``nm``, but no CUDA headers.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from .._utils.cache_folder import user_cache_folder
 from ..errors import RehearsalError
 from ..records import GpuSpec
-from ..search.answer_cache import default_folder
 
 SOURCE = Path(__file__).with_name("device.c")
 SHARED_SOURCE = Path(__file__).with_name("shared_device.c")
@@ -58,18 +58,18 @@ NEEDS_NO_ANSWER = re.compile(
     """,
     re.VERBOSE,
 )
-"""Orders work, sets an option or registers a kernel, and gives nothing back but a status: accepted as done. What the C
-file does not answer and this does not name is refused."""
+"""Functions that launch work, set an option or register a kernel and return only a status: they report success. All
+functions that are neither here nor implemented in C are refused."""
 
 WORKS_ON_THE_DEVICE = re.compile(r"(__)?cuda(Launch|Stream|Event|Func|Mem|DeviceSynchronize|InitDevice)\w*")
-"""Of these, what needs a context, and so makes one. The rest is asked for where there may be none."""
+"""Of these, the functions that need a context and so create it. The others may be called before there is one."""
 
 STATUS_NOT_SUPPORTED = {"cuda": 801, "cublas": 15}
 
 
 @dataclass(frozen=True)
 class TorchBuild:
-    """The torch that is installed here, read from its files without importing it."""
+    """The installed torch, read from its files without importing it."""
 
     version: str
     cuda: str | None
@@ -77,14 +77,14 @@ class TorchBuild:
 
     @property
     def cuda_version(self) -> int:
-        """As CUDA writes it: 12080 is 12.8."""
+        """The version in CUDA's own encoding: 12080 is 12.8."""
         major, minor = (self.cuda or "0.0").split(".")[:2]
         return int(major) * 1000 + int(minor) * 10
 
 
 @functools.cache
 def torch_build() -> TorchBuild | None:
-    """None where torch is not installed."""
+    """Return the installed build of torch; None if torch is not installed."""
     spec = importlib.util.find_spec("torch")
     if spec is None or not spec.submodule_search_locations:
         return None
@@ -98,14 +98,14 @@ def torch_build() -> TorchBuild | None:
 
 
 def why_not() -> str | None:
-    """Why nothing can be rehearsed here, in a sentence; None where it can."""
+    """Return why rehearsals cannot run here, in a sentence; None if they can."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return f"the virtual device is for Linux on x86-64, not {platform.system()} on {platform.machine()}"
     build = torch_build()
     if build is None:
         return "torch is not installed"
     if build.cuda is None:
-        return f"torch {build.version} is a build without CUDA; one with CUDA can, and needs no GPU"
+        return f"torch {build.version} is a build without CUDA; install one with CUDA, which needs no GPU"
     if build.cuda_version < 12000:
         return f"torch {build.version} is built for CUDA {build.cuda}; the virtual device is for CUDA 12 and later"
     if _is_built(_folder_of(build)):
@@ -113,23 +113,23 @@ def why_not() -> str | None:
     if _compiler() is None:
         return "there is no C compiler (cc, gcc or clang) to build the virtual device with"
     if shutil.which("nm") is None:
-        return "there is no nm (of the package binutils) to read the names of CUDA's functions with"
+        return "there is no nm (of the package binutils) to list the functions of the CUDA libraries"
     return None
 
 
 def environment(gpu: GpuSpec, *, shared: Path | None = None) -> dict[str, str]:
-    """This process's environment and what makes a child of it see ``gpu``. Builds the device if it must.
+    """Return this process's environment, extended so that a child process sees ``gpu``. Build the device if needed.
 
-    ``shared`` is a file, which need not exist: all processes that name it have one card together, which NVML shows too
-    and which treats them as a real one does (shared_device.c). Without it every process has a card of its own.
+    ``shared`` is a file, which need not exist: all processes that name it share one device, which NVML reports too
+    (shared_device.c). Without it every process has its own device.
 
-    Raises RehearsalError where the device can't be had (:func:`why_not`) or its compilation fails.
+    Raises RehearsalError if rehearsals cannot run here (:func:`why_not`) or the compilation fails.
     """
     if gpu.total_bytes is None:
-        raise RehearsalError("a virtual device needs a limit of memory")
+        raise RehearsalError("a virtual device needs a memory size: the GpuSpec has no total_bytes")
     built = build()
     libraries = [str(path) for path in _preloadable(built) if shared or path.name != NVML_LIBRARY]
-    card = (
+    device = (
         f"{gpu.total_bytes} {gpu.context_bytes} {gpu.compute_capability} {gpu.multiprocessors} "
         f"{gpu.threads_per_multiprocessor} {gpu.name}"
     )
@@ -140,20 +140,20 @@ def environment(gpu: GpuSpec, *, shared: Path | None = None) -> dict[str, str]:
         **inherited,
         **({SHARED_VARIABLE: str(shared.resolve())} if shared else {}),
         "CUDA_VISIBLE_DEVICES": "0",
-        VARIABLE: card,
+        VARIABLE: device,
         "LD_PRELOAD": ":".join([*libraries, *others]),
-        "USE_PYTORCH_KERNEL_CACHE": "0",  # kernels that were compiled for this device are empty
+        "USE_PYTORCH_KERNEL_CACHE": "0",  # do not cache kernels compiled for this device: they are empty
     }
 
 
 def _preloadable(libraries: tuple[Path, ...]) -> list[Path]:
-    """LD_PRELOAD separates paths at spaces and colons: a folder with one of them in its name gets a link without."""
+    """Return paths without spaces and colons, which separate paths in LD_PRELOAD; make a link if necessary."""
     folder = libraries[0].parent.resolve()
     if re.search(r"[\s:]", str(folder)):
         link = Path(tempfile.gettempdir()) / f"hf_bsopt_{os.getuid()}_{folder.name}"
         with contextlib.suppress(FileExistsError):
             link.symlink_to(folder)
-        if link.resolve() != folder:  # somebody else's
+        if link.resolve() != folder:  # it belongs to another user or another cache
             link = Path(tempfile.mkdtemp(prefix="hf_bsopt_")) / folder.name
             link.symlink_to(folder)
         folder = link
@@ -161,7 +161,7 @@ def _preloadable(libraries: tuple[Path, ...]) -> list[Path]:
 
 
 def build() -> tuple[Path, ...]:
-    """The compiled libraries for the torch that is installed, from the cache or made now. Raises RehearsalError."""
+    """Return the libraries compiled for the installed torch, from the cache or built now. Raise RehearsalError."""
     reason = why_not()
     if reason is not None:
         raise RehearsalError(f"can't rehearse here: {reason}")
@@ -175,9 +175,7 @@ def build() -> tuple[Path, ...]:
 
 def _folder_of(installed: TorchBuild) -> Path:
     recipe = b"".join(path.read_bytes() for path in (*SOURCES, Path(__file__))) + str(installed).encode()
-    return (
-        default_folder().with_name("virtual_device") / f"{installed.version}-{hashlib.sha256(recipe).hexdigest()[:16]}"
-    )
+    return user_cache_folder("virtual_device") / f"{installed.version}-{hashlib.sha256(recipe).hexdigest()[:16]}"
 
 
 def _is_built(folder: Path) -> bool:
@@ -190,11 +188,11 @@ def _compiler() -> str | None:
 
 
 def _compile(installed: TorchBuild, folder: Path) -> None:
-    """Into a folder beside the final one, which is then renamed: another process may do the same at the same moment."""
+    """Compile into a temporary folder, then rename it: another process may compile at the same time."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-            made = Path(scratch) / "made"
+        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+            made = Path(temporary) / "made"
             made.mkdir()
             _build_library((SOURCE, SHARED_SOURCE), made / LIBRARY, INTERPOSED, installed)
             nvrtc = f"libnvrtc.so.{installed.cuda_version // 1000}"
@@ -205,32 +203,32 @@ def _compile(installed: TorchBuild, folder: Path) -> None:
     except OSError as error:
         if not _is_built(folder):
             raise RehearsalError(
-                f"the virtual device could not be kept in {folder.parent}: {error}; HF_BSOPT_CACHE names another folder"
+                f"cannot store the virtual device in {folder.parent}: {error}; set HF_BSOPT_CACHE to another folder"
             ) from error
 
 
 def _build_library(sources: tuple[Path, ...], library: Path, replaced: tuple[str, ...], installed: TorchBuild) -> None:
-    """``library`` from ``sources`` and from what :func:`_calls` writes for the rest of the libraries it replaces."""
+    """Compile ``library`` from ``sources`` and the stubs of :func:`_stubs` for the libraries that it replaces."""
     compiler = _compiler()
     assert compiler is not None
-    calls, versions = library.with_suffix(".c"), library.with_suffix(".map")
-    calls.write_text(_calls(sources[0], replaced, installed))
+    stubs, versions = library.with_suffix(".c"), library.with_suffix(".map")
+    stubs.write_text(_stubs(sources[0], replaced, installed))
     command = [compiler, "-O2", "-shared", "-fPIC", "-fvisibility=hidden", "-w", f"-Wl,-soname,{library.name}"]
-    if replaced == ("libnvrtc",):  # it stands in for the real library by name, so that its symbols need its version
+    if replaced == ("libnvrtc",):  # it replaces the real library by name, so its symbols need that version
         versions.write_text(f"{library.name} {{ global: *; }};\n")
         command.append(f"-Wl,--version-script={versions}")
-    command += [f"-DCUDA_RUNTIME_VERSION={installed.cuda_version}", *map(str, sources), str(calls), "-o", str(library)]
+    command += [f"-DCUDA_RUNTIME_VERSION={installed.cuda_version}", *map(str, sources), str(stubs), "-o", str(library)]
     done = subprocess.run([*command, "-lpthread", "-ldl"], capture_output=True, text=True)
     if done.returncode:
         raise RehearsalError(f"the virtual device could not be compiled by {compiler}:\n{done.stderr.strip()[-2000:]}")
-    for scrap in (calls, versions):
-        scrap.unlink(missing_ok=True)
+    for file in (stubs, versions):
+        file.unlink(missing_ok=True)
 
 
-def _calls(source: Path, replaced: tuple[str, ...], installed: TorchBuild) -> str:
-    """C for every function of the replaced libraries that the source does not answer itself."""
-    answered = set(re.findall(r"\b(?:API|REFUSED)\((\w+)\)|API_AS\([^,]+, (\w+)\)", source.read_text()))
-    names = _names(replaced, installed) - {name for pair in answered for name in pair}
+def _stubs(source: Path, replaced: tuple[str, ...], installed: TorchBuild) -> str:
+    """Return C code for every function of the replaced libraries that the source does not implement."""
+    implemented = set(re.findall(r"\b(?:API|REFUSED)\((\w+)\)|API_AS\([^,]+, (\w+)\)", source.read_text()))
+    names = _names(replaced, installed) - {name for pair in implemented for name in pair}
     lines = ["int virtual_device_refuse(const char *name, int status);", "int virtual_device_use(void);"]
     for name in sorted(names):
         if NEEDS_NO_ANSWER.fullmatch(name):
@@ -243,7 +241,7 @@ def _calls(source: Path, replaced: tuple[str, ...], installed: TorchBuild) -> st
 
 
 def _names(replaced: tuple[str, ...], installed: TorchBuild) -> set[str]:
-    """What the replaced libraries export, and what torch asks of them where they are not found."""
+    """Return the exported functions of the replaced libraries and those that torch imports from them."""
     names: set[str] = set()
     either = "|".join(replaced)
     for library in OWN_LIBRARIES if replaced else ():

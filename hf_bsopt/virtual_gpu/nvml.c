@@ -1,9 +1,9 @@
-/* The management library (NVML), for a card that several processes share: what nvidia-ml-py (pynvml), PyTorch's own look
-   at it (PYTORCH_NVML_BASED_CUDA_CHECK) and the message of its out-of-memory error need to know of one card and of the
-   processes on it. Whatever else there is in NVML is missing here, which its users have to expect of an older driver.
+/* A replacement for the management library (NVML), for a device that several processes share. It has the functions that
+   nvidia-ml-py (pynvml), PyTorch's NVML-based check (PYTORCH_NVML_BASED_CUDA_CHECK) and its out-of-memory message need.
+   All others are missing, which callers have to expect of an older driver anyway.
 
-   As the real one, it asks without using: no context, no initialised driver, nothing that forbids a fork. It carries the
-   real one's name, by which all of them open it. Numbers and layouts are those of nvml.h, as pynvml.py has them. */
+   Like the real one, it creates no context, does not initialize the driver and does not prevent a later fork. It has the
+   real one's name, by which callers open it. Constants and layouts are those of nvml.h, as in pynvml.py. */
 #define _GNU_SOURCE
 #include "shared_device.h"
 #include <stdio.h>
@@ -43,12 +43,12 @@ static int check(const void *handle) { return !users ? UNINITIALIZED : handle !=
         if (wrong) return wrong;                                                                                        \
     } while (0)
 
-static int say(char *out, unsigned room, const char *text) {
-    if (strlen(text) >= room) return INSUFFICIENT_SIZE;
+static int copy_text(char *out, unsigned size, const char *text) {
+    if (strlen(text) >= size) return INSUFFICIENT_SIZE;
     strcpy(out, text);
     return SUCCESS;
 }
-static const char *uuid(void) { /* as cudaDeviceProp has it, in NVIDIA's writing */
+static const char *uuid(void) { /* the UUID in cudaDeviceProp, formatted as NVIDIA does */
     static char text[48];
     const unsigned char *of = (const unsigned char *)shared_device()->uuid;
     char *at = text + sprintf(text, "GPU-");
@@ -69,7 +69,7 @@ __attribute__((visibility("default"))) const char *nvmlErrorString(int error) {
     default: return "Unknown Error";
     }
 }
-API(nvmlSystemGetDriverVersion)(char *out, unsigned room) { return users ? say(out, room, DRIVER) : UNINITIALIZED; }
+API(nvmlSystemGetDriverVersion)(char *out, unsigned capacity) { return users ? copy_text(out, capacity, DRIVER) : UNINITIALIZED; }
 API(nvmlSystemGetCudaDriverVersion_v2)(int *version) { *version = CUDA_RUNTIME_VERSION; return SUCCESS; }
 
 /* ---- the device ---- */
@@ -82,13 +82,13 @@ static int handle_if(int is_it, void **handle, int otherwise) {
 API(nvmlDeviceGetCount_v2)(unsigned *count) { *count = 1; return users ? SUCCESS : UNINITIALIZED; }
 API(nvmlDeviceGetHandleByIndex_v2)(unsigned index, void **handle) { return handle_if(index == 0, handle, INVALID_ARGUMENT); }
 API(nvmlDeviceGetHandleByUUID)(const char *text, void **handle) { return handle_if(!strcasecmp(text, uuid()), handle, NOT_FOUND); }
-API(nvmlDeviceGetHandleByPciBusId_v2)(const char *text, void **handle) { /* PyTorch asks by it; cudaDeviceProp has zeros */
+API(nvmlDeviceGetHandleByPciBusId_v2)(const char *text, void **handle) { /* PyTorch uses this; cudaDeviceProp has zeros */
     unsigned domain, bus, slot;
     int is_it = sscanf(text, "%x:%x:%x", &domain, &bus, &slot) == 3 && !(domain | bus | slot);
     return handle_if(is_it, handle, NOT_FOUND);
 }
-API(nvmlDeviceGetUUID)(void *handle, char *out, unsigned room) { FOR_THE_DEVICE(handle); return say(out, room, uuid()); }
-API(nvmlDeviceGetName)(void *handle, char *out, unsigned room) { FOR_THE_DEVICE(handle); return say(out, room, shared_device()->name); }
+API(nvmlDeviceGetUUID)(void *handle, char *out, unsigned capacity) { FOR_THE_DEVICE(handle); return copy_text(out, capacity, uuid()); }
+API(nvmlDeviceGetName)(void *handle, char *out, unsigned capacity) { FOR_THE_DEVICE(handle); return copy_text(out, capacity, shared_device()->name); }
 API(nvmlDeviceGetCudaComputeCapability)(void *handle, int *major, int *minor) {
     FOR_THE_DEVICE(handle);
     *major = shared_device()->capability / 10;
@@ -96,11 +96,11 @@ API(nvmlDeviceGetCudaComputeCapability)(void *handle, int *major, int *minor) {
     return SUCCESS;
 }
 
-/* PyTorch looks these up together with what it needs, and does without none */
+/* PyTorch looks these up together with the ones it needs, and requires all of them */
 API(nvmlDeviceGetNvLinkRemoteDeviceType)(void) { return NOT_SUPPORTED; }
 API(nvmlDeviceGetNvLinkRemotePciInfo_v2)(void) { return NOT_SUPPORTED; }
 
-/* ---- its memory, and who has it ---- */
+/* ---- its memory and the processes that use it ---- */
 
 struct memory { unsigned long long total, free, used; };
 struct memory_v2 { unsigned version; unsigned long long total, reserved, free, used; };
@@ -113,7 +113,7 @@ API(nvmlDeviceGetMemoryInfo)(void *handle, struct memory *out) {
     *out = (struct memory){total, total - used, used};
     return SUCCESS;
 }
-API(nvmlDeviceGetMemoryInfo_v2)(void *handle, struct memory_v2 *out) { /* the driver reserves nothing on this card */
+API(nvmlDeviceGetMemoryInfo_v2)(void *handle, struct memory_v2 *out) { /* the driver reserves nothing on this device */
     struct memory memory;
     int status = nvmlDeviceGetMemoryInfo(handle, &memory);
     if (status == SUCCESS) *out = (struct memory_v2){out->version, memory.total, 0, memory.free, memory.used};
@@ -123,13 +123,13 @@ API(nvmlDeviceGetMemoryInfo_v2)(void *handle, struct memory_v2 *out) { /* the dr
 struct process { unsigned pid; unsigned long long bytes; };
 struct process_v2 { unsigned pid; unsigned long long bytes; unsigned gpu_instance, compute_instance; }; /* and v3 */
 
-/* room: what there is room for, then how many there are. The two layouts begin alike. */
-static int list(void *handle, unsigned *room, void *out, size_t each) {
+/* capacity: in, the number of entries in out; out, the number of processes. The two layouts have a common prefix. */
+static int list(void *handle, unsigned *capacity, void *out, size_t each) {
     struct virtual_process found[PROCESSES];
-    unsigned count, fits = *room;
+    unsigned count, fits = *capacity;
     FOR_THE_DEVICE(handle);
     if (shared_device_processes(found, &count)) return GPU_IS_LOST;
-    *room = count;
+    *capacity = count;
     if (count > fits) return INSUFFICIENT_SIZE;
     for (unsigned i = 0; i < count; i++) {
         struct process_v2 one = {(unsigned)found[i].pid, found[i].context_bytes + found[i].bytes, ~0u, ~0u};
@@ -137,12 +137,12 @@ static int list(void *handle, unsigned *room, void *out, size_t each) {
     }
     return SUCCESS;
 }
-static int nobody(void *handle, unsigned *room) {
+static int no_processes(void *handle, unsigned *capacity) {
     FOR_THE_DEVICE(handle);
-    *room = 0;
+    *capacity = 0;
     return SUCCESS;
 }
-API(nvmlDeviceGetComputeRunningProcesses)(void *handle, unsigned *room, struct process *out) { return list(handle, room, out, sizeof *out); }
-API(nvmlDeviceGetComputeRunningProcesses_v2)(void *handle, unsigned *room, struct process_v2 *out) { return list(handle, room, out, sizeof *out); }
-API(nvmlDeviceGetComputeRunningProcesses_v3)(void *handle, unsigned *room, struct process_v2 *out) { return list(handle, room, out, sizeof *out); }
-API(nvmlDeviceGetGraphicsRunningProcesses_v3)(void *handle, unsigned *room, struct process_v2 *out) { (void)out; return nobody(handle, room); }
+API(nvmlDeviceGetComputeRunningProcesses)(void *handle, unsigned *capacity, struct process *out) { return list(handle, capacity, out, sizeof *out); }
+API(nvmlDeviceGetComputeRunningProcesses_v2)(void *handle, unsigned *capacity, struct process_v2 *out) { return list(handle, capacity, out, sizeof *out); }
+API(nvmlDeviceGetComputeRunningProcesses_v3)(void *handle, unsigned *capacity, struct process_v2 *out) { return list(handle, capacity, out, sizeof *out); }
+API(nvmlDeviceGetGraphicsRunningProcesses_v3)(void *handle, unsigned *capacity, struct process_v2 *out) { (void)out; return no_processes(handle, capacity); }

@@ -1,5 +1,5 @@
-/* The compiler of kernels at run time (NVRTC), for which nothing needs to be compiled: kernels never run on the virtual
-   device. The real one looks for a real driver, and dies where there is none. It carries the name of the real one, since
+/* A replacement for NVRTC, the runtime compiler of kernels. It compiles nothing, since kernels never run on the virtual
+   device. The real one looks for a real driver and crashes without it. This library has the real one's name, since
    PyTorch opens it by that name. */
 #include <stddef.h>
 

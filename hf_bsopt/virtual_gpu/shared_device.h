@@ -1,4 +1,4 @@
-/* Which card this is, and who uses it. shared_device.c says how; the virtual driver and the virtual NVML both ask it. */
+/* The properties of the virtual device and the processes that use it: for the virtual driver and the virtual NVML. */
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -11,17 +11,17 @@ struct virtual_gpu {
     int capability, multiprocessors, threads;
     char name[256], uuid[16];
 };
-struct virtual_process { /* that has a context on the card */
-    uint64_t pid, started;          /* pid 0: nobody. started: ticks since boot, so that a pid may come again */
-    uint64_t context_bytes, bytes;  /* bytes: all beside the context */
+struct virtual_process { /* with a context on the device */
+    uint64_t pid, started;          /* pid 0: an empty slot. started: ticks since boot, which identify a reused pid */
+    uint64_t context_bytes, bytes;  /* bytes: without the context */
 };
 
-extern struct virtual_gpu gpu; /* within the virtual driver */
-const struct virtual_gpu *shared_device(void); /* for others */
+extern struct virtual_gpu gpu; /* inside the virtual driver */
+const struct virtual_gpu *shared_device(void); /* for other libraries */
 
-/* The rest is for a card that is shared. What returns an int returns a status as above. */
+/* The rest is for a shared device. An int is a status as above. */
 int shared_device_is_shared(void);
-int shared_device_take(size_t bytes); /* the context too, if this process has none yet */
+int shared_device_take(size_t bytes); /* also the context, if this process has none yet */
 void shared_device_give_back(size_t bytes);
 int shared_device_processes(struct virtual_process out[PROCESSES], unsigned *count);
-int shared_device_used(size_t *bytes); /* by all of them */
+int shared_device_used(size_t *bytes); /* by all processes */

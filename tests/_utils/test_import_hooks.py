@@ -1,4 +1,4 @@
-"""Actions on modules, at the moment when they are imported."""
+"""Actions run on modules as they are imported."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Modules = Callable[..., None]
 
 @pytest.fixture
 def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Modules]:
-    """Writes modules that can be imported, by name; whatever was imported of them is forgotten afterwards."""
+    """Return a function that writes importable modules; they are removed from sys.modules after the test."""
     before = set(sys.modules)
     monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -37,27 +37,27 @@ def rename(module: ModuleType) -> None:
     module.greeting = "changed"  # type: ignore[attr-defined]
 
 
-def test_a_module_that_is_imported_already_is_acted_on_at_once(modules: Modules) -> None:
+def test_the_action_runs_at_once_if_the_module_is_already_imported(modules: Modules) -> None:
     modules(early="greeting = 'own'")
     early = importlib.import_module("early")
     after_import({"early": rename})
     assert early.greeting == "changed"
 
 
-def test_a_module_is_acted_on_after_its_own_code_ran(modules: Modules) -> None:
+def test_the_action_runs_after_the_modules_own_code(modules: Modules) -> None:
     modules(late="greeting = 'own'\nseen_by_itself = greeting")
     after_import({"late": rename})
     late = importlib.import_module("late")
     assert (late.greeting, late.seen_by_itself) == ("changed", "own")
 
 
-def test_nobody_takes_a_name_from_a_module_before_the_action(modules: Modules) -> None:
+def test_the_action_runs_before_another_module_can_import_a_name(modules: Modules) -> None:
     modules(source="greeting = 'own'", taker="from source import greeting")
     after_import({"source": rename})
     assert importlib.import_module("taker").greeting == "changed"
 
 
-def test_a_module_inside_a_package_is_acted_on_when_the_package_imports_it(modules: Modules, tmp_path: Path) -> None:
+def test_the_action_runs_on_a_submodule_that_its_package_imports(modules: Modules, tmp_path: Path) -> None:
     (tmp_path / "package").mkdir()
     (tmp_path / "package" / "__init__.py").write_text("from .inner import greeting")
     (tmp_path / "package" / "inner.py").write_text("greeting = 'own'")
@@ -65,7 +65,7 @@ def test_a_module_inside_a_package_is_acted_on_when_the_package_imports_it(modul
     assert importlib.import_module("package").greeting == "changed"
 
 
-def test_an_action_runs_once(modules: Modules) -> None:
+def test_the_action_runs_only_once(modules: Modules) -> None:
     modules(once="")
     runs: list[str] = []
     after_import({"once": lambda module: runs.append(module.__name__)})
@@ -74,7 +74,7 @@ def test_an_action_runs_once(modules: Modules) -> None:
     assert runs == ["once"]
 
 
-def test_actions_of_several_calls_all_run(modules: Modules) -> None:
+def test_actions_registered_in_several_calls_all_run(modules: Modules) -> None:
     modules(both="")
     runs: list[int] = []
     after_import({"both": lambda _: runs.append(1)})
@@ -83,7 +83,7 @@ def test_actions_of_several_calls_all_run(modules: Modules) -> None:
     assert sorted(runs) == [1, 2]
 
 
-def test_a_module_keeps_its_own_loader_and_file(modules: Modules, tmp_path: Path) -> None:
+def test_the_module_keeps_its_loader_and_file(modules: Modules, tmp_path: Path) -> None:
     modules(kept="")
     after_import({"kept": rename})
     kept = importlib.import_module("kept")
@@ -93,13 +93,13 @@ def test_a_module_keeps_its_own_loader_and_file(modules: Modules, tmp_path: Path
     assert kept.__file__ == str(tmp_path / "kept.py")
 
 
-def test_a_module_that_is_not_there_is_still_not_there(modules: Modules) -> None:
+def test_a_missing_module_still_raises_module_not_found(modules: Modules) -> None:
     after_import({"absent_module": rename})
     with pytest.raises(ModuleNotFoundError, match="absent_module"):
         importlib.import_module("absent_module")
 
 
-def test_a_module_that_fails_fails_by_itself_and_is_not_acted_on(modules: Modules) -> None:
+def test_the_action_does_not_run_if_the_import_fails(modules: Modules) -> None:
     modules(broken="1 / 0")
     acted: list[ModuleType] = []
     after_import({"broken": acted.append})
@@ -108,8 +108,8 @@ def test_a_module_that_fails_fails_by_itself_and_is_not_acted_on(modules: Module
     assert acted == []
 
 
-def test_a_module_that_was_only_looked_for_is_acted_on_when_it_is_imported(modules: Modules) -> None:
-    """As transformers looks whether torch is there, before anybody imports it."""
+def test_find_spec_does_not_use_up_the_action(modules: Modules) -> None:
+    """transformers calls find_spec to see whether torch is installed, before torch is imported."""
     modules(looked_for="greeting = 'own'")
     after_import({"looked_for": rename})
     assert importlib.util.find_spec("looked_for") is not None

@@ -1,4 +1,4 @@
-"""What is written for a card runs through on a virtual one that processes share, values and seconds aside."""
+"""Tests and benchmarks for a GPU run on a shared virtual one, except for values and times."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run(gpu: str, *command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_tests_for_a_card_pass_on_a_virtual_one() -> None:
+def test_the_gpu_tests_pass_on_a_virtual_gpu() -> None:
     done = run("T4", "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "-p", "no:xdist", "tests")
     assert done.returncode == 0, done.stdout
     counted = re.search(r"(\d+) passed, (\d+) skipped", done.stdout)
@@ -39,7 +39,7 @@ def test_the_tests_for_a_card_pass_on_a_virtual_one() -> None:
     assert int(counted[2]) == NEED_ARITHMETIC
 
 
-def test_without_a_card_they_are_skipped() -> None:
+def test_the_gpu_tests_are_skipped_without_a_gpu() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", str(ROOT / "tests" / "gpu")],
         cwd=ROOT,
@@ -54,13 +54,13 @@ def test_without_a_card_they_are_skipped() -> None:
 @pytest.mark.parametrize(
     ("arguments", "code"), [(("-c", "raise SystemExit(7)"), 7), (("-c", "import torch; torch.zeros(1).cuda()"), 0)]
 )
-def test_a_command_on_a_virtual_card_ends_as_it_ends(arguments: tuple[str, ...], code: int) -> None:
+def test_the_exit_code_of_a_command_is_passed_on(arguments: tuple[str, ...], code: int) -> None:
     done = run("T4", *arguments)
     assert done.returncode == code, done.stderr
 
 
-def test_recorded_on_a_card_each_row_has_what_the_driver_saw_and_no_seconds_where_none_pass(tmp_path: Path) -> None:
-    cases, out = tmp_path / "cases.csv", tmp_path / "card.csv"
+def test_recorded_rows_have_the_drivers_bytes_and_no_times_on_a_virtual_gpu(tmp_path: Path) -> None:
+    cases, out = tmp_path / "cases.csv", tmp_path / "recorded.csv"
     cases.write_text("gpu,model,task,batch_size,max_length\nT4,bert-tiny,token-classification,4,64\n")
     done = run("T4", str(BENCHMARKS / "record_truth.py"), "--device", "cuda", "--cases", str(cases), "--out", str(out))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -70,7 +70,7 @@ def test_recorded_on_a_card_each_row_has_what_the_driver_saw_and_no_seconds_wher
     assert (row["status"], row["source"], row["step_seconds"]) == ("fits", "virtual T4", "")
 
 
-def test_no_case_begins_without_the_time_for_it(tmp_path: Path) -> None:
+def test_no_case_is_started_without_enough_time_left(tmp_path: Path) -> None:
     command = [sys.executable, str(BENCHMARKS / "record_truth.py"), "--seconds", "1", "--out", str(tmp_path / "none")]
     done = subprocess.run([*command, "--only", "bert-tiny"], capture_output=True, text=True, check=False)
     assert done.returncode == 1

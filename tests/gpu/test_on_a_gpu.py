@@ -1,4 +1,4 @@
-"""What only a card can tell. A virtual card that processes share will do, but for values and seconds:
+"""Tests that need a GPU. A shared virtual one is enough, except for values and times:
 
 python benchmarks/on_virtual_card.py T4 -- python -m pytest -q -m gpu
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from waiting import BYTES, Waits
+from waiting import BYTES, Hangs
 
 from hf_bsopt import find_batch_size
 from hf_bsopt.data import catalog
@@ -28,7 +28,7 @@ from hf_bsopt.workloads.step_settings import StepSettings
 from hf_bsopt.workloads.workload import Workload, describe
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not has_cuda(), reason="there is no CUDA device here")]
-needs_arithmetic = pytest.mark.skipif(VARIABLE in os.environ, reason="the card is virtual: it computes nothing")
+needs_arithmetic = pytest.mark.skipif(VARIABLE in os.environ, reason="the GPU is virtual: it computes nothing")
 
 MODEL, TASK, LENGTH = "bert-mini", "sequence-classification", 128
 LIMIT = "3GiB"
@@ -40,7 +40,7 @@ TOLERATED = {"allocated": 0.005, "reserved": 0.02}
 
 @dataclass(frozen=True)
 class Found:
-    """An answer, and what was free on the card before and after it was looked for."""
+    """A report, and the free bytes of the GPU before and after the search."""
 
     report: Report
     free_before: int
@@ -57,13 +57,13 @@ class Found:
 
     @property
     def predicted(self) -> Trial:
-        """What was expected of the size that was chosen."""
+        """The prediction for the chosen size."""
         size = self.report.decision.batch_size
         return next(t for t in self.report.trials if (t.source, t.batch_size) == ("predicted", size))
 
 
 def free_bytes() -> int:
-    """Of the card, as a process sees it that does nothing else."""
+    """Return the free bytes of the GPU as an otherwise idle process sees them."""
     script = "import torch; print(torch.cuda.mem_get_info()[0])"
     return int(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout)
 
@@ -93,40 +93,40 @@ def found(
     scope="module", params=[("sdpa", "adamw_torch_fused"), ("eager", "adamw_torch")], ids=lambda pair: pair[0]
 )
 def largest(request: pytest.FixtureRequest) -> Found:
-    """On a part of the card, to its last byte."""
+    """Search for the largest size within a memory limit."""
     attention, optimizer = request.param
     return found(attention=attention, optimizer=optimizer, memory=LIMIT, target=(0, 1), multiple_of=1)
 
 
 @pytest.fixture(scope="module")
 def usual() -> Found:
-    """On the whole card, as the house chooses."""
+    """Search on the whole GPU with the default target."""
     return found(attention="sdpa", optimizer="adamw_torch_fused", memory=None, target=(0.8, 0.9), multiple_of=8)
 
 
 # ---- the answer
 
 
-def test_the_size_that_is_chosen_was_run_and_fits(largest: Found) -> None:
+def test_the_chosen_size_was_run_and_fits(largest: Found) -> None:
     assert largest.chosen.outcome == "fits"
 
 
-def test_it_takes_three_probes_at_most_and_no_out_of_memory_error(largest: Found) -> None:
+def test_the_search_needs_at_most_three_probes_and_no_out_of_memory_error(largest: Found) -> None:
     assert 1 <= len(largest.measured) <= 3
     assert [trial.outcome for trial in largest.measured if not trial.fits] == []
 
 
-def test_the_memory_that_was_given_is_kept_to(largest: Found) -> None:
+def test_the_memory_limit_is_respected(largest: Found) -> None:
     assert largest.report.device.total_bytes == LIMIT_BYTES
     assert max(trial.used_bytes or 0 for trial in largest.measured) <= LIMIT_BYTES
 
 
-def test_and_used(largest: Found) -> None:
+def test_the_memory_limit_is_used_up(largest: Found) -> None:
     assert (largest.chosen.used_bytes or 0) > 0.95 * LIMIT_BYTES
 
 
 @pytest.mark.parametrize("metric", list(TOLERATED))
-def test_the_prediction_came_true(largest: Found, metric: str) -> None:
+def test_the_prediction_matches_the_measurement(largest: Found, metric: str) -> None:
     predicted, measured = largest.predicted.peak, largest.chosen.peak
     assert predicted is not None
     assert measured is not None
@@ -134,11 +134,11 @@ def test_the_prediction_came_true(largest: Found, metric: str) -> None:
     assert there == pytest.approx(here, rel=TOLERATED[metric])
 
 
-def test_nothing_of_it_is_left_on_the_card(largest: Found) -> None:
+def test_no_memory_is_left_in_use_on_the_gpu(largest: Found) -> None:
     assert largest.free_after == largest.free_before
 
 
-def test_on_the_whole_card_it_stays_under_the_target(usual: Found) -> None:
+def test_on_the_whole_gpu_the_size_stays_below_the_target(usual: Found) -> None:
     total = usual.report.device.total_bytes or 0
     assert usual.chosen.outcome == "fits"
     assert usual.chosen.batch_size % 8 == 0
@@ -146,7 +146,7 @@ def test_on_the_whole_card_it_stays_under_the_target(usual: Found) -> None:
     assert total > LIMIT_BYTES
 
 
-# ---- a probe that does not come through
+# ---- a probe that does not finish
 
 
 @pytest.fixture
@@ -160,28 +160,28 @@ def client() -> Iterator[ProbeClient]:
         yield one
 
 
-def test_an_out_of_memory_error_leaves_nothing_behind(client: ProbeClient, workload: Workload) -> None:
+def test_an_out_of_memory_error_leaves_no_memory_in_use(client: ProbeClient, workload: Workload) -> None:
     before = free_bytes()
     assert client(workload, FAR_TOO_MANY).outcome == "oom"
     assert free_bytes() == before
     assert client(workload, 8).outcome == "fits"
 
 
-def test_a_probe_that_takes_too_long_leaves_nothing_behind(tmp_path: Path) -> None:
-    told = tmp_path / "told"
-    endless = ModuleWorkload(Waits(str(told)), {"x": torch.zeros(1, 4)}, StepSettings("fp32"))
+def test_a_probe_that_times_out_leaves_no_memory_in_use(tmp_path: Path) -> None:
+    report_file = tmp_path / "allocated"
+    endless = ModuleWorkload(Hangs(str(report_file)), {"x": torch.zeros(1, 4)}, StepSettings("fp32"))
     before = free_bytes()
     with ProbeClient(CudaDevice(catalog.gpu("T4"), LIMIT_BYTES), timeout_seconds=FEW_SECONDS) as client:
         assert client(endless, 8).outcome == "timeout"
         assert free_bytes() == before
-    assert told.read_text() == str(BYTES)
+    assert report_file.read_text() == str(BYTES)
 
 
-# ---- what is computed
+# ---- computation
 
 
 @needs_arithmetic
-def test_a_larger_batch_takes_longer_and_trains_more_in_a_second(client: ProbeClient, workload: Workload) -> None:
+def test_a_larger_batch_takes_longer_and_has_more_throughput(client: ProbeClient, workload: Workload) -> None:
     few, many = client(workload, 8), client(workload, 512)
     assert None not in (few.step_seconds, few.samples_per_second, many.step_seconds, many.samples_per_second)
     assert few.step_seconds < many.step_seconds

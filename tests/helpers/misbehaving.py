@@ -1,4 +1,4 @@
-"""Workloads that a worker can import, and that do to the process that runs them whatever their name says."""
+"""Workloads that a worker can import and that make its process fail in a given way."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def fail_in_several_lines() -> None:
 
 
 def exit_at_once() -> None:
-    print("the last words", file=sys.stderr, flush=True)
+    print("the last line", file=sys.stderr, flush=True)
     os._exit(3)
 
 
-def die() -> None:
+def crash() -> None:
     ctypes.string_at(0)
 
 
@@ -52,11 +52,11 @@ def print_something() -> None:
     os.write(1, b"nor is this\n")
 
 
-DEEDS: dict[str, Callable[[], None]] = {
+FAILURES: dict[str, Callable[[], None]] = {
     "error": fail,
     "long error": fail_in_several_lines,
     "exit": exit_at_once,
-    "crash": die,
+    "crash": crash,
     "killed": be_killed,
     "timeout": wait,
     "noise": print_something,
@@ -65,7 +65,7 @@ DEEDS: dict[str, Callable[[], None]] = {
 
 @dataclass(frozen=True)
 class NoDevice:
-    """A card that no process ever sees."""
+    """A device that no process can use."""
 
     spec: GpuSpec
     source: Source = "rehearsed"
@@ -79,7 +79,7 @@ class NoDevice:
         return CudaMemory()
 
     def preflight(self) -> Preflight:
-        raise DeviceError("there is no such card")
+        raise DeviceError("there is no such device")
 
     def environment(self, *, expandable_segments: bool) -> dict[str, str]:
         return {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "CUDA_VISIBLE_DEVICES": ""}
@@ -87,9 +87,9 @@ class NoDevice:
 
 @dataclass(frozen=True)
 class Workload:
-    """Misbehaves where it is built; leaves the number of that process in ``folder``."""
+    """A workload that fails when it is built, after writing its pid to ``folder``."""
 
-    deed: str
+    failure: str
     folder: str
     settings: StepSettings = field(default_factory=lambda: StepSettings("fp32"))
     length: int = 1
@@ -98,8 +98,8 @@ class Workload:
     is_custom: bool = True
 
     def build(self) -> nn.Module:
-        Path(self.folder, self.deed).write_text(str(os.getpid()))
-        DEEDS[self.deed]()
+        Path(self.folder, self.failure).write_text(str(os.getpid()))
+        FAILURES[self.failure]()
         return nn.Linear(4, 4)
 
     def batch(self, batch_size: int, device: str, *, padded: bool = True) -> dict[str, Any]:
@@ -112,42 +112,42 @@ class Workload:
         return self
 
 
-def no_room() -> None:
+def raise_memory_error() -> None:
     raise MemoryError
 
 
-class Heavy(Workload):
-    """More than the process has room for, already when it is unpacked."""
+class TooLargeToUnpickle(Workload):
+    """A workload that runs out of memory while it is unpickled."""
 
     def __reduce__(self) -> Any:
-        return no_room, ()
+        return raise_memory_error, ()
 
 
-BROUGHT_BYTES = 128 * 2**20
+IMPORTED_BYTES = 128 * 2**20
 KEPT: list[bytes] = []
 
 
-def brought() -> Workload:
-    KEPT.append(b"\1" * BROUGHT_BYTES)
+def unpickle() -> Workload:
+    KEPT.append(b"\1" * IMPORTED_BYTES)
     return Workload("error", "")
 
 
-class Bringing(Workload):
-    """Its unpacking takes memory, as the imports of a user's own classes do."""
+class AllocatesOnUnpickling(Workload):
+    """A workload whose unpickling takes memory, as importing a user's classes does."""
 
     def __reduce__(self) -> Any:
-        return brought, ()
+        return unpickle, ()
 
 
 class Classifier(nn.Module):
-    """Behaves, but for its deed, which it does in its forward on the device."""
+    """Behaves, but for its failure, which it does in its forward on the device."""
 
-    def __init__(self, deed: str = "") -> None:
+    def __init__(self, failure: str = "") -> None:
         super().__init__()
-        self.deed = deed
+        self.failure = failure
         self.layers = nn.Sequential(nn.Linear(1024, 4096), nn.ReLU(), nn.Linear(4096, 10))
 
     def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        if self.deed and x.is_cuda:
-            DEEDS[self.deed]()
+        if self.failure and x.is_cuda:
+            FAILURES[self.failure]()
         return {"loss": nn.functional.cross_entropy(self.layers(x), labels)}

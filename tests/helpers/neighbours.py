@@ -1,4 +1,4 @@
-"""Processes that share a virtual card with each other."""
+"""Processes that share a virtual GPU."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ LONG_SECONDS = 60
 
 
 class Neighbour:
-    """A process of scripts/neighbour.py on the T4 that lives in this file."""
+    """A process that runs scripts/neighbour.py on the virtual T4 whose table is ``device_file``."""
 
-    def __init__(self, card: Path) -> None:
+    def __init__(self, device_file: Path) -> None:
         self._process = subprocess.Popen(
             [sys.executable, str(SCRIPTS / "neighbour.py")],
-            env=virtual_gpu.environment(T4, shared=card),
+            env=virtual_gpu.environment(T4, shared=device_file),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._orders, self._answers = self._process.stdin, self._process.stdout
+        self._commands, self._answers = self._process.stdin, self._process.stdout
 
     def __enter__(self) -> Neighbour:
         return self
@@ -43,7 +43,7 @@ class Neighbour:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.kill()
-        self._orders.close()
+        self._commands.close()
         self._answers.close()
 
     @property
@@ -51,34 +51,34 @@ class Neighbour:
         return self._process.pid
 
     def ask(self, *words: object) -> Any:
-        self.order(*words)
+        self.send(*words)
         return self.answer()
 
     def free_bytes(self) -> int:
-        """Of the card, as it sees them. It has a context from then on."""
+        """Return the free bytes of the GPU as this process sees them. It has a context from then on."""
         status, free, total = self.ask("info")
         assert (status, total) == (0, TOTAL)
         return int(free)
 
-    def order(self, *words: object) -> None:
-        """Without waiting for the answer."""
-        self._orders.write(" ".join(map(str, words)).encode() + b"\n")
-        self._orders.flush()
+    def send(self, *words: object) -> None:
+        """Send a command without waiting for the answer."""
+        self._commands.write(" ".join(map(str, words)).encode() + b"\n")
+        self._commands.flush()
 
     def has_answered(self, within_seconds: float) -> bool:
         return bool(select.select([self._answers], [], [], within_seconds)[0])
 
     def answer(self) -> Any:
-        assert self.has_answered(LONG_SECONDS), "it hangs"
+        assert self.has_answered(LONG_SECONDS), "the process hangs"
         return json.loads(self._answers.readline())
 
-    def letters(self, count: int) -> bytes:
-        """Of one that was told to go on without end."""
+    def read_dots(self, count: int) -> bytes:
+        """Return ``count`` bytes of the output of take_and_free_forever."""
         return self._answers.read(count)
 
     def end(self) -> int:
-        """By itself, at the end of its orders. The result is its exit code."""
-        self._orders.close()
+        """Let the process end by closing its input; return its exit code."""
+        self._commands.close()
         return self._process.wait(LONG_SECONDS)
 
     def kill(self) -> None:

@@ -1,4 +1,4 @@
-"""Messages of errors, verbatim from the issue or the file that stands above each, or composed of two that do."""
+"""Error messages, verbatim from the issue or source file named above each, or composed from two of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ NCCL = (
 )
 """Verbatim from NVIDIA/nccl#1410, where ``Cuda failure 1 'invalid argument'`` follows."""
 
-SAID: list[tuple[str, Where, bool]] = [
+OOM_MESSAGES: list[tuple[str, Where, bool]] = [
     # pytorch#16417
     (
         "CUDA out of memory. Tried to allocate 12.50 MiB (GPU 0; 10.92 GiB total capacity; 8.57 MiB already allocated; "
@@ -171,7 +171,7 @@ SAID: list[tuple[str, Where, bool]] = [
     ("could not create a primitive", "host", False),
 ]
 
-OTHERS = [
+OTHER_MESSAGES = [
     # triton-lang/triton#8182: a block's shared memory, which no batch size changes
     "out of resource: shared memory, Required: 131072, Hardware limit: 101376. Reducing block sizes or "
     "`num_stages` may help.",
@@ -196,7 +196,7 @@ OTHERS = [
     "HIP error: an illegal memory access was encountered",
     # pytorch#190972
     "level_zero backend failed with error: 20 (UR_RESULT_ERROR_DEVICE_LOST)",
-    # c10/core/impl/alloc_cpu.cpp, of a size that was computed wrongly
+    # c10/core/impl/alloc_cpu.cpp, for a wrongly computed size
     "[enforce fail at alloc_cpu.cpp:97] ((ptrdiff_t)nbytes) >= 0. alloc_cpu() seems to have been called with "
     "negative number: 18446744073709551615",
     # torch.empty of too many elements
@@ -207,7 +207,7 @@ OTHERS = [
     "could not create a memory descriptor describing host side scalar",
     # pytorch#78042
     "Placeholder buffer size is not large enough to contain the Tensor storage of size 3072",
-    # words of a user
+    # messages of a user's own code
     "the label 'CUDA out of memory' is in no class",
     "the CUDA out of memory handler is not installed",
     "we are out of memory sticks",

@@ -1,4 +1,4 @@
-"""A module that takes memory on the card and then never answers."""
+"""A module that allocates memory on the GPU and then hangs."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import nn
 BYTES = 64 * 2**20
 
 
-class Waits(nn.Module):
-    """Says in the file ``told`` what it has on the card, once it waits there."""
+class Hangs(nn.Module):
+    """Writes the allocated bytes to ``report_file``, then waits forever."""
 
-    def __init__(self, told: str) -> None:
+    def __init__(self, report_file: str) -> None:
         super().__init__()
-        self.told = told
+        self.report_file = report_file
         self.layer = nn.Linear(4, 4)
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         if x.is_cuda:
             taken = torch.zeros(BYTES, dtype=torch.uint8, device="cuda")
-            Path(self.told).write_text(str(taken.numel()))
+            Path(self.report_file).write_text(str(taken.numel()))
             signal.pause()
         return {"loss": self.layer(x).sum()}

@@ -1,4 +1,4 @@
-"""The worker from its caller's side. It sees no device here, so that every size ends before its first step."""
+"""The client side of the worker. There is no device here, so every size ends before its first step."""
 
 from __future__ import annotations
 
@@ -25,21 +25,23 @@ from hf_bsopt.workloads.module import ModuleWorkload
 from hf_bsopt.workloads.step_settings import StepSettings
 
 DEVICE = misbehaving.NoDevice(catalog.gpu("T4"))
-LINE, LONG_LINE = (deed.__code__.co_firstlineno + 1 for deed in (misbehaving.fail, misbehaving.fail_in_several_lines))
+LINE, LONG_LINE = (
+    failure.__code__.co_firstlineno + 1 for failure in (misbehaving.fail, misbehaving.fail_in_several_lines)
+)
 Trials = tuple[dict[str, Trial], Path, list[int]]
-DEEDS = ["error", "long error", "exit", "crash", "killed", "timeout", "noise"]
+FAILURES = ["error", "long error", "exit", "crash", "killed", "timeout", "noise"]
 
 
 @pytest.fixture(scope="module")
 def trials(tmp_path_factory: pytest.TempPathFactory) -> Trials:
-    """(what was answered for each deed, the folder with the numbers of the processes, the workers' numbers)."""
-    folder = tmp_path_factory.mktemp("deeds")
+    """Return (the trial for each failure, the folder with the pids of the forks, the pids of the workers)."""
+    folder = tmp_path_factory.mktemp("failures")
     workers: list[int] = []
     answers: dict[str, Trial] = {}
     with ProbeClient(DEVICE) as ask:
-        for deed in DEEDS:
-            ask._timeout_seconds = 3 if deed == "timeout" else 600
-            answers[deed] = ask(misbehaving.Workload(deed, str(folder)), 8)
+        for failure in FAILURES:
+            ask._timeout_seconds = 3 if failure == "timeout" else 600
+            answers[failure] = ask(misbehaving.Workload(failure, str(folder)), 8)
             workers.append(worker_of(ask))
     return answers, folder, workers
 
@@ -58,63 +60,66 @@ def is_there(process: int) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("deed", "outcome", "detail"),
+    ("failure", "outcome", "detail"),
     [
         ("error", "error", f"ValueError: no such layer (misbehaving.py, line {LINE})"),
         ("long error", "error", f"ValueError: no such layer\nbut two others (misbehaving.py, line {LONG_LINE})"),
-        ("exit", "error", "the process ended with exit code 3: the last words"),
-        ("crash", "crash", "the process died of SIGSEGV"),
-        ("killed", "killed", "the process was killed (SIGKILL); the system does so when the host's memory runs out"),
+        ("exit", "error", "the process ended with exit code 3: the last line"),
+        ("crash", "crash", "the process crashed (SIGSEGV)"),
+        ("killed", "killed", "the process was killed (SIGKILL); the system does this if host memory runs out"),
         ("timeout", "timeout", "no answer in 3 s"),
     ],
 )
-def test_every_way_to_end_is_told_apart(trials: Trials, deed: str, outcome: str, detail: str) -> None:
-    trial = trials[0][deed]
+def test_every_failure_has_its_own_outcome_and_detail(trials: Trials, failure: str, outcome: str, detail: str) -> None:
+    trial = trials[0][failure]
     assert (trial.outcome, trial.detail) == (outcome, detail)
 
 
-@pytest.mark.parametrize("deed", DEEDS)
-def test_a_size_without_an_answer_has_no_figures(trials: Trials, deed: str) -> None:
-    trial = trials[0][deed]
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_size_without_an_answer_has_no_measurements(trials: Trials, failure: str) -> None:
+    trial = trials[0][failure]
     assert (trial.batch_size, trial.source, trial.fits) == (8, "rehearsed", False)
     assert trial.peak is trial.used_bytes is trial.step_seconds is None
 
 
-def test_what_a_model_prints_is_not_taken_for_an_answer(trials: Trials) -> None:
-    """It goes on to the device, which is not there."""
+def test_output_of_the_model_is_not_mistaken_for_an_answer(trials: Trials) -> None:
+    """The error is the missing device, which is used after the output."""
     trial = trials[0]["noise"]
     assert trial.outcome == "error"
     assert "answer" not in trial.detail
 
 
-def test_what_has_no_room_before_any_step_is_out_of_memory() -> None:
+def test_a_memory_error_while_unpickling_is_out_of_memory() -> None:
     with ProbeClient(DEVICE) as ask:
-        trial = ask(misbehaving.Heavy("error", ""), 8)
+        trial = ask(misbehaving.TooLargeToUnpickle("error", ""), 8)
     assert trial.outcome == "oom"
-    assert trial.detail.startswith("the model and its data alone, before any step")
+    assert trial.detail.startswith("loading the model and its data, before any step")
 
 
 @pytest.mark.skipif(why_no_limit() is not None, reason=str(why_no_limit()))
-def test_on_a_cpu_what_a_workload_imports_is_gone_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_cpu_the_memory_of_a_workloads_imports_counts_as_context(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(misbehaving.__file__).parent), prepend=os.pathsep)
     with ProbeClient(CpuDevice(GpuSpec("CPU", 4 * 2**30, 0, 0, 0, kind="cpu"))) as ask:
-        gone = [ask.preflight(workload).spec.context_bytes for workload in (None, misbehaving.Bringing("error", ""))]
-    assert gone[1] - gone[0] == pytest.approx(misbehaving.BROUGHT_BYTES, rel=0.2)
+        context = [
+            ask.preflight(workload).spec.context_bytes
+            for workload in (None, misbehaving.AllocatesOnUnpickling("error", ""))
+        ]
+    assert context[1] - context[0] == pytest.approx(misbehaving.IMPORTED_BYTES, rel=0.2)
 
 
-def test_one_worker_answers_for_every_size(trials: Trials) -> None:
+def test_one_worker_serves_every_size(trials: Trials) -> None:
     assert len(set(trials[2])) == 1
     assert trials[2][0] != os.getpid()
 
 
-def test_each_size_is_run_in_a_process_of_its_own_and_none_is_left(trials: Trials) -> None:
+def test_each_size_runs_in_its_own_process_and_none_is_left_over(trials: Trials) -> None:
     _, folder, workers = trials
-    forks = [int((folder / deed).read_text()) for deed in DEEDS]
-    assert len({*forks, *workers, os.getpid()}) == len(DEEDS) + 2
+    forks = [int((folder / failure).read_text()) for failure in FAILURES]
+    assert len({*forks, *workers, os.getpid()}) == len(FAILURES) + 2
     assert not any(is_there(process) for process in [*forks, *workers])
 
 
-def test_no_thread_is_left(trials: Trials) -> None:
+def test_no_thread_is_left_over(trials: Trials) -> None:
     assert not [thread for thread in threading.enumerate() if "_listen" in thread.name]
 
 
@@ -123,7 +128,7 @@ Python = Callable[[str], None]
 
 @pytest.fixture
 def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Python:
-    """Puts a script in the place of the worker's Python."""
+    """Return a function that replaces the worker's Python by a script."""
 
     def replace(script: str) -> None:
         path = tmp_path / "python"
@@ -139,18 +144,18 @@ def ask_once(timeout_seconds: float = 60) -> Trial:
         return ask(misbehaving.Workload("error", ""), 8)
 
 
-def test_a_worker_that_ends_is_told_with_its_last_words(python: Python) -> None:
+def test_a_worker_that_exits_is_reported_with_its_last_line_of_output(python: Python) -> None:
     python("print('something', file=sys.stderr); sys.exit('no module named torch')")
     trial = ask_once()
     assert (trial.outcome, trial.detail) == ("error", "the worker ended with exit code 1: no module named torch")
 
 
-def test_a_worker_that_dies_is_told_with_its_signal(python: Python) -> None:
+def test_a_killed_worker_is_reported_with_its_signal(python: Python) -> None:
     python("os.kill(os.getpid(), signal.SIGKILL)")
-    assert ask_once().detail == "the worker died of SIGKILL"
+    assert ask_once().detail == "the worker was killed by SIGKILL"
 
 
-def test_a_worker_that_does_not_answer_is_ended(
+def test_a_worker_that_does_not_answer_is_killed(
     python: Python, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client, "GRACE_SECONDS", 1.0)
@@ -160,7 +165,7 @@ def test_a_worker_that_does_not_answer_is_ended(
     assert not is_there(int((tmp_path / "pid").read_text()))
 
 
-def test_after_a_worker_that_died_the_next_size_has_another(python: Python) -> None:
+def test_a_dead_worker_is_replaced_for_the_next_size(python: Python) -> None:
     python("sys.exit(1)")
     with ProbeClient(DEVICE) as ask:
         assert ask(misbehaving.Workload("error", ""), 8).outcome == "error"
@@ -168,13 +173,13 @@ def test_after_a_worker_that_died_the_next_size_has_another(python: Python) -> N
         assert ask(misbehaving.Workload("error", ""), 16).batch_size == 16
 
 
-def test_a_prober_that_was_never_asked_starts_and_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_is_never_called_starts_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "_Worker", lambda environment: pytest.fail("a worker was started"))
     with ProbeClient(DEVICE) as ask:
         assert ask._worker is None
 
 
-def test_an_error_of_the_caller_ends_the_worker_too(python: Python, tmp_path: Path) -> None:
+def test_an_error_in_the_caller_ends_the_worker(python: Python, tmp_path: Path) -> None:
     python("signal.pause()")
     with pytest.raises(KeyboardInterrupt), ProbeClient(DEVICE) as ask:
         ask.start()
@@ -183,7 +188,7 @@ def test_an_error_of_the_caller_ends_the_worker_too(python: Python, tmp_path: Pa
     assert not is_there(worker)
 
 
-def test_where_there_can_be_no_device_no_worker_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_worker_is_started_if_the_device_is_not_available(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(virtual_gpu.library, "why_not", lambda: "there is no C compiler")
     with pytest.raises(RehearsalError, match="no C compiler"):
         ProbeClient(VirtualCudaDevice(DEVICE.spec)).start()
@@ -195,26 +200,26 @@ class Unpicklable(nn.Module):
         self.stream = (number for number in range(3))
 
 
-def test_a_model_that_cannot_be_handed_over_is_said_to_be_one_before_a_worker_is_started(
+def test_a_model_that_cannot_be_pickled_is_refused_before_a_worker_is_started(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(client, "_Worker", lambda environment: pytest.fail("a worker was started"))
     workload = ModuleWorkload(Unpicklable(), {"x": torch.zeros(1, 4)}, StepSettings())
     with (
-        pytest.raises(ProbeError, match=r"the model can't be handed to another process: .*generator"),
+        pytest.raises(ProbeError, match=r"the model cannot be sent to another process: .*generator"),
         ProbeClient(DEVICE) as ask,
     ):
         ask(workload, 8)
 
 
-def test_a_class_of_a_notebook_is_handed_over_whole() -> None:
-    """dill takes classes of __main__ along, which another process could not import."""
+def test_a_class_defined_in_a_notebook_is_pickled_by_value() -> None:
+    """Another process could not import classes of __main__; dill includes them."""
     made: dict[str, type] = {}
     exec("from torch import nn\nclass Cell(nn.Linear): extra = 3", {"__name__": "__main__"}, made)
     assert b"extra" in pickled(ModuleWorkload(made["Cell"](4, 4), {}, StepSettings()))
 
 
-def test_a_class_of_a_file_beside_the_users_script_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_class_in_a_file_next_to_the_users_script_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "beside.py").write_text("from misbehaving import Workload\n\nclass Mine(Workload):\n    pass\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     import beside  # type: ignore[import-not-found]
@@ -223,12 +228,15 @@ def test_a_class_of_a_file_beside_the_users_script_is_found(tmp_path: Path, monk
         assert "ModuleNotFoundError" not in ask(beside.Mine("noise", str(tmp_path)), 8).detail
 
 
-def test_a_device_that_cannot_be_used_is_an_error_with_its_own_words() -> None:
-    with pytest.raises(DeviceError, match="there is no such card"), ProbeClient(DEVICE, timeout_seconds=60) as ask:
+def test_an_unusable_device_is_reported_with_its_own_message() -> None:
+    with pytest.raises(DeviceError, match="there is no such device"), ProbeClient(DEVICE, timeout_seconds=60) as ask:
         ask.preflight()
 
 
-def test_a_preflight_that_never_comes_back_is_an_error_too(python: Python) -> None:
+def test_a_preflight_without_an_answer_is_a_device_error(python: Python) -> None:
     python("sys.exit('no module named torch')")
-    with pytest.raises(DeviceError, match=r"T4 can't be asked: .* no module named torch"), ProbeClient(DEVICE) as ask:
+    with (
+        pytest.raises(DeviceError, match=r"T4 cannot be inspected: .* no module named torch"),
+        ProbeClient(DEVICE) as ask,
+    ):
         ask.preflight()

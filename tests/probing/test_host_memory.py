@@ -1,4 +1,4 @@
-"""How much memory a process has, and that it gets no more."""
+"""Memory of a process, and its limit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(why_no_limit() is not None, reason=str(why_no_li
 
 
 def in_a_fork(work: Callable[[], str]) -> str:
-    """What it returns, or its error; its limits end with it."""
+    """Run ``work`` in a fork, so that limits end with it, and return its result or error."""
     reading, writing = os.pipe()
     if os.fork() == 0:
         try:
@@ -42,25 +42,25 @@ def allocate(mib: int) -> str:
     return "done"
 
 
-def test_within_the_limit_memory_is_given() -> None:
-    room = ProcessStatus.read().resident_bytes + 600 * MIB
-    assert in_a_fork(lambda: (limit_this_process(room), allocate(400))[1]) == "done"  # type: ignore[func-returns-value]
+def test_an_allocation_within_the_limit_succeeds() -> None:
+    limit = ProcessStatus.read().resident_bytes + 600 * MIB
+    assert in_a_fork(lambda: (limit_this_process(limit), allocate(400))[1]) == "done"  # type: ignore[func-returns-value]
 
 
-def test_beyond_the_limit_the_allocation_itself_fails() -> None:
-    def in_vain() -> str:
+def test_an_allocation_beyond_the_limit_fails() -> None:
+    def allocate_too_much() -> str:
         limit_this_process(ProcessStatus.read().resident_bytes + 600 * MIB)  # a fork has fewer pages than its parent
         return allocate(800)
 
-    assert in_a_fork(in_vain) == "RuntimeError: host"
+    assert in_a_fork(allocate_too_much) == "RuntimeError: host"
 
 
-def test_a_limit_under_what_the_libraries_take_is_refused_in_words() -> None:
+def test_a_limit_below_the_size_of_the_libraries_is_refused() -> None:
     with pytest.raises(DeviceError, match=r"Python and its libraries alone take \d+ MiB"):
         limit_this_process(10 * MIB)
 
 
-def test_what_a_process_touched_is_in_its_peak_and_stays_there() -> None:
+def test_touched_memory_stays_in_the_peak_after_it_is_freed() -> None:
     before = ProcessStatus.read()
     torch.ones(300 * MIB // 4)
     after = ProcessStatus.read()
@@ -68,7 +68,7 @@ def test_what_a_process_touched_is_in_its_peak_and_stays_there() -> None:
     assert after.resident_bytes < after.peak_resident_bytes
 
 
-def files(folder: Path, contents: dict[str, str]) -> None:
+def write_files(folder: Path, contents: dict[str, str]) -> None:
     for name, text in contents.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
@@ -76,14 +76,14 @@ def files(folder: Path, contents: dict[str, str]) -> None:
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """With 8 GiB free, and a control group that each test makes."""
-    files(tmp_path, {"meminfo": "MemTotal: 16777216 kB\nMemAvailable:    8388608 kB\n"})
+    """Emulate a machine with 8 GiB free; each test adds its control group."""
+    write_files(tmp_path, {"meminfo": "MemTotal: 16777216 kB\nMemAvailable:    8388608 kB\n"})
     monkeypatch.setattr(host_memory, "PROC", tmp_path)
     monkeypatch.setattr(host_memory, "CGROUP", tmp_path)
     return tmp_path
 
 
-def test_without_a_control_group_the_machines_free_memory_counts(machine: Path) -> None:
+def test_without_a_control_group_free_memory_of_the_machine_counts(machine: Path) -> None:
     assert available_bytes() == (8192 * MIB, "free memory of this machine")
 
 
@@ -109,10 +109,10 @@ def test_without_a_control_group_the_machines_free_memory_counts(machine: Path) 
         ),
     ],
 )
-def test_the_limit_of_a_control_group_counts_and_cached_files_do_not(
+def test_the_control_group_limit_counts_and_cached_files_are_available(
     machine: Path, contents: dict[str, str], expected: int
 ) -> None:
-    files(machine, contents)
+    write_files(machine, contents)
     assert available_bytes() == (expected * MIB, "the limit of this control group")
 
 
@@ -128,12 +128,12 @@ def test_the_limit_of_a_control_group_counts_and_cached_files_do_not(
         {"memory.max": "nonsense", "memory.current": "5", "memory.stat": ""},
     ],
 )
-def test_a_control_group_without_a_limit_does_not_count(machine: Path, contents: dict[str, str]) -> None:
-    files(machine, contents)
+def test_a_control_group_without_a_limit_is_ignored(machine: Path, contents: dict[str, str]) -> None:
+    write_files(machine, contents)
     assert available_bytes()[0] == 8192 * MIB
 
 
-def test_elsewhere_than_on_linux_a_process_can_not_be_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_cannot_be_limited_on_other_systems_than_linux(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     reason = why_no_limit()
     assert reason is not None

@@ -1,4 +1,4 @@
-"""What devices say of their memory, and when that means that a size does not fit."""
+"""Memory counters of each device, and when they show that a size does not fit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GIB = 2**30
 
 
 class Cuda:
-    """torch.cuda's counters, as the test sets them."""
+    """Values of torch.cuda's counters, set by the test."""
 
     total, free, reserved, peak_allocated, peak_reserved, retries = 16 * GIB, 12 * GIB, GIB, 0, 0, 0
 
@@ -37,22 +37,22 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
     return counters
 
 
-def test_used_is_what_is_reserved_at_the_peak_and_whatever_else_is_gone(cuda: Cuda) -> None:
+def test_used_bytes_are_the_reserved_peak_plus_all_other_memory_in_use(cuda: Cuda) -> None:
     memory = CudaMemory()
     memory.start()
     cuda.peak_allocated, cuda.peak_reserved = 7 * GIB, 8 * GIB
     assert memory.peak() == Peak(7 * GIB, 8 * GIB)
-    assert memory.used_bytes() == 8 * GIB + 3 * GIB  # 16 in all, 12 free, 1 of them ours
+    assert memory.used_bytes() == 8 * GIB + 3 * GIB  # 16 total, 12 free, 1 of the used 4 is reserved here
 
 
-def test_what_the_driver_takes_late_counts_too(cuda: Cuda) -> None:
+def test_memory_that_the_driver_allocates_late_counts(cuda: Cuda) -> None:
     memory = CudaMemory()
     memory.start()
     cuda.peak_reserved, cuda.reserved, cuda.free = 8 * GIB, 8 * GIB, 4 * GIB
     assert memory.used_bytes() == 12 * GIB
 
 
-def test_more_reserved_than_was_free_is_the_hosts_memory(cuda: Cuda) -> None:
+def test_reserving_more_than_was_free_is_a_spill(cuda: Cuda) -> None:
     memory = CudaMemory()
     memory.start()
     cuda.peak_reserved = 13 * GIB
@@ -61,7 +61,7 @@ def test_more_reserved_than_was_free_is_the_hosts_memory(cuda: Cuda) -> None:
     assert memory.spilled().startswith("1.00 GiB more were reserved than the device had")
 
 
-def test_metal_is_asked_all_the_time_since_it_keeps_no_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metals_peak_is_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
     now = {"allocated": 0, "driver": 0}
     monkeypatch.setattr(torch.mps, "synchronize", lambda: None)
     monkeypatch.setattr(torch.mps, "empty_cache", lambda: None)
@@ -72,7 +72,7 @@ def test_metal_is_asked_all_the_time_since_it_keeps_no_peak(monkeypatch: pytest.
     memory.start()
     now.update(allocated=3 * GIB, driver=11 * GIB)
     deadline = time.monotonic() + 10
-    while (memory._allocated._highest, memory._driver._highest) != (3 * GIB, 11 * GIB) and time.monotonic() < deadline:
+    while (memory._allocated._peak, memory._driver._peak) != (3 * GIB, 11 * GIB) and time.monotonic() < deadline:
         time.sleep(0.001)
     now.update(allocated=GIB, driver=2 * GIB)
     memory.end()
@@ -81,7 +81,7 @@ def test_metal_is_asked_all_the_time_since_it_keeps_no_peak(monkeypatch: pytest.
     assert "1.00 GiB more than Metal recommends" in memory.spilled()
 
 
-def test_on_a_cpu_the_peak_is_what_came_on_top_of_the_libraries() -> None:
+def test_on_a_cpu_the_peak_excludes_the_libraries() -> None:
     memory = CpuMemory()
     memory.start()
     torch.ones(400 * 2**20 // 4)

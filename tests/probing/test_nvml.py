@@ -1,4 +1,4 @@
-"""Which card is the first, told without touching it. The virtual card's NVML answers in tests/rehearsal."""
+"""The name of the first GPU, without a CUDA context. The virtual NVML is tested in tests/virtual_gpu."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import pytest
 from hf_bsopt.probing import nvml
 
 
-class Cards:
-    """NVML of a machine with two cards, as far as it is asked here."""
+class TwoGpus:
+    """The NVML functions used here, for a machine with two GPUs."""
 
     NVMLError = type("NVMLError", (Exception,), {})
     names = ("Tesla T4", "NVIDIA L4")
@@ -44,16 +44,16 @@ class Cards:
         ("NoDevFiles", None),
     ],
 )
-def test_the_first_card_is_the_first_that_this_process_may_see(
+def test_the_first_gpu_is_the_first_visible_one(
     monkeypatch: pytest.MonkeyPatch, visible: str | None, name: str | None
 ) -> None:
-    monkeypatch.setattr(nvml, "_started", Cards)
+    monkeypatch.setattr(nvml, "_initialized_nvml", TwoGpus)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert nvml.first_card_name() == name
+    assert nvml.first_gpu_name() == name
 
 
-def test_nobody_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nvml, "_started", lambda: None)
-    assert nvml.first_card_name() is None
+def test_no_name_without_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvml, "_initialized_nvml", lambda: None)
+    assert nvml.first_gpu_name() is None

@@ -1,4 +1,4 @@
-"""A probe's peaks against those of the real Trainer, recorded on a virtual card in processes of their own."""
+"""A probe's peaks against those of the real Trainer, recorded on a virtual GPU in separate processes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ A100, T4, H200 = "A100-40GB", "T4", "H200"
 LORA = {"lora_r": 16, "lora_targets": ("q_proj", "v_proj"), "activation_checkpointing": True}
 TOKENS = {"task": "token-classification", "precision": "fp16", "max_length": 512}
 
-# card, model, options, accumulation, batch size, allocated bytes, reserved bytes
+# gpu, model, options, accumulation, batch size, allocated bytes, reserved bytes
 # Source: benchmarks/truth/rehearsed.csv (torch 2.11.0+cu130, transformers 5.23.0, without a context)
 ROWS = [
     (T4, BIOBERT, TOKENS, 1, 48, 11_789_300_736, 12_048_138_240),
@@ -57,24 +57,24 @@ ROWS = [
 
 
 @pytest.fixture(scope="module")
-def prober_of() -> Iterator[Callable[[str], ProbeClient]]:
-    """A worker for each card that is asked for."""
+def client_of() -> Iterator[Callable[[str], ProbeClient]]:
+    """Return a function that gives a client for each GPU."""
     with contextlib.ExitStack() as stack:
 
         @functools.cache
-        def client(card: str) -> ProbeClient:
-            spec = dataclasses.replace(catalog.gpu(card), context_bytes=0)
+        def client(gpu: str) -> ProbeClient:
+            spec = dataclasses.replace(catalog.gpu(gpu), context_bytes=0)
             return stack.enter_context(ProbeClient(VirtualCudaDevice(spec)))
 
         yield client
 
 
 @pytest.mark.parametrize(
-    ("card", "model", "options", "accumulation", "batch_size", "allocated_bytes", "reserved_bytes"), ROWS
+    ("gpu", "model", "options", "accumulation", "batch_size", "allocated_bytes", "reserved_bytes"), ROWS
 )
-def test_a_probe_needs_what_the_trainer_needed(
-    prober_of: Callable[[str], ProbeClient],
-    card: str,
+def test_a_probe_has_the_peaks_of_the_trainer(
+    client_of: Callable[[str], ProbeClient],
+    gpu: str,
     model: str,
     options: dict[str, object],
     accumulation: int,
@@ -83,7 +83,7 @@ def test_a_probe_needs_what_the_trainer_needed(
     reserved_bytes: int,
 ) -> None:
     workload = describe(model, **options).accumulating(accumulation)  # type: ignore[arg-type]
-    trial = prober_of(card)(workload, batch_size)
+    trial = client_of(gpu)(workload, batch_size)
     assert trial.peak is not None, trial.detail
     assert trial.peak.allocated_bytes == pytest.approx(allocated_bytes, rel=0.0005)
     assert trial.peak.reserved_bytes == pytest.approx(reserved_bytes, rel=0.0005)

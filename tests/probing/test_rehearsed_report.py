@@ -1,4 +1,4 @@
-"""find_batch_size with a rehearsal, end to end, on small models and a small virtual card."""
+"""find_batch_size with a rehearsal, end to end, on small models and a small virtual GPU."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ pytestmark = [
 
 WORKER = "hf_bsopt.probing.worker"
 HERE = str(Path(__file__).parents[1] / "helpers")
-CARD = GpuSpec("2 GiB card", 2 * 2**30, 80, 108, 300 * 2**20)
+GPU = GpuSpec("2 GiB GPU", 2 * 2**30, 80, 108, 300 * 2**20)
 
 
 def find(model: Any = "bert-mini", **options: Any) -> Report:
-    options = {"gpu": CARD, "max_length": 128, "evaluation": False, "device": "rehearse", **options}
+    options = {"gpu": GPU, "max_length": 128, "evaluation": False, "device": "rehearse", **options}
     return find_batch_size(model, **options)
 
 
@@ -38,7 +38,7 @@ def report(once: Callable[..., Any]) -> Report:
     return found
 
 
-def ran(report: Report) -> list[Trial]:
+def rehearsed_trials(report: Report) -> list[Trial]:
     return [trial for trial in report.trials if trial.source == "rehearsed"]
 
 
@@ -48,57 +48,57 @@ def test_the_report_says_that_it_was_rehearsed(report: Report) -> None:
     assert "rehearsed" in str(report)
 
 
-def test_the_size_in_the_answer_was_itself_run_and_is_under_the_target(report: Report) -> None:
-    (chosen,) = [trial for trial in ran(report) if trial.batch_size == report.batch_size]
+def test_the_recommended_size_was_run_and_is_below_the_target(report: Report) -> None:
+    (chosen,) = [trial for trial in rehearsed_trials(report) if trial.batch_size == report.batch_size]
     assert chosen.fits
     assert chosen.used_bytes is not None
-    assert chosen.used_bytes <= 0.9 * (CARD.total_bytes or 0)
+    assert chosen.used_bytes <= 0.9 * (GPU.total_bytes or 0)
     assert report.batch_size % 8 == 0
 
 
-def test_no_more_sizes_are_run_than_asked_for(report: Report) -> None:
-    assert 1 <= len(ran(report)) <= 4
+def test_no_more_sizes_are_run_than_max_attempts(report: Report) -> None:
+    assert 1 <= len(rehearsed_trials(report)) <= 4
 
 
-def test_what_was_predicted_is_near_what_ran(report: Report) -> None:
+def test_the_prediction_is_close_to_the_rehearsal(report: Report) -> None:
     predicted = {trial.batch_size: trial.used_bytes for trial in report.trials if trial.source == "predicted"}
-    both = [trial for trial in ran(report) if trial.batch_size in predicted and trial.fits]
+    both = [trial for trial in rehearsed_trials(report) if trial.batch_size in predicted and trial.fits]
     assert both
     for trial in both:
         assert trial.used_bytes == pytest.approx(predicted[trial.batch_size], rel=0.02)
 
 
-def test_a_size_that_was_asked_about_is_run_too(report: Report) -> None:
+def test_the_size_to_check_is_run_too(report: Report) -> None:
     assert report.checked is not None
     assert (report.checked.batch_size, report.checked.source, report.checked.fits) == (8, "rehearsed", True)
 
 
-def test_predicted_and_rehearsed_are_told_apart_in_the_json_and_the_table(report: Report) -> None:
+def test_predicted_and_rehearsed_trials_are_labelled_in_the_json(report: Report) -> None:
     assert {trial.source for trial in report.trials} == {"predicted", "rehearsed"}
     assert "rehearsed" in json.dumps(report.to_dict())
 
 
-def test_no_process_is_left(report: Report) -> None:
+def test_no_process_is_left_over(report: Report) -> None:
     assert report.batch_size
     assert not [child for child in psutil.Process().children(recursive=True) if WORKER in child.cmdline()]
 
 
-def test_a_module_is_rehearsed_by_its_class_and_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_module_is_rehearsed_with_an_example_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", HERE)
     example = {"x": torch.randn(3, 1024), "labels": torch.zeros(3, dtype=torch.long)}
     module = misbehaving.Classifier()
     found = find(module, example_batch=example, precision="fp32", max_length=None, max_attempts=1)
-    (trial,) = ran(found)
+    (trial,) = rehearsed_trials(found)
     assert trial.fits
     assert trial.batch_size == found.batch_size > 1000
 
 
-def test_nothing_that_fits_is_said_with_what_it_would_need() -> None:
+def test_nothing_fits_is_an_error() -> None:
     with pytest.raises(NothingFitsError, match="not even one sequence"):
         find("bert-base", gpu="1GiB", max_length=512)
 
 
-def test_a_probe_that_fails_is_an_error_with_its_own_words() -> None:
+def test_a_failed_probe_is_reported_with_its_own_message() -> None:
     example = {"x": torch.randn(3, 1024), "labels": torch.zeros(3, dtype=torch.long)}
     with pytest.MonkeyPatch.context() as patch, pytest.raises(RehearsalError, match=r"\(error\): .*no such layer"):
         patch.setenv("PYTHONPATH", HERE)

@@ -54,7 +54,7 @@ def test_auto_measures_on_the_card_that_is_here_within_three_probes_and_without_
     assert 1 <= len(measured["ran"]) <= 3
     assert all(outcome == "fits" for _, outcome in measured["ran"])
     assert measured["batch_size"] in [size for size, _ in measured["ran"]]
-    assert any("Tesla T4 (sm_75): torch" in note and "nobody else uses it" in note for note in measured["notes"])
+    assert any("Tesla T4 (sm_75): torch" in note and "no other process uses it" in note for note in measured["notes"])
 
 
 def test_nothing_is_left_on_the_card_and_the_caller_has_no_context_there(measured: dict[str, Any]) -> None:

@@ -34,7 +34,7 @@ def on_this_machine(
 ) -> None:
     monkeypatch.setattr(device_choice, "has_cuda", lambda: cuda)
     monkeypatch.setattr(device_choice, "_has_mps", lambda: mps)
-    monkeypatch.setattr(nvml, "first_card_name", lambda: name)
+    monkeypatch.setattr(nvml, "first_gpu_name", lambda: name)
 
 
 def test_auto_rehearses_where_it_can_and_says_why_where_it_cannot(reason: str | None) -> None:

@@ -1,4 +1,4 @@
-"""A virtual card, and two processes on it."""
+"""A shared virtual GPU and two processes on it."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from neighbours import Neighbour
 
 
 @pytest.fixture
-def card(tmp_path: Path) -> Path:
-    """The file in which it lives."""
-    return tmp_path / "card"
+def device_file(tmp_path: Path) -> Path:
+    """Return the file that identifies the shared device."""
+    return tmp_path / "device"
 
 
 @pytest.fixture
-def first(card: Path) -> Iterator[Neighbour]:
-    with Neighbour(card) as neighbour:
+def first(device_file: Path) -> Iterator[Neighbour]:
+    with Neighbour(device_file) as neighbour:
         yield neighbour
 
 
 @pytest.fixture
-def second(card: Path) -> Iterator[Neighbour]:
-    with Neighbour(card) as neighbour:
+def second(device_file: Path) -> Iterator[Neighbour]:
+    with Neighbour(device_file) as neighbour:
         yield neighbour

@@ -1,4 +1,4 @@
-"""Which functions of CUDA the virtual device answers, accepts or refuses, and what it is compiled from."""
+"""The CUDA functions that the virtual device implements, accepts or refuses, and its source files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ CUDA_13 = TorchBuild("2.11.0+cu130", "13.0", Path("/nowhere/torch"))
         "cublasLtMatrixLayoutDestroy",
     ],
 )
-def test_what_only_orders_work_needs_no_answer(name: str) -> None:
+def test_functions_that_only_launch_work_are_accepted(name: str) -> None:
     assert NEEDS_NO_ANSWER.fullmatch(name)
 
 
@@ -66,58 +66,58 @@ def test_what_only_orders_work_needs_no_answer(name: str) -> None:
         "cuLaunchKernel",
     ],
 )
-def test_what_gives_something_back_is_answered_or_refused(name: str) -> None:
+def test_functions_with_results_are_implemented_or_refused(name: str) -> None:
     assert not NEEDS_NO_ANSWER.fullmatch(name)
 
 
 @pytest.mark.parametrize("name", ["__cudaLaunchKernel", "cudaEventRecord", "cudaStreamSynchronize", "cudaInitDevice"])
-def test_work_on_the_device_makes_its_context(name: str) -> None:
+def test_work_on_the_device_creates_its_context(name: str) -> None:
     assert WORKS_ON_THE_DEVICE.fullmatch(name)
 
 
 @pytest.mark.parametrize(
     "name", ["__cudaRegisterFatBinary", "__cudaInitModule", "cudaGetLastError", "cudaProfilerStart"]
 )
-def test_what_runs_before_there_is_a_context_makes_none(name: str) -> None:
+def test_functions_called_before_a_context_exists_create_none(name: str) -> None:
     assert not WORKS_ON_THE_DEVICE.fullmatch(name)
 
 
-def test_every_source_file_is_part_of_the_recipe_and_of_the_package() -> None:
-    """What is built is known by the hash of its sources: one that is missing there would never be built again."""
+def test_every_source_file_is_hashed_and_packaged() -> None:
+    """The build is cached by the hash of its sources: changes to a file that is not listed would be missed."""
     assert {path for path in SOURCE.parent.iterdir() if path.suffix in (".c", ".h")} == set(SOURCES)
     packaged = (SOURCE.parents[2] / "setup.cfg").read_text()
     assert all(f"virtual_gpu/*{path.suffix}" in packaged for path in SOURCES)
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> str:
-    """The C that is written for these functions."""
+def stubs(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the C code that is generated for these functions."""
     names = {"cudaMalloc", "cudaLaunchKernel", "cudaGraphLaunch", "cublasSgemm_v2", "cublasLtMatmulAlgoGetIds"}
     names.add("__cudaRegisterFunction")
     monkeypatch.setattr(library, "_names", lambda replaced, installed: names)
-    return library._calls(SOURCE, INTERPOSED, CUDA_13)
+    return library._stubs(SOURCE, INTERPOSED, CUDA_13)
 
 
-def test_a_function_that_the_source_answers_is_not_written_again(calls: str) -> None:
-    assert "cudaMalloc" not in calls
+def test_no_stub_is_generated_for_an_implemented_function(stubs: str) -> None:
+    assert "cudaMalloc" not in stubs
 
 
-def test_an_order_is_accepted_and_anything_else_refused_by_name(calls: str) -> None:
-    assert "long cudaLaunchKernel(void) { return virtual_device_use(); }" in calls
-    assert "long __cudaRegisterFunction(void) { return 0; }" in calls
-    assert "long cublasSgemm_v2(void) { return 0; }" in calls
-    assert 'long cudaGraphLaunch(void) { return virtual_device_refuse("cudaGraphLaunch", 801); }' in calls
-    assert 'return virtual_device_refuse("cublasLtMatmulAlgoGetIds", 15);' in calls
+def test_stubs_accept_launches_and_refuse_everything_else_by_name(stubs: str) -> None:
+    assert "long cudaLaunchKernel(void) { return virtual_device_use(); }" in stubs
+    assert "long __cudaRegisterFunction(void) { return 0; }" in stubs
+    assert "long cublasSgemm_v2(void) { return 0; }" in stubs
+    assert 'long cudaGraphLaunch(void) { return virtual_device_refuse("cudaGraphLaunch", 801); }' in stubs
+    assert 'return virtual_device_refuse("cublasLtMatmulAlgoGetIds", 15);' in stubs
 
 
-def test_no_function_is_written_twice_in_the_source() -> None:
+def test_no_function_is_implemented_twice() -> None:
     names = re.findall(r"^(?:API|REFUSED)\((\w+)\)|^API_AS\([^,]+, (\w+)\)", SOURCE.read_text(), re.MULTILINE)
     flat = [name for pair in names for name in pair if name and name != "name"]
     assert len(flat) > 100
     assert len(flat) == len(set(flat))
 
 
-def test_the_functions_are_those_that_torch_asks_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_functions_are_those_exported_or_imported_by_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib" / "libc10_cuda.so").write_bytes(b"")
 

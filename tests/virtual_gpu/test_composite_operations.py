@@ -1,5 +1,6 @@
-"""Operations that PyTorch composes of others, in another way under a dispatch mode than on a card: what is predicted is
-what the virtual card takes.
+"""Operations that PyTorch decomposes differently under a dispatch mode than on a GPU.
+
+The prediction equals what the virtual GPU uses.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ OPERATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 class Between(nn.Module):
-    """One of the operations between two layers."""
+    """A model with one of the operations between two layers."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -54,7 +55,7 @@ class Between(nn.Module):
 
 
 class Attention(nn.Module):
-    """Its projections are products with a bias over transposed inputs."""
+    """A model whose projections are matrix products with a bias over transposed inputs."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -89,7 +90,7 @@ def client() -> Iterator[ProbeClient]:
 
 
 @pytest.mark.parametrize(("kind", "name"), CASES, ids=[f"{kind.__name__}-{name}" for kind, name in CASES])
-def test_what_is_predicted_is_what_the_virtual_card_takes(
+def test_the_prediction_equals_what_the_virtual_gpu_uses(
     client: ProbeClient, kind: Callable[[str], nn.Module], name: str
 ) -> None:
     workload = ModuleWorkload(kind(name), {"x": torch.zeros(2, WIDTH)}, StepSettings("fp16"))

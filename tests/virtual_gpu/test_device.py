@@ -1,4 +1,4 @@
-"""The virtual device as PyTorch finds it: a T4, and an H100 with expandable segments. scripts/device.py asks it."""
+"""The virtual device as PyTorch sees it through scripts/device.py: a T4, and an H100 with expandable segments."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ Facts = dict[str, Any]
 Run = subprocess.CompletedProcess[str]
 
 
-def ask_both() -> dict[str, Run]:
+def run_on_both() -> dict[str, Run]:
     expandable = dict.fromkeys(("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"), "expandable_segments:True")
-    rooms = ("card", "memory", "segments", "workspace", "kernels")
+    sections = ("properties", "memory", "segments", "workspace", "kernels")
     with ThreadPoolExecutor(2) as threads:
         t4 = threads.submit(run_on_the_device, "T4", "device.py")
-        h100 = threads.submit(run_on_the_device, "H100", "device.py", *rooms, **expandable)
+        h100 = threads.submit(run_on_the_device, "H100", "device.py", *sections, **expandable)
         return {"T4": t4.result(), "H100": h100.result()}
 
 
 @pytest.fixture(scope="module")
 def runs(once: Callable[..., Any]) -> dict[str, Run]:
-    """Both cards at once."""
-    found: dict[str, Run] = once("device", ask_both)
+    """Run the script on both devices in parallel."""
+    found: dict[str, Run] = once("device", run_on_both)
     return found
 
 
@@ -52,13 +52,13 @@ def h100(runs: dict[str, Run]) -> Facts:
 
 
 @pytest.fixture(params=["T4", "H100"])
-def card(request: pytest.FixtureRequest) -> tuple[Facts, Any]:
-    """(the facts, the catalog's GpuSpec) of each."""
+def device(request: pytest.FixtureRequest) -> tuple[Facts, Any]:
+    """Return (the facts, the catalog's GpuSpec) of each device."""
     return request.getfixturevalue(request.param.lower()), catalog.gpu(request.param)
 
 
-def test_there_is_one_card_and_it_is_the_one_that_was_asked_for(card: tuple[Facts, Any]) -> None:
-    facts, spec = card[0]["card"], card[1]
+def test_there_is_one_gpu_with_the_requested_properties(device: tuple[Facts, Any]) -> None:
+    facts, spec = device[0]["properties"], device[1]
     assert facts["is_available"] is True
     assert facts["count"] == 1
     assert facts["name"] == spec.name
@@ -68,26 +68,26 @@ def test_there_is_one_card_and_it_is_the_one_that_was_asked_for(card: tuple[Fact
     assert facts["threads"] == spec.threads_per_multiprocessor
 
 
-def test_shared_memory_of_a_block_is_that_of_the_capability(t4: Facts, h100: Facts) -> None:
+def test_shared_memory_per_block_follows_the_compute_capability(t4: Facts, h100: Facts) -> None:
     """CUDA C++ Programming Guide, technical specifications per compute capability: 64 KiB and 227 KiB."""
-    assert (t4["card"]["shared"], h100["card"]["shared"]) == (64 << 10, 227 << 10)
+    assert (t4["properties"]["shared"], h100["properties"]["shared"]) == (64 << 10, 227 << 10)
 
 
-def test_bfloat16_is_what_the_capability_has(t4: Facts, h100: Facts) -> None:
-    assert (t4["card"]["bf16"], h100["card"]["bf16"]) == (False, True)
+def test_bfloat16_support_follows_the_compute_capability(t4: Facts, h100: Facts) -> None:
+    assert (t4["properties"]["bf16"], h100["properties"]["bf16"]) == (False, True)
 
 
-def test_a_second_card_is_an_invalid_ordinal(t4: Facts) -> None:
-    assert "invalid device ordinal" in t4["card"]["second_card"][1]
+def test_a_second_gpu_is_an_invalid_ordinal(t4: Facts) -> None:
+    assert "invalid device ordinal" in t4["properties"]["second_gpu"][1]
 
 
-def test_the_context_is_gone_from_the_free_memory_before_anything_is_allocated(card: tuple[Facts, Any]) -> None:
-    free, total = card[0]["card"]["free_and_total"]
-    assert total - free == card[1].context_bytes > 0
+def test_the_context_uses_memory_before_anything_is_allocated(device: tuple[Facts, Any]) -> None:
+    free, total = device[0]["properties"]["free_and_total"]
+    assert total - free == device[1].context_bytes > 0
 
 
-def test_all_that_is_free_can_be_taken_and_not_a_page_more(card: tuple[Facts, Any]) -> None:
-    facts, spec = card[0]["memory"], card[1]
+def test_all_free_memory_can_be_allocated_and_not_a_page_more(device: tuple[Facts, Any]) -> None:
+    facts, spec = device[0]["memory"], device[1]
     assert facts["whole_device"] + facts["left"] == spec.total_bytes - spec.context_bytes
     assert facts["left"] < 20 * MIB
     assert facts["one_page_more"][0] == "OutOfMemoryError"
@@ -95,7 +95,7 @@ def test_all_that_is_free_can_be_taken_and_not_a_page_more(card: tuple[Facts, An
     assert facts["given_back"] is True
 
 
-def test_more_than_there_is_is_torchs_own_out_of_memory_error_with_the_figures_of_the_card(t4: Facts) -> None:
+def test_too_large_an_allocation_raises_torchs_out_of_memory_error_with_the_devices_capacity(t4: Facts) -> None:
     kind, message = t4["memory"]["too_much"]
     assert kind == "OutOfMemoryError"
     assert message.startswith(
@@ -103,17 +103,17 @@ def test_more_than_there_is_is_torchs_own_out_of_memory_error_with_the_figures_o
     )
 
 
-def test_the_device_can_be_used_after_an_out_of_memory_error(card: tuple[Facts, Any]) -> None:
-    assert card[0]["memory"]["usable_after_it"] is True
+def test_the_device_can_be_used_after_an_out_of_memory_error(device: tuple[Facts, Any]) -> None:
+    assert device[0]["memory"]["usable_after_oom"] is True
 
 
-def test_a_memory_fraction_is_kept(card: tuple[Facts, Any]) -> None:
-    facts = card[0]["memory"]
+def test_a_memory_fraction_is_respected(device: tuple[Facts, Any]) -> None:
+    facts = device[0]["memory"]
     assert facts["under_the_fraction"] == []
     assert facts["over_the_fraction"][0] == "OutOfMemoryError"
 
 
-def test_segments_and_the_memory_history_are_those_of_the_real_allocator(t4: Facts) -> None:
+def test_segments_and_memory_history_are_those_of_the_real_allocator(t4: Facts) -> None:
     facts = t4["segments"]
     assert facts["expandable"] == [False, False]
     assert facts["bytes"] == [30 * MIB, 30 * MIB]
@@ -128,7 +128,7 @@ def test_segments_and_the_memory_history_are_those_of_the_real_allocator(t4: Fac
     assert facts["reserved_after"] == 0
 
 
-def test_an_expandable_segment_grows_by_its_pages_of_20_mib(h100: Facts) -> None:
+def test_an_expandable_segment_grows_by_20_mib(h100: Facts) -> None:
     facts = h100["segments"]
     assert facts["expandable"] == [True]
     assert facts["bytes"] == [60 * MIB]
@@ -137,7 +137,7 @@ def test_an_expandable_segment_grows_by_its_pages_of_20_mib(h100: Facts) -> None
     assert facts["reserved_after"] == 0
 
 
-def test_what_comes_from_the_device_is_zero_and_the_host_keeps_its_own(t4: Facts) -> None:
+def test_values_read_from_the_device_are_zero_and_host_values_are_kept(t4: Facts) -> None:
     facts = t4["values"]
     assert facts["back"] == [0, 0, 0, 0]
     assert (facts["item"], facts["found"]) == (0, 0)
@@ -151,18 +151,18 @@ def test_pinned_memory_is_pinned_and_keeps_its_values(t4: Facts) -> None:
     assert facts["pinned_on_the_device"] == "cuda"
 
 
-def test_streams_and_events_are_always_done(t4: Facts) -> None:
+def test_streams_and_events_are_always_complete(t4: Facts) -> None:
     assert t4["order"]["query"] == [True, True]
     assert t4["order"]["elapsed"] >= 0
     assert t4["order"]["different"] is True
 
 
-def test_the_workspace_of_cublas_is_that_of_the_card(card: tuple[Facts, Any]) -> None:
-    assert card[0]["workspace"] == card[1].cublas_workspace_bytes
+def test_the_cublas_workspace_is_that_of_the_gpu(device: tuple[Facts, Any]) -> None:
+    assert device[0]["workspace"] == device[1].cublas_workspace_bytes
 
 
-def test_cudnn_is_off_and_convolutions_and_recurrent_layers_run_without_it(card: tuple[Facts, Any]) -> None:
-    facts = card[0]["kernels"]
+def test_convolutions_and_recurrent_layers_run_without_cudnn(device: tuple[Facts, Any]) -> None:
+    facts = device[0]["kernels"]
     assert facts["cudnn"] == [False, False]
     assert facts["convolution"] == [[2, 8, 14, 14], [8, 3, 3, 3]]
     assert facts["lstm"] == [2, 5, 16]
@@ -173,15 +173,15 @@ def test_attention_is_flash_on_an_h100_and_memory_efficient_on_a_t4(t4: Facts, h
     assert t4["kernels"]["attention"].startswith("ScaledDotProductEfficientAttention")
 
 
-def test_attention_with_a_mask_is_memory_efficient_on_both(card: tuple[Facts, Any]) -> None:
-    assert card[0]["kernels"]["attention_with_mask"].startswith("ScaledDotProductEfficientAttention")
+def test_attention_with_a_mask_is_memory_efficient_on_both(device: tuple[Facts, Any]) -> None:
+    assert device[0]["kernels"]["attention_with_mask"].startswith("ScaledDotProductEfficientAttention")
 
 
-def test_kernels_that_pytorch_compiles_as_it_runs_run(card: tuple[Facts, Any]) -> None:
-    assert card[0]["kernels"]["compiled_as_it_runs"] == [3]
+def test_kernels_compiled_at_run_time_run(device: tuple[Facts, Any]) -> None:
+    assert device[0]["kernels"]["compiled_at_run_time"] == [3]
 
 
-def test_the_gradient_scaler_really_steps(t4: Facts) -> None:
+def test_the_optimizer_steps_with_a_gradient_scaler(t4: Facts) -> None:
     assert t4["scaler"] == {"steps": 3, "states": 2}
 
 
@@ -190,21 +190,21 @@ def test_the_gradient_scaler_really_steps(t4: Facts) -> None:
     [
         ("eigh", "cusolverDnCreate", "cusolverDnCreate"),
         ("fft", "cuFFT error", "cufftCreate"),
-        ("graph", "the virtual CUDA device does not know cudaStreamBeginCapture", "cudaStreamBeginCapture"),
+        ("graph", "the virtual CUDA device does not implement cudaStreamBeginCapture", "cudaStreamBeginCapture"),
     ],
 )
-def test_a_call_that_is_not_known_is_refused_by_name(
+def test_a_function_that_is_not_implemented_is_refused_by_name(
     t4: Facts, runs: dict[str, Run], call: str, error: str, function: str
 ) -> None:
-    assert error in t4["unknown"][call][1]
-    assert f"virtual CUDA device: {function} is not known here and was refused\n" in runs["T4"].stderr
+    assert error in t4["not_implemented"][call][1]
+    assert f"virtual CUDA device: {function} is not implemented and was refused\n" in runs["T4"].stderr
 
 
 def test_the_device_can_be_used_after_a_refusal(t4: Facts) -> None:
-    assert t4["unknown"]["after_it"] == []
+    assert t4["not_implemented"]["after_refusals"] == []
 
 
-def test_nothing_is_refused_that_training_needs(runs: dict[str, Run]) -> None:
+def test_nothing_that_training_needs_is_refused(runs: dict[str, Run]) -> None:
     assert "virtual CUDA device" not in runs["H100"].stderr
 
 

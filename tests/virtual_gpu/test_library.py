@@ -1,4 +1,4 @@
-"""Where there can be a virtual device, why not elsewhere, and what it is compiled from. Nothing is compiled here."""
+"""When the virtual device is available, the reasons if not, and its environment. Nothing is compiled here."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from hf_bsopt.virtual_gpu import library
 from hf_bsopt.virtual_gpu.library import TorchBuild, environment, why_not
 
 T4 = catalog.gpu("T4")
-CUDA_13 = TorchBuild("2.11.0+cu130", "13.0", Path("/nowhere/torch"))
+CUDA_13 = TorchBuild("2.11.0+cu130", "13.0", Path("/not/installed/torch"))
 
 
 @pytest.fixture
-def can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine on which everything is there and nothing is built; its folder of programs."""
+def available(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Emulate a machine with everything needed and nothing built; return its folder of programs."""
     programs = tmp_path / "bin"
     programs.mkdir()
     for name in ("cc", "nm"):
@@ -44,17 +44,17 @@ def machine(system: str, processor: str) -> SimpleNamespace:
 
 
 def built(tmp_path: Path, build: TorchBuild = CUDA_13) -> list[Path]:
-    """Files in the place of the compiled ones; the result is those that every process gets."""
+    """Create empty files in place of the compiled ones; return those that every process loads."""
     folder = library._folder_of(build)
     folder.mkdir(parents=True)
     files = [folder / "libcuda.so.1", folder / "libnvrtc.so.13"]
-    (folder / "libnvidia-ml.so.1").write_bytes(b"")  # for a card that is shared
+    (folder / "libnvidia-ml.so.1").write_bytes(b"")  # for a shared device
     for file in files:
         file.write_bytes(b"")
     return files
 
 
-def test_nothing_stands_in_the_way_where_everything_is_there(can: Path) -> None:
+def test_rehearsals_are_available_with_everything_installed(available: Path) -> None:
     assert why_not() is None
 
 
@@ -66,8 +66,8 @@ def test_nothing_stands_in_the_way_where_everything_is_there(can: Path) -> None:
         ("linux", "Linux", "aarch64", "not Linux on aarch64"),
     ],
 )
-def test_other_machines_are_named(
-    can: Path, monkeypatch: pytest.MonkeyPatch, platform: str, system: str, processor: str, named: str
+def test_other_machines_are_refused_by_name(
+    available: Path, monkeypatch: pytest.MonkeyPatch, platform: str, system: str, processor: str, named: str
 ) -> None:
     monkeypatch.setattr(library, "sys", SimpleNamespace(platform=platform))
     monkeypatch.setattr(library, "platform", machine(system, processor))
@@ -80,7 +80,7 @@ def test_other_machines_are_named(
         (None, "torch is not installed"),
         (
             TorchBuild("2.13.0+cpu", None, Path()),
-            "torch 2.13.0+cpu is a build without CUDA; one with CUDA can, and needs no GPU",
+            "torch 2.13.0+cpu is a build without CUDA; install one with CUDA, which needs no GPU",
         ),
         (
             TorchBuild("2.6.0+cu118", "11.8", Path()),
@@ -88,77 +88,75 @@ def test_other_machines_are_named(
         ),
     ],
 )
-def test_other_builds_of_torch_are_named(
-    can: Path, monkeypatch: pytest.MonkeyPatch, build: TorchBuild | None, reason: str
+def test_other_builds_of_torch_are_refused_by_name(
+    available: Path, monkeypatch: pytest.MonkeyPatch, build: TorchBuild | None, reason: str
 ) -> None:
     monkeypatch.setattr(library, "torch_build", lambda: build)
     assert why_not() == reason
 
 
 @pytest.mark.parametrize(("program", "named"), [("cc", "C compiler (cc, gcc or clang)"), ("nm", "nm (of the package")])
-def test_a_program_that_is_missing_is_named(can: Path, program: str, named: str) -> None:
-    (can / program).unlink()
+def test_a_missing_program_is_named(available: Path, program: str, named: str) -> None:
+    (available / program).unlink()
     assert named in (why_not() or "")
 
 
 @pytest.mark.parametrize("name", ["gcc", "clang"])
-def test_any_usual_compiler_does(can: Path, name: str) -> None:
-    (can / "cc").rename(can / name)
+def test_gcc_and_clang_are_accepted(available: Path, name: str) -> None:
+    (available / "cc").rename(available / name)
     assert why_not() is None
 
 
-def test_the_compiler_that_the_user_names_comes_first(can: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (can / "own-cc").write_bytes((can / "cc").read_bytes())
-    (can / "own-cc").chmod(0o755)
+def test_the_users_cc_variable_comes_first(available: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (available / "own-cc").write_bytes((available / "cc").read_bytes())
+    (available / "own-cc").chmod(0o755)
     monkeypatch.setenv("CC", "own-cc -m64")
-    assert library._compiler() == str(can / "own-cc")
+    assert library._compiler() == str(available / "own-cc")
 
 
-def test_what_is_built_needs_no_compiler_any_more(can: Path, tmp_path: Path) -> None:
+def test_a_cached_build_needs_no_compiler(available: Path, tmp_path: Path) -> None:
     built(tmp_path)
-    for program in can.iterdir():
+    for program in available.iterdir():
         program.unlink()
     assert why_not() is None
 
 
-def test_there_is_no_environment_where_there_is_no_device(can: Path) -> None:
-    (can / "cc").unlink()
+def test_environment_raises_if_rehearsals_are_not_available(available: Path) -> None:
+    (available / "cc").unlink()
     with pytest.raises(RehearsalError, match="can't rehearse here: there is no C compiler"):
         environment(T4)
 
 
-def test_there_is_no_device_without_a_limit_of_memory() -> None:
-    with pytest.raises(RehearsalError, match="needs a limit of memory"):
-        environment(GpuSpec("endless", None, 80, 108, 0))
+def test_environment_raises_without_a_memory_size() -> None:
+    with pytest.raises(RehearsalError, match="needs a memory size"):
+        environment(GpuSpec("unlimited", None, 80, 108, 0))
 
 
-def test_a_compiler_that_fails_is_quoted(can: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_output_of_a_failing_compiler_is_quoted(available: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "_names", lambda replaced, installed: set())
-    (can / "cc").write_text("#!/bin/sh\necho 'virtual_device.c:1: error: no' >&2\nexit 1\n")
+    (available / "cc").write_text("#!/bin/sh\necho 'virtual_device.c:1: error: no' >&2\nexit 1\n")
     with pytest.raises(RehearsalError, match=r"(?s)could not be compiled by .*/cc:\nvirtual_device.c:1: error: no"):
         environment(T4)
 
 
-def test_a_failed_compilation_leaves_nothing_that_looks_built(
-    can: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_compilation_leaves_no_files(available: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "_names", lambda replaced, installed: set())
     with pytest.raises(RehearsalError):
         environment(T4)
     assert list((tmp_path / "cache" / "virtual_device").iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_written_is_named_with_the_way_out(
-    can: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_unwritable_cache_folder_is_reported_with_a_remedy(
+    available: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("HF_BSOPT_CACHE", str(tmp_path / "file"))
-    with pytest.raises(RehearsalError, match="HF_BSOPT_CACHE names another folder"):
+    with pytest.raises(RehearsalError, match="set HF_BSOPT_CACHE to another folder"):
         environment(T4)
 
 
-def test_the_device_of_another_process_that_was_faster_is_taken(
-    can: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_build_finished_first_by_another_process_is_used(
+    available: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files: list[Path] = []
 
@@ -171,8 +169,8 @@ def test_the_device_of_another_process_that_was_faster_is_taken(
     assert set(files) < set(library.build())
 
 
-def test_the_environment_has_the_card_and_the_libraries(
-    can: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_environment_has_the_device_and_the_libraries(
+    available: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = built(tmp_path)
     monkeypatch.setenv("OWN", "kept")
@@ -186,30 +184,30 @@ def test_the_environment_has_the_card_and_the_libraries(
     assert made["USE_PYTORCH_KERNEL_CACHE"] == "0"
 
 
-def test_a_card_of_ones_own_has_no_management_library(can: Path, tmp_path: Path) -> None:
-    """NVML would tell of one card for all processes."""
+def test_a_device_that_is_not_shared_has_no_nvml(available: Path, tmp_path: Path) -> None:
+    """NVML would report a single device for all processes."""
     built(tmp_path)
     assert "libnvidia-ml" not in environment(T4)["LD_PRELOAD"]
 
 
-def test_a_card_that_is_shared_is_named_wherever_its_processes_are_started(
-    can: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_shared_device_is_named_by_its_absolute_path(
+    available: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = built(tmp_path)
     monkeypatch.chdir(tmp_path)
-    made = environment(T4, shared=Path("card"))
-    assert made["HF_BSOPT_VIRTUAL_DEVICE_SHARED"] == str(tmp_path / "card")
+    made = environment(T4, shared=Path("device"))
+    assert made["HF_BSOPT_VIRTUAL_DEVICE_SHARED"] == str(tmp_path / "device")
     assert {Path(path).name for path in made["LD_PRELOAD"].split(":")} == {
         "libnvidia-ml.so.1",
         *(path.name for path in files),
     }
 
 
-def test_a_process_on_a_shared_card_that_rehearses_on_one_of_its_own_does_not_share_that(
-    can: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_process_on_a_shared_device_can_start_one_that_is_not_shared(
+    available: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = built(tmp_path)
-    shared = environment(T4, shared=tmp_path / "card")
+    shared = environment(T4, shared=tmp_path / "device")
     for name in ("HF_BSOPT_VIRTUAL_DEVICE_SHARED", "LD_PRELOAD"):
         monkeypatch.setenv(name, shared[name])
     made = environment(T4)
@@ -217,7 +215,7 @@ def test_a_process_on_a_shared_card_that_rehearses_on_one_of_its_own_does_not_sh
     assert {Path(path).name for path in made["LD_PRELOAD"].split(":")} == {path.name for path in files}
 
 
-def test_this_process_is_as_it_was(can: Path, tmp_path: Path) -> None:
+def test_the_environment_of_this_process_is_unchanged(available: Path, tmp_path: Path) -> None:
     built(tmp_path)
     before = dict(os.environ)
     environment(T4)
@@ -226,7 +224,7 @@ def test_this_process_is_as_it_was(can: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder for temporary files."""
+    """Return the folder for temporary files."""
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(folder))
@@ -234,10 +232,10 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("name", ["J. Doe", "a:b"])
-def test_a_cache_in_a_folder_that_cannot_be_preloaded_is_reached_by_a_link(
-    can: Path, tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch, name: str
+def test_a_cache_folder_with_a_space_or_colon_is_reached_by_a_link(
+    available: Path, tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """The loader takes a space or a colon in LD_PRELOAD for the end of a path."""
+    """The loader splits LD_PRELOAD at spaces and colons."""
     monkeypatch.setenv("HF_BSOPT_CACHE", str(tmp_path / name))
     monkeypatch.delenv("LD_PRELOAD", raising=False)
     files = built(tmp_path)
@@ -246,10 +244,10 @@ def test_a_cache_in_a_folder_that_cannot_be_preloaded_is_reached_by_a_link(
     assert not any(" " in path for path in preloaded)
 
 
-def test_a_link_that_points_elsewhere_is_not_followed(
-    can: Path, tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_existing_link_to_another_folder_is_not_followed(
+    available: Path, tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An older cache that was moved, or somebody else's libraries: the folder is open to all."""
+    """It may be an older cache or another user's libraries: anyone can write to the temporary folder."""
     monkeypatch.delenv("LD_PRELOAD", raising=False)
     for name in ("J. Doe", "K. Doe"):
         monkeypatch.setenv("HF_BSOPT_CACHE", str(tmp_path / name))
@@ -257,7 +255,7 @@ def test_a_link_that_points_elsewhere_is_not_followed(
         assert [Path(path).resolve() for path in environment(T4)["LD_PRELOAD"].split(":")] == files
 
 
-def test_each_build_of_torch_has_a_device_of_its_own(can: Path) -> None:
+def test_each_build_of_torch_has_its_own_device(available: Path) -> None:
     others = [
         CUDA_13,
         TorchBuild("2.11.0+cu128", "12.8", CUDA_13.folder),
@@ -274,9 +272,9 @@ print(b().version, b().cuda, 'torch' in sys.modules)"
 
 
 @pytest.mark.parametrize(("cuda", "number"), [("12.8", 12080), ("13.0", 13000), ("12.9.1", 12090), (None, 0)])
-def test_the_version_of_cuda_is_a_number_as_cuda_writes_it(cuda: str | None, number: int) -> None:
+def test_the_cuda_version_is_encoded_as_cuda_does(cuda: str | None, number: int) -> None:
     assert TorchBuild("2.11.0", cuda, Path()).cuda_version == number
 
 
-def test_the_room_has_two_doors() -> None:
+def test_the_package_exports_two_functions() -> None:
     assert virtual_gpu.__all__ == ["environment", "why_not"]

@@ -1,4 +1,4 @@
-"""What a child process needs, and does for itself at its start."""
+"""Helpers for child processes."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ PARENT = Path(hf_bsopt.__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize(("before", "after"), [("", ""), ("/mine", f"{os.pathsep}/mine")])
-def test_a_child_imports_this_very_package_and_what_the_user_has_set(before: str, after: str) -> None:
+def test_a_child_imports_this_package_and_the_users_path(before: str, after: str) -> None:
     made = processes.with_package({"PYTHONPATH": before, "OWN": "kept"})
     assert made == {"PYTHONPATH": f"{PARENT}{after}", "OWN": "kept"}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the virtual device is for Linux")
-def test_a_process_without_the_device_is_told_that_it_has_none() -> None:
+def test_check_device_raises_without_the_device() -> None:
     with pytest.raises(RehearsalError, match="LD_PRELOAD has no effect in this environment"):
         processes.check_device()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the system's own means on Linux")
-def test_a_child_ends_with_its_parent_however_that_ended(tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl exists only on Linux")
+def test_a_child_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     child = (
         "from hf_bsopt.virtual_gpu.processes import end_with_parent as e; e(); import signal; print(1, flush=True); \
 signal.pause()"

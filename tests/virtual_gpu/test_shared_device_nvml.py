@@ -1,4 +1,4 @@
-"""What NVML says of a card that is shared, and PyTorch with its help."""
+"""NVML on a shared device, and PyTorch using it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ INITIALIZATION_ERROR = 3
 
 
 @needs_pynvml
-def test_nvml_lists_the_processes_with_what_they_have(first: Neighbour, second: Neighbour) -> None:
+def test_nvml_lists_the_processes_with_their_memory(first: Neighbour, second: Neighbour) -> None:
     first.ask("take", 1000)
     second.ask("take", 500)
     with_bytes = [[first.pid, CONTEXT + 1000 * MIB], [second.pid, CONTEXT + 500 * MIB]]
@@ -33,18 +33,16 @@ def test_nvml_lists_the_processes_with_what_they_have(first: Neighbour, second: 
 
 
 @needs_pynvml
-def test_nvml_says_of_the_memory_what_the_runtime_says(first: Neighbour, second: Neighbour) -> None:
+def test_nvml_and_the_runtime_agree_on_memory(first: Neighbour, second: Neighbour) -> None:
     first.ask("take", 1000)
-    facts = second.ask("nvml")  # which is on the card no more than before
+    facts = second.ask("nvml")  # which does not create a context
     left = first.free_bytes()
     assert facts["memory"] == [TOTAL, left, TOTAL - left]
     assert facts["memory_v2"] == [TOTAL, left, TOTAL - left, 0]
 
 
 @needs_pynvml
-def test_nvml_asks_without_a_context_or_a_driver_and_can_be_asked_after_a_fork(
-    first: Neighbour, second: Neighbour
-) -> None:
+def test_nvml_needs_no_context_or_driver_and_works_after_a_fork(first: Neighbour, second: Neighbour) -> None:
     first.ask("take", 10)
     assert second.ask("nvml")["processes"] == [[first.pid, CONTEXT + 10 * MIB]]
     assert second.ask("driver_status") == INITIALIZATION_ERROR
@@ -52,7 +50,7 @@ def test_nvml_asks_without_a_context_or_a_driver_and_can_be_asked_after_a_fork(
 
 
 @needs_pynvml
-def test_nvml_knows_one_card_and_which(first: Neighbour) -> None:
+def test_nvml_reports_one_device_and_its_properties(first: Neighbour) -> None:
     facts = first.ask("nvml")
     assert (facts["count"], facts["name"], facts["capability"]) == (1, T4.name, [7, 5])
     assert facts["found_by_uuid"] == T4.name
@@ -61,7 +59,7 @@ def test_nvml_knows_one_card_and_which(first: Neighbour) -> None:
 
 
 @needs_pynvml
-def test_nvml_refuses_as_the_real_one(first: Neighbour) -> None:
+def test_nvml_errors_are_those_of_the_real_one(first: Neighbour) -> None:
     facts = first.ask("nvml")
     assert facts["errors"] == ["Invalid Argument", "Not Found", "Function Not Found"]
     assert facts["after_shutdown"] == "Uninitialized"
@@ -72,16 +70,16 @@ def test_nvml_refuses_as_the_real_one(first: Neighbour) -> None:
 
 @pytest.fixture(scope="module")
 def torch_beside_a_neighbour(once: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The facts, how it ended, and what was free before and after, beside a process that has 4 GiB."""
+    """Run the script beside a process that uses 4 GiB; return its facts, exit code and the free bytes around it."""
 
     def run() -> dict[str, Any]:
-        card = tmp_path_factory.mktemp("shared") / "card"
-        with Neighbour(card) as neighbour:
+        device_file = tmp_path_factory.mktemp("shared") / "device"
+        with Neighbour(device_file) as neighbour:
             neighbour.ask("take", 4096)
             before = neighbour.free_bytes()
             done = subprocess.run(
-                [sys.executable, SCRIPTS / "torch_on_a_shared_card.py"],
-                env=virtual_gpu.environment(T4, shared=card),
+                [sys.executable, SCRIPTS / "torch_on_a_shared_gpu.py"],
+                env=virtual_gpu.environment(T4, shared=device_file),
                 capture_output=True,
                 text=True,
                 check=False,
@@ -90,44 +88,44 @@ def torch_beside_a_neighbour(once: Callable[..., Any], tmp_path_factory: pytest.
         assert done.stdout, done.stderr
         return {**json.loads(done.stdout), **ends, "code": done.returncode, "error": done.stderr}
 
-    found: dict[str, Any] = once("shared_card", run)
+    found: dict[str, Any] = once("shared_gpu", run)
     return found
 
 
 @needs_pynvml
-def test_importing_torch_neither_initialises_the_driver_nor_makes_a_context(
+def test_importing_torch_neither_initializes_the_driver_nor_creates_a_context(
     torch_beside_a_neighbour: dict[str, Any],
 ) -> None:
     assert torch_beside_a_neighbour["after_import"] == [False, None]
 
 
 @needs_pynvml
-def test_torch_finds_the_card_by_nvml_without_the_driver(torch_beside_a_neighbour: dict[str, Any]) -> None:
+def test_torch_finds_the_gpu_through_nvml_without_the_driver(torch_beside_a_neighbour: dict[str, Any]) -> None:
     assert torch_beside_a_neighbour["count_by_nvml"] == 1
     assert torch_beside_a_neighbour["is_available_by_nvml"] == [True, False]
 
 
 @needs_pynvml
-def test_torch_makes_a_context_only_for_its_first_tensor(torch_beside_a_neighbour: dict[str, Any]) -> None:
+def test_torch_creates_a_context_only_for_its_first_tensor(torch_beside_a_neighbour: dict[str, Any]) -> None:
     assert torch_beside_a_neighbour["is_available"] == [True, True, None]
     assert torch_beside_a_neighbour["after_properties"] is None
     assert torch_beside_a_neighbour["after_64_mib"] == CONTEXT + 64 * MIB
 
 
 @needs_pynvml
-def test_torch_sees_what_the_neighbour_has(torch_beside_a_neighbour: dict[str, Any]) -> None:
+def test_torch_sees_the_memory_of_the_neighbour(torch_beside_a_neighbour: dict[str, Any]) -> None:
     left = TOTAL - 2 * CONTEXT - 4096 * MIB - 64 * MIB
     assert torch_beside_a_neighbour["free_and_total"] == [left, TOTAL]
 
 
 @needs_pynvml
-def test_torch_and_nvml_mean_the_same_card(torch_beside_a_neighbour: dict[str, Any]) -> None:
+def test_torch_and_nvml_report_the_same_uuid(torch_beside_a_neighbour: dict[str, Any]) -> None:
     by_torch, by_nvml = torch_beside_a_neighbour["uuids"]
     assert by_torch == by_nvml
 
 
 @needs_pynvml
-def test_torch_is_refused_in_a_fork_that_came_too_late_and_in_no_other(
+def test_torch_works_in_a_fork_only_before_initialization(
     torch_beside_a_neighbour: dict[str, Any],
 ) -> None:
     assert torch_beside_a_neighbour["fork_before"] == ["", "[4]"]
@@ -137,7 +135,7 @@ def test_torch_is_refused_in_a_fork_that_came_too_late_and_in_no_other(
 
 
 @needs_pynvml
-def test_torchs_out_of_memory_error_names_the_process_that_has_the_memory(
+def test_torchs_out_of_memory_error_names_the_process_that_uses_the_memory(
     torch_beside_a_neighbour: dict[str, Any],
 ) -> None:
     assert torch_beside_a_neighbour["code"] == 1
@@ -149,16 +147,16 @@ def test_torchs_out_of_memory_error_names_the_process_that_has_the_memory(
 
 
 @needs_pynvml
-def test_what_a_process_had_is_free_when_it_died_of_out_of_memory(torch_beside_a_neighbour: dict[str, Any]) -> None:
+def test_memory_is_freed_after_a_process_ends_out_of_memory(torch_beside_a_neighbour: dict[str, Any]) -> None:
     assert torch_beside_a_neighbour["after"] == torch_beside_a_neighbour["before"]
 
 
-def test_on_a_full_card_torchs_first_call_is_out_of_memory_of_another_type(first: Neighbour, card: Path) -> None:
-    """pytorch/pytorch#46084: the context does not fit, and so there is no allocator yet to say it."""
+def test_on_a_full_device_torchs_first_call_raises_another_type(first: Neighbour, device_file: Path) -> None:
+    """pytorch/pytorch#46084: the context does not fit, so there is no caching allocator yet."""
     first.ask("take_all", 20)
     done = subprocess.run(
         [sys.executable, "-c", "import torch; torch.zeros(1, device='cuda')"],
-        env=virtual_gpu.environment(T4, shared=card),
+        env=virtual_gpu.environment(T4, shared=device_file),
         capture_output=True,
         text=True,
         check=False,
@@ -167,10 +165,19 @@ def test_on_a_full_card_torchs_first_call_is_out_of_memory_of_another_type(first
     assert "OutOfMemoryError" not in done.stderr
 
 
-def test_a_process_alone_on_a_shared_card_finds_what_it_finds_on_one_of_its_own(card: Path) -> None:
+def test_a_shared_device_with_one_process_equals_an_unshared_one(device_file: Path) -> None:
     def facts(shared: Path | None) -> dict[str, Any]:
         done = subprocess.run(
-            [sys.executable, SCRIPTS / "device.py", "card", "memory", "segments", "values", "workspace", "scaler"],
+            [
+                sys.executable,
+                SCRIPTS / "device.py",
+                "properties",
+                "memory",
+                "segments",
+                "values",
+                "workspace",
+                "scaler",
+            ],
             env={**virtual_gpu.environment(T4, shared=shared), "PYTORCH_ALLOC_CONF": "expandable_segments:True"},
             capture_output=True,
             text=True,
@@ -179,9 +186,9 @@ def test_a_process_alone_on_a_shared_card_finds_what_it_finds_on_one_of_its_own(
         found: dict[str, Any] = json.loads(done.stdout)
         for error in ("one_page_more", "too_much", "over_the_fraction"):
             kind, message = found["memory"][error]
-            found["memory"][error] = [kind, message.split(". GPU 0")[0]]  # what follows is told by NVML
+            found["memory"][error] = [kind, message.split(". GPU 0")[0]]  # the rest of the message comes from NVML
         return found
 
-    alone, own = facts(card), facts(None)
+    alone, own = facts(device_file), facts(None)
     assert alone["segments"]["expandable"] == [True]
     assert alone == own

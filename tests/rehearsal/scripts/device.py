@@ -1,4 +1,4 @@
-"""What the virtual device is to PyTorch, as facts in JSON. Run in its environment, not as a rehearsal."""
+"""Print what PyTorch finds on the virtual device, as JSON. Run in its environment, not as a rehearsal."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch.nn.functional import scaled_dot_product_attention
 
 MIB = 1 << 20
 PAGE = 20
-"""MiB: what an expandable segment grows by."""
+"""MiB by which an expandable segment grows."""
 
 
 def error(call: Callable[[], Any]) -> list[str]:
-    """Its type, and its first line."""
+    """Return the type and the first line of the error that the call raises, or an empty list."""
     try:
         call()
     except Exception as raised:
@@ -30,20 +30,20 @@ def in_mib(size: int) -> torch.Tensor:
     return torch.empty(size * MIB, dtype=torch.uint8, device="cuda")
 
 
-def card() -> dict[str, Any]:
-    properties = torch.cuda.get_device_properties(0)
+def properties() -> dict[str, Any]:
+    of_torch = torch.cuda.get_device_properties(0)
     return {
         "is_available": torch.cuda.is_available(),
         "count": torch.cuda.device_count(),
-        "name": properties.name,
-        "total": properties.total_memory,
+        "name": of_torch.name,
+        "total": of_torch.total_memory,
         "capability": list(torch.cuda.get_device_capability()),
-        "multiprocessors": properties.multi_processor_count,
-        "threads": properties.max_threads_per_multi_processor,
-        "shared": getattr(properties, "shared_memory_per_block_optin", None),
+        "multiprocessors": of_torch.multi_processor_count,
+        "threads": of_torch.max_threads_per_multi_processor,
+        "shared": getattr(of_torch, "shared_memory_per_block_optin", None),
         "bf16": torch.cuda.is_bf16_supported(including_emulation=False),
         "free_and_total": list(torch.cuda.mem_get_info()),
-        "second_card": error(lambda: torch.zeros(1, device="cuda:1")),
+        "second_gpu": error(lambda: torch.zeros(1, device="cuda:1")),
     }
 
 
@@ -60,7 +60,7 @@ def memory() -> dict[str, Any]:
     torch.cuda.empty_cache()
     facts["given_back"] = torch.cuda.mem_get_info()[0] == free
     facts["too_much"] = error(lambda: in_mib(all_of_it + PAGE))
-    facts["usable_after_it"] = in_mib(64).numel() == 64 * MIB
+    facts["usable_after_oom"] = in_mib(64).numel() == 64 * MIB
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(0.5)
     total = torch.cuda.get_device_properties(0).total_memory
@@ -137,7 +137,7 @@ def kernels() -> dict[str, Any]:
         "lstm": list(hidden.shape),
         "attention": node(scaled_dot_product_attention(query, query, query)),
         "attention_with_mask": node(scaled_dot_product_attention(query, query, query, attn_mask=mask)),
-        "compiled_as_it_runs": list(torch.special.bessel_j0(torch.zeros(3, device="cuda")).shape),
+        "compiled_at_run_time": list(torch.special.bessel_j0(torch.zeros(3, device="cuda")).shape),
     }
 
 
@@ -146,7 +146,7 @@ def node(tensor: torch.Tensor) -> str:
 
 
 def workspace() -> int:
-    """What a matrix product takes for itself, for good or, since torch 2.15, for its own time."""
+    """Return the workspace bytes of a matrix product: kept afterwards or, since torch 2.15, only while it runs."""
     a = torch.zeros(16, 16, device="cuda")
     out = torch.empty(16, 16, device="cuda")
     torch.cuda.reset_peak_memory_stats()
@@ -178,14 +178,14 @@ def capture() -> None:
         torch.zeros(1, device="cuda")
 
 
-def unknown() -> dict[str, list[str]]:
+def not_implemented() -> dict[str, list[str]]:
     eye = torch.zeros(4, 4, device="cuda")
     return {
         "eigh": error(lambda: torch.linalg.eigh(eye)),
         "fft": error(lambda: torch.fft.fft(eye)),
         "sparse": error(lambda: eye.to_sparse_csr() @ eye),
         "graph": error(capture),
-        "after_it": error(lambda: eye + 1),
+        "after_refusals": error(lambda: eye + 1),
     }
 
 
@@ -212,6 +212,17 @@ def eight_and_four_bits() -> dict[str, Any] | None:
 
 
 warnings.simplefilter("ignore")
-rooms = [card, memory, segments, values, order, workspace, kernels, scaler, unknown, eight_and_four_bits]
-wanted = sys.argv[1:] or [room.__name__ for room in rooms]
-print(json.dumps({room.__name__: room() for room in rooms if room.__name__ in wanted}))
+sections = [
+    properties,
+    memory,
+    segments,
+    values,
+    order,
+    workspace,
+    kernels,
+    scaler,
+    not_implemented,
+    eight_and_four_bits,
+]
+wanted = sys.argv[1:] or [section.__name__ for section in sections]
+print(json.dumps({section.__name__: section() for section in sections if section.__name__ in wanted}))

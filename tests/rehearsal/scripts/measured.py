@@ -12,7 +12,7 @@ from hf_bsopt.probing import nvml
 def used_bytes() -> int:
     import pynvml
 
-    assert nvml.first_card_name()
+    assert nvml.first_gpu_name()
     return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).used)
 
 

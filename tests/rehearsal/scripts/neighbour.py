@@ -1,5 +1,6 @@
-"""A process on a virtual card, by the CUDA runtime alone: it reads what to do, a line each, and answers in JSON.
-Without torch, so that there can be many of them.
+"""A process on a virtual GPU that reads one command per line and answers in JSON.
+
+It calls the CUDA runtime directly, without torch, so that a test can start many of them.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ MIB = 1 << 20
 
 
 def take(mib: str) -> list[int]:
-    """[status, address]"""
+    """Return [status, address]."""
     address = ctypes.c_size_t()
     return [CUDA.cudaMalloc(ctypes.byref(address), ctypes.c_size_t(int(mib) * MIB)), address.value]
 
 
 def take_all(mib: str) -> int:
-    """How many pieces of that size there were."""
+    """Allocate pieces of this size until none is left and return their number."""
     count = 0
     while take(mib)[0] == 0:
         count += 1
@@ -34,13 +35,13 @@ def give_back(address: str) -> int:
 
 
 def info() -> list[int]:
-    """[status, free bytes, total bytes]"""
+    """Return [status, free bytes, total bytes]."""
     free, total = ctypes.c_size_t(), ctypes.c_size_t()
     return [CUDA.cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total)), free.value, total.value]
 
 
-def makes_no_context() -> list[int]:
-    """What asks for no more than the driver."""
+def call_without_context() -> list[int]:
+    """Call functions that need only the driver and return their statuses."""
     number, properties = ctypes.c_int(), ctypes.create_string_buffer(4096)
     return [
         CUDA.cuInit(0),
@@ -51,7 +52,7 @@ def makes_no_context() -> list[int]:
     ]
 
 
-def makes_the_context(how: str) -> int:
+def call_with_context(how: str) -> int:
     handle = ctypes.c_void_p()
     calls: dict[str, Callable[[], int]] = {
         "cudaFree": lambda: CUDA.cudaFree(None),
@@ -66,7 +67,7 @@ def makes_the_context(how: str) -> int:
 
 
 def driver_status() -> int:
-    """3 (CUDA_ERROR_NOT_INITIALIZED) until somebody initialises it."""
+    """Return 3 (CUDA_ERROR_NOT_INITIALIZED) until the driver is initialized in this process."""
     return CUDA.cuDeviceGetCount(ctypes.byref(ctypes.c_int()))
 
 
@@ -99,7 +100,7 @@ def nvml() -> dict[str, Any]:
         "graphics": pynvml.nvmlDeviceGetGraphicsRunningProcesses(handle),
         "errors": [
             nvml_error(lambda: pynvml.nvmlDeviceGetHandleByIndex(1)),
-            nvml_error(lambda: pynvml.nvmlDeviceGetHandleByUUID("GPU-of-somebody-else")),
+            nvml_error(lambda: pynvml.nvmlDeviceGetHandleByUUID("GPU-unknown")),
             nvml_error(lambda: pynvml.nvmlDeviceGetTemperature(handle, 0)),
         ],
     }
@@ -110,13 +111,13 @@ def nvml() -> dict[str, Any]:
 def nvml_error(call: Callable[[], object]) -> str:
     try:
         call()
-    except Exception as raised:  # its classes are made as it is imported
+    except Exception as raised:  # pynvml creates its error classes at import
         return str(raised)
     return ""
 
 
 def in_fork(*words: str) -> Any:
-    """What a child answers, which is forked now and then ends."""
+    """Return the answer of a child that is forked now and then exits."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -124,19 +125,19 @@ def in_fork(*words: str) -> Any:
         os._exit(0)
     os.close(writing)
     with os.fdopen(reading) as stream:
-        said = stream.read()
+        text = stream.read()
     os.waitpid(child, 0)
-    return json.loads(said)
+    return json.loads(text)
 
 
 def both(*words: str) -> list[Any]:
-    """Two things at once, separated by "and"."""
+    """Run two commands, separated by "and", and return both answers."""
     middle = words.index("and")
     return [answer(words[:middle]), answer(words[middle + 1 :])]
 
 
-def without_end() -> None:
-    """Takes memory and gives it back, a letter each time."""
+def take_and_free_forever() -> None:
+    """Allocate and free memory forever and write a dot after each round."""
     while True:
         _, address = take("2")
         give_back(str(address))
@@ -144,25 +145,25 @@ def without_end() -> None:
 
 
 def answer(words: tuple[str, ...]) -> Any:
-    return DOES[words[0]](*words[1:])
+    return COMMANDS[words[0]](*words[1:])
 
 
-DOES: dict[str, Callable[..., Any]] = {
-    does.__name__: does
-    for does in (
+COMMANDS: dict[str, Callable[..., Any]] = {
+    command.__name__: command
+    for command in (
         take,
         take_all,
         give_back,
         info,
-        makes_no_context,
-        makes_the_context,
+        call_without_context,
+        call_with_context,
         driver_status,
         error,
         last_errors,
         nvml,
     )
 }
-DOES |= {does.__name__: does for does in (in_fork, both, without_end)}
+COMMANDS |= {command.__name__: command for command in (in_fork, both, take_and_free_forever)}
 
 for line in sys.stdin:
     print(json.dumps(answer(tuple(line.split()))), flush=True)
