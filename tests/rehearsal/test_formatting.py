@@ -84,7 +84,7 @@ def test_unsupported_calls_are_named_as_a_possible_reason_of_a_failure() -> None
     assert verdict(
         status="failed", steps=0, message="RuntimeError: cusolver error", unsupported_calls=["cusolverDnCreate"]
     ) == (
-        "❌ UNKNOWN: train.py failed before its first step: cusolver error "
+        "❌ UNKNOWN: train.py failed before its first step: RuntimeError: cusolver error "
         "(the virtual device does not support cusolverDnCreate)"
     )
 
