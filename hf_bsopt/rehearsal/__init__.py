@@ -1,1 +1,1 @@
-"""Anyone's training script on the emulated CUDA device. Front door: run.py."""
+"""Rehearsal of any training script on the virtual GPU. Entry point: run.py; the command is command.py."""

@@ -1,9 +1,9 @@
-"""Runs somebody's training script, unmodified, and writes down what came of it: the child of ``hf_bsopt.rehearsal``.
+"""Run a training script, unmodified, and record its outcome: the child process of ``hf_bsopt.rehearsal``.
 
     python -m hf_bsopt.rehearsal.child train.py --epochs 3        # HF_BSOPT_REHEARSAL holds the settings
 
-The script stops after some optimizer steps: a Trainer by its own means, so that evaluation and whatever follows it are
-rehearsed too, any other loop where its next step would begin.
+The script is stopped after some optimizer steps. A Trainer is told to stop training, so that evaluation and the rest of
+the script are rehearsed too; any other loop ends where its next step would begin.
 """
 
 from __future__ import annotations
@@ -17,84 +17,84 @@ from pathlib import Path
 from types import CodeType, ModuleType, TracebackType
 
 from ..virtual_gpu.processes import check_device, end_with_parent
-from .monitor import Over, Settings, Watch
+from .monitor import Settings, StepMonitor, StopRehearsal
 from .user_code import UserCode
 
-SETTINGS = "HF_BSOPT_REHEARSAL"
-HERE = str(Path(__file__).parent)
+SETTINGS_VARIABLE = "HF_BSOPT_REHEARSAL"
+REHEARSAL_FOLDER = str(Path(__file__).parent)
 
 
-def run(watch: Watch, code: CodeType) -> int:
-    """Runs the script as ``__main__``; the exit code that Python would give it."""
+def run(monitor: StepMonitor, code: CodeType) -> int:
+    """Run the script as ``__main__`` and return the exit code that Python would give it."""
     main = ModuleType("__main__")
     main.__dict__.update(__file__=code.co_filename, __builtins__=builtins, __spec__=None, __annotations__={})
     sys.modules["__main__"] = main
     try:
         exec(code, main.__dict__)
-    except Over:
-        watch.end("stopped")
+    except StopRehearsal:
+        monitor.end("stopped")
         return 0
     except SystemExit as error:
-        return _exited(watch, error)
-    except BaseException as error:  # also KeyboardInterrupt: what was known is written
-        return _failed(watch, error, code.co_filename)
-    watch.end("stopped" if watch.trainer.has_stopped else "ended")
+        return _exited(monitor, error)
+    except BaseException as error:  # including KeyboardInterrupt: what is known so far is written
+        return _failed(monitor, error, code.co_filename)
+    monitor.end("stopped" if monitor.trainer.has_stopped else "ended")
     return 0
 
 
-def _exited(watch: Watch, error: SystemExit) -> int:
+def _exited(monitor: StepMonitor, error: SystemExit) -> int:
     if isinstance(error.code, str):
         print(error.code, file=sys.stderr)
     exit_code = error.code if isinstance(error.code, int) else int(error.code is not None)
-    if exit_code and not watch.outcome.message:
-        said = error.code if isinstance(error.code, str) else f"it exited with code {exit_code}"
-        watch.outcome.message = said.splitlines()[0] if said else said
-    if watch.trainer.has_stopped:
-        watch.end("stopped", exit_code)
+    if exit_code and not monitor.outcome.message:
+        message = error.code if isinstance(error.code, str) else f"it exited with code {exit_code}"
+        monitor.outcome.message = message.splitlines()[0] if message else message
+    if monitor.trainer.has_stopped:
+        monitor.end("stopped", exit_code)
     else:
-        watch.end("failed" if exit_code else "ended", exit_code)
+        monitor.end("failed" if exit_code else "ended", exit_code)
     return exit_code
 
 
-def _failed(watch: Watch, error: BaseException, script: str) -> int:
-    """The traceback is the script's own: what lies above its first line is left out."""
+def _failed(monitor: StepMonitor, error: BaseException, script: str) -> int:
+    """Print the script's own traceback, without the frames of this package that called it."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(error, torch.OutOfMemoryError):
-        watch.end("oom", 1)
+        monitor.end("oom", 1)
         return 1
     trace: TracebackType | None = error.__traceback__
     while trace is not None and trace.tb_frame.f_code.co_filename != script:
         trace = trace.tb_next
     print_trace(error, trace)
-    watch.outcome.place = watch.code.place_of(trace)
-    watch.outcome.message = f"{type(error).__name__}: {error}".splitlines()[0]
-    watch.end("stopped" if watch.trainer.has_stopped else "failed", 1)
+    monitor.outcome.location = monitor.code.location_of(trace)
+    monitor.outcome.message = f"{type(error).__name__}: {error}".splitlines()[0]
+    monitor.end("stopped" if monitor.trainer.has_stopped else "failed", 1)
     return 1
 
 
 def print_trace(error: BaseException, trace: TracebackType | None) -> None:
-    """As Python would without this package in between."""
-    told = traceback.TracebackException(type(error), error, trace)
-    part: traceback.TracebackException | None = told
+    """Print the traceback as Python would if this package were not in between."""
+    full = traceback.TracebackException(type(error), error, trace)
+    part: traceback.TracebackException | None = full
     while part is not None:
-        own = [frame for frame in part.stack if not frame.filename.startswith(HERE)]
+        own = [frame for frame in part.stack if not frame.filename.startswith(REHEARSAL_FOLDER)]
         part.stack = traceback.StackSummary.from_list(own)
         part = part.__cause__ or part.__context__
-    print("".join(told.format()), end="", file=sys.stderr)
+    print("".join(full.format()), end="", file=sys.stderr)
 
 
 def main() -> int:
-    """Runs the script that the arguments name."""
+    """Run the script named on the command line."""
     end_with_parent()
     check_device()
-    settings = Settings(**json.loads(os.environ.pop(SETTINGS)))
-    script = Path(sys.argv[1]).absolute()  # as Python's own __file__, links not followed
+    settings = Settings(**json.loads(os.environ.pop(SETTINGS_VARIABLE)))
+    script = Path(sys.argv[1]).absolute()  # links are not followed, as in Python's own __file__
     sys.argv = sys.argv[1:]
     sys.path[0] = str(script.resolve().parent)
     code = compile(script.read_bytes(), str(script), "exec", dont_inherit=True)
-    watch = Watch(settings, UserCode(script))
-    watch.install()
-    return run(watch, code)
+    monitor = StepMonitor(settings, UserCode(script))
+    monitor.install()
+    return run(monitor, code)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What is known so far of the script that runs, written down as it becomes known."""
+"""Record what is known of the running script as soon as it is known."""
 
 from __future__ import annotations
 
@@ -16,24 +16,27 @@ from typing import Any, NoReturn
 
 from .._utils.import_hooks import after_import
 from ..virtual_gpu import data_dependent_ops, processes
-from .no_side_effects import Nowhere
-from .outcome import Outcome, Status
+from .no_side_effects import NoSideEffects
+from .outcome import ScriptOutcome, Status
 from .trainer_hooks import TrainerHooks
 from .user_code import UserCode
 
 TIMEOUT_EXIT = 124
-MOST_TIMES_THE_STEPS = 10
-"""Where one optimizer of several never steps, or seldom, the others stop after this many times the steps."""
+MAX_STEPS_FACTOR = 10
+"""If one of several optimizers steps rarely or never, the others stop after this many times ``steps``."""
 NO_COMPILE = (
-    "torch.compile writes kernels that would have to run to be tuned, which the virtual device can't: rehearse without "
-    "it (torch_compile=False), which needs about as much memory or more"
+    "torch.compile tunes its kernels by running them, which the virtual device cannot do: rehearse without it "
+    "(torch_compile=False), which needs about as much memory or more"
 )
-NO_TRITON = "Triton kernels can't be launched on the virtual device: rehearse without them (use_liger_kernel=False)"
+NO_TRITON = "Triton kernels cannot be launched on the virtual device: rehearse without them (use_liger_kernel=False)"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """outcome: the file for it. micro_batch, accumulation: instead of the Trainer's own; 0 leaves them."""
+    """Settings of the child process.
+
+    outcome: path of the file to write. micro_batch, accumulation: replace the Trainer's own; 0 keeps them.
+    """
 
     outcome: str
     steps: int
@@ -42,53 +45,54 @@ class Settings:
     accumulation: int = 0
 
 
-class Over(BaseException):
-    """Enough steps were done. No Exception, so that no script takes it for one of its own."""
+class StopRehearsal(BaseException):
+    """Ends the script after enough steps. Not an Exception, so that no script catches it as an error of its own."""
 
 
-class Watch:
-    """Follows optimizer steps, out-of-memory errors and time, in the script's own process only."""
+class StepMonitor:
+    """Follows optimizer steps, out-of-memory errors and the time limit, in the script's own process only."""
 
     def __init__(self, settings: Settings, code: UserCode) -> None:
         self.settings = settings
         self.code = code
-        self.outcome = Outcome()
-        self.nowhere = Nowhere()
-        self.trainer = TrainerHooks(settings.steps, settings.micro_batch, settings.accumulation, self.begin_again)
+        self.outcome = ScriptOutcome()
+        self.no_side_effects = NoSideEffects()
+        self.trainer = TrainerHooks(settings.steps, settings.micro_batch, settings.accumulation, self.restart_count)
         self._process = os.getpid()
         self._steps_of: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
-        self._is_over = False
+        self._has_stopped = False
         self._is_out_of_memory = False
 
     def install(self) -> None:
-        self.nowhere.install()
-        self.trainer.install(self.nowhere)
+        """Install all hooks and start the timer; call before the script imports anything."""
+        self.no_side_effects.install()
+        self.trainer.install(self.no_side_effects)
         data_dependent_ops.install(torch_too=False)
-        after_import({"torch": self._watch_torch, "triton.runtime.jit": _refuse_triton})
+        after_import({"torch": self._hook_torch, "triton.runtime.jit": _refuse_triton})
         if self.settings.timeout_seconds > 0:
-            timer = threading.Timer(self.settings.timeout_seconds, self._time_is_over)
+            timer = threading.Timer(self.settings.timeout_seconds, self._on_timeout)
             timer.daemon = True
             timer.start()
 
-    def begin_again(self) -> None:
-        """A Trainer starts to train: its steps are counted from the first."""
+    def restart_count(self) -> None:
+        """Count the steps from zero again, since a Trainer starts to train."""
         self._steps_of.clear()
 
-    def _watch_torch(self, torch: ModuleType) -> None:
+    def _hook_torch(self, torch: ModuleType) -> None:
         _refuse_compile(torch)
         data_dependent_ops.select_everything()
         after_import(
             {
-                "torch.optim.optimizer": self._watch_optimizers,
-                "torch.cuda": self._watch_memory,
-                "torch.nn.modules.conv": lambda module: self._watch_layers(module._ConvNd),
-                "torch.nn.modules.rnn": lambda module: self._watch_layers(module.RNNBase),
+                "torch.optim.optimizer": self._hook_optimizers,
+                "torch.cuda": self._hook_memory,
+                "torch.nn.modules.conv": lambda module: self._hook_layers(module._ConvNd),
+                "torch.nn.modules.rnn": lambda module: self._hook_layers(module.RNNBase),
             }
         )
 
     # -- steps --------------------------------------------------------------------------------------------------------
 
-    def _watch_optimizers(self, module: Any) -> None:
+    def _hook_optimizers(self, module: Any) -> None:
         module.register_optimizer_step_pre_hook(self._before_step)
         module.register_optimizer_step_post_hook(self._after_step)
         original = module.Optimizer.__init__
@@ -101,49 +105,49 @@ class Watch:
         module.Optimizer.__init__ = init
 
     def _before_step(self, optimizer: Any, *_: Any) -> None:
-        if os.getpid() != self._process or not self._has_done_enough(optimizer):
+        if os.getpid() != self._process or not self._has_done_its_steps(optimizer):
             return
-        if self._is_over:  # the script swallowed it, as a bare except does
+        if self._has_stopped:  # the script caught StopRehearsal, as a bare except does
             self.end("stopped")
             _flush()
             os._exit(0)
-        self._is_over = True
-        raise Over
+        self._has_stopped = True
+        raise StopRehearsal
 
-    def _has_done_enough(self, optimizer: Any) -> bool:
+    def _has_done_its_steps(self, optimizer: Any) -> bool:
         steps = self.settings.steps
         if self._steps_of.get(optimizer, 0) < steps:
             return False
-        return min(self._steps_of.values()) >= steps or self._steps_of[optimizer] >= MOST_TIMES_THE_STEPS * steps
+        return min(self._steps_of.values()) >= steps or self._steps_of[optimizer] >= MAX_STEPS_FACTOR * steps
 
     def _after_step(self, optimizer: Any, *_: Any) -> None:
         if os.getpid() != self._process:
             return
         self._steps_of[optimizer] = self._steps_of.get(optimizer, 0) + 1
         self.outcome.steps = max(self.outcome.steps, self._steps_of[optimizer])
-        if self._is_out_of_memory:  # the script got over it
+        if self._is_out_of_memory:  # the script recovered
             self._is_out_of_memory = False
-            self.outcome.message, self.outcome.place = "", None
+            self.outcome.message, self.outcome.location = "", None
         self.save()
 
     # -- memory, layers, time -----------------------------------------------------------------------------------------
 
-    def _watch_memory(self, cuda: Any) -> None:
+    def _hook_memory(self, cuda: Any) -> None:
         import torch
 
         def attach() -> None:
-            with contextlib.suppress(RuntimeError):  # another allocator than PyTorch's own
-                torch._C._cuda_attach_out_of_memory_observer(self._out_of_memory)
+            with contextlib.suppress(RuntimeError):  # not PyTorch's own allocator
+                torch._C._cuda_attach_out_of_memory_observer(self._on_out_of_memory)
 
         cuda._lazy_call(attach)
 
-    def _out_of_memory(self, device: int, wanted: int, *_: Any) -> None:
+    def _on_out_of_memory(self, device: int, requested_bytes: int, *_: Any) -> None:
         self._is_out_of_memory = True
         self.outcome.caught += 1
-        self.outcome.place = self.code.place_now()
-        self.outcome.message = f"{wanted / 2**20:,.2f} MiB more were asked for"
+        self.outcome.location = self.code.current_location()
+        self.outcome.message = f"{requested_bytes / 2**20:,.2f} MiB more were requested"
 
-    def _watch_layers(self, layer: Any) -> None:
+    def _hook_layers(self, layer: Any) -> None:
         original = layer.__init__
 
         @functools.wraps(original)
@@ -153,22 +157,22 @@ class Watch:
 
         layer.__init__ = init
 
-    def _time_is_over(self) -> NoReturn:
-        self.outcome.place = self.code.place_now()
+    def _on_timeout(self) -> NoReturn:
+        self.outcome.location = self.code.current_location()
         self.end("timeout")
         _flush()
         os._exit(TIMEOUT_EXIT)
 
-    # -- writing it down ----------------------------------------------------------------------------------------------
+    # -- the outcome ---------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Peaks only grow, even where the script resets torch's own. A fork of the script does not speak for it."""
+        """Write the outcome, except in forks of the script. Peaks never fall, even if the script resets torch's own."""
         if os.getpid() != self._process:
             return
         outcome = self.outcome
-        outcome.nowhere = dict(self.nowhere.asked)
-        outcome.trainer = self.trainer.seen()
-        outcome.unknown = processes.refused_calls()
+        outcome.not_saved = dict(self.no_side_effects.skipped)
+        outcome.trainer = self.trainer.batch()
+        outcome.unsupported_calls = processes.refused_calls()
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_initialized():
             stats = torch.cuda.memory_stats()
@@ -181,7 +185,7 @@ class Watch:
         outcome.write(Path(self.settings.outcome))
 
     def end(self, status: Status, exit_code: int = 0) -> None:
-        """An out-of-memory error after which no step came through is the outcome, whatever the script made of it."""
+        """Write the final outcome: ``status``, or oom if no step succeeded after the last out-of-memory error."""
         if self._is_out_of_memory and status != "timeout":
             status = "oom"
             self.outcome.caught -= 1
@@ -197,7 +201,7 @@ def _flush() -> None:
 
 
 def _refuse_compile(torch: Any) -> None:
-    """What is compiled at import time is often never called: only a module, or a call, is refused."""
+    """Refuse to compile modules and to call compiled functions, since many are compiled at import and never called."""
 
     def compile(model: Any = None, **_: Any) -> Callable[..., Any]:
         if model is None:

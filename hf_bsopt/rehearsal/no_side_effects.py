@@ -1,7 +1,7 @@
-"""What a rehearsed script may not do: leave anything behind that could pass for a result.
+"""Keep a rehearsed script from saving anything that could be mistaken for a result.
 
-Models, checkpoints and metrics are not saved, nothing goes to the hub or to a tracker. Functions are replaced right
-after their module was imported, each by one that does nothing and counts that it was asked to.
+Models, checkpoints and metrics are not saved, nothing is uploaded to the hub or sent to a tracker. Right after a module
+is imported, its functions that save are replaced by functions that do nothing and count their calls.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from .._utils.import_hooks import Action, after_import
 
-SCRATCH = str(Path(tempfile.gettempdir()) / "hf_bsopt_nowhere")
+DISCARD_FOLDER = str(Path(tempfile.gettempdir()) / "hf_bsopt_discarded")
 TRACKERS = {
     "WANDB_MODE": "disabled",
     "COMET_MODE": "disabled",
@@ -25,33 +25,43 @@ TRACKERS = {
     "SWANLAB_MODE": "disabled",
     "CLEARML_OFFLINE_MODE": "1",
     "DISABLE_MLFLOW_INTEGRATION": "TRUE",
-    "MLFLOW_TRACKING_URI": f"file:{SCRATCH}",
+    "MLFLOW_TRACKING_URI": f"file:{DISCARD_FOLDER}",
     "CODECARBON_SAVE_TO_FILE": "false",
-    "TRACKIO_DIR": SCRATCH,
+    "TRACKIO_DIR": DISCARD_FOLDER,
 }
-"""Each tracker's own way of being told to do nothing."""
+"""Environment variables that disable each tracker."""
 
-OF_HUB = ("upload", "create_", "delete_", "move_", "update_", "super_squash", "preupload", "add_", "duplicate_")
+HUB_WRITE_PREFIXES = (
+    "upload",
+    "create_",
+    "delete_",
+    "move_",
+    "update_",
+    "super_squash",
+    "preupload",
+    "add_",
+    "duplicate_",
+)
 
 
-class Nothing:
-    """Whatever was asked for: every attribute of it is nothing again, and its text is empty."""
+class NullObject:
+    """Stands in for any object: each attribute, item and call of it is itself, and its text is empty."""
 
-    def __getattr__(self, name: str) -> Nothing:
+    def __getattr__(self, name: str) -> NullObject:
         if name.startswith("__"):
             raise AttributeError(name)
         return self
 
-    def __call__(self, *_: Any, **__: Any) -> Nothing:
+    def __call__(self, *_: Any, **__: Any) -> NullObject:
         return self
 
-    def __getitem__(self, name: Any) -> Nothing:
+    def __getitem__(self, name: Any) -> NullObject:
         return self
 
     def __setitem__(self, name: Any, value: Any) -> None:
         pass
 
-    def __enter__(self) -> Nothing:
+    def __enter__(self) -> NullObject:
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -61,24 +71,25 @@ class Nothing:
         return ""
 
 
-class Nowhere:
-    """Replaces what writes; ``asked`` counts what was asked for, by name."""
+class NoSideEffects:
+    """Replaces functions that save or upload; ``skipped`` counts their calls by name."""
 
     def __init__(self) -> None:
-        self.asked: Counter[str] = Counter()
+        self.skipped: Counter[str] = Counter()
 
     def install(self) -> None:
+        """Disable trackers, and replace functions as soon as their modules are imported."""
         os.environ.update(TRACKERS)
         after_import(
             {
                 "shutil": self._keep_folders,
                 "torch.serialization": self._save_to_memory_only,
-                "torch.jit": self._of("save"),
-                "torch.onnx": self._of("export"),
-                "torch.distributed.checkpoint": self._of("save", "async_save", "save_state_dict"),
-                "safetensors": self._of("serialize_file"),
-                "safetensors.torch": self._of("save_file", "save_model"),
-                "safetensors.numpy": self._of("save_file"),
+                "torch.jit": self._functions("save"),
+                "torch.onnx": self._functions("export"),
+                "torch.distributed.checkpoint": self._functions("save", "async_save", "save_state_dict"),
+                "safetensors": self._functions("serialize_file"),
+                "safetensors.torch": self._functions("save_file", "save_model"),
+                "safetensors.numpy": self._functions("save_file"),
                 "transformers.modeling_utils": self._methods("PreTrainedModel", "save_pretrained", "push_to_hub"),
                 "transformers.configuration_utils": self._methods("PreTrainedConfig", "save_pretrained", "push_to_hub"),
                 "transformers.tokenization_utils_base": self._methods(
@@ -95,8 +106,8 @@ class Nowhere:
                 "huggingface_hub.hf_api": self._hub,
                 "datasets.arrow_dataset": self._methods("Dataset", "push_to_hub"),
                 "datasets.dataset_dict": self._methods("DatasetDict", "push_to_hub"),
-                "tensorboard.summary.writer.event_file_writer": _into_scratch("EventFileWriter"),
-                "tensorboardX.event_file_writer": _into_scratch("EventFileWriter"),
+                "tensorboard.summary.writer.event_file_writer": _discard_events("EventFileWriter"),
+                "tensorboardX.event_file_writer": _discard_events("EventFileWriter"),
                 "lightning.pytorch.trainer.trainer": self._lightning("lightning.pytorch"),
                 "pytorch_lightning.trainer.trainer": self._lightning("pytorch_lightning"),
                 "lightning.fabric.strategies.strategy": self._checkpoints,
@@ -107,52 +118,52 @@ class Nowhere:
         )
 
     def replace(self, owner: Any, *names: str, returns: Any = None) -> None:
-        """Whatever of these the owner has: releases differ in what they call it."""
+        """Replace those of ``names`` that the owner has: releases name them differently."""
         for name in names:
             if callable(getattr(owner, name, None)):
                 setattr(owner, name, self._counting(f"{owner.__name__.removesuffix('.serialization')}.{name}", returns))
 
     def _counting(self, name: str, returns: Any) -> Callable[..., Any]:
-        def nowhere(*_: Any, **__: Any) -> Any:
-            self.asked[name] += 1
+        def skip(*_: Any, **__: Any) -> Any:
+            self.skipped[name] += 1
             return returns
 
-        return nowhere
+        return skip
 
     def _save_to_memory_only(self, module: Any) -> None:
-        """A buffer in memory is nobody's result, and is often read again at once."""
+        """Skip torch.save except to a buffer in memory, which is no result and is often read again at once."""
         original = module.save
 
         def save(obj: Any, f: Any, *args: Any, **options: Any) -> None:
             if isinstance(f, io.BytesIO):
                 original(obj, f, *args, **options)
             else:
-                self.asked["torch.save"] += 1
+                self.skipped["torch.save"] += 1
 
         module.save = save
 
     def _keep_folders(self, module: Any) -> None:
-        """Trainer removes old checkpoints in several places, and scripts empty their output folder."""
-        original, make = module.rmtree, tempfile.mkdtemp
-        scratch: list[Path] = []
+        """Remove only folders from mkdtemp: Trainer removes old checkpoints, scripts empty their output folder."""
+        original, original_mkdtemp = module.rmtree, tempfile.mkdtemp
+        temporary: list[Path] = []
 
-        @functools.wraps(make)
+        @functools.wraps(original_mkdtemp)
         def mkdtemp(*args: Any, **options: Any) -> Any:
-            folder = make(*args, **options)
-            scratch.append(Path(os.fsdecode(folder)).resolve())
+            folder = original_mkdtemp(*args, **options)
+            temporary.append(Path(os.fsdecode(folder)).resolve())
             return folder
 
         @functools.wraps(original)
         def rmtree(path: Any, *args: Any, **options: Any) -> None:
-            if isinstance(path, int) or _is_in(Path(os.fsdecode(path)).resolve(), scratch):
+            if isinstance(path, int) or _is_in(Path(os.fsdecode(path)).resolve(), temporary):
                 original(path, *args, **options)
             else:
-                self.asked["shutil.rmtree"] += 1
+                self.skipped["shutil.rmtree"] += 1
 
         tempfile.mkdtemp = mkdtemp
         module.rmtree = rmtree
 
-    def _of(self, *names: str) -> Action:
+    def _functions(self, *names: str) -> Action:
         return lambda module: self.replace(module, *names)
 
     def _methods(self, class_name: str, *names: str, returns: Any = None) -> Action:
@@ -166,12 +177,12 @@ class Nowhere:
     def _accelerator(self, module: Any) -> None:
         owner = module.Accelerator
         self.replace(owner, "save_state", "save_model", "save", "init_trackers", "log")
-        self.replace(owner, "get_tracker", returns=Nothing())
+        self.replace(owner, "get_tracker", returns=NullObject())
 
     def _hub(self, module: Any) -> None:
         for name in dir(module.HfApi):
-            if name.startswith(OF_HUB):
-                self.replace(module.HfApi, name, returns=Nothing())
+            if name.startswith(HUB_WRITE_PREFIXES):
+                self.replace(module.HfApi, name, returns=NullObject())
                 if hasattr(module, name):
                     setattr(module, name, getattr(module.HfApi, name))
 
@@ -179,7 +190,7 @@ class Nowhere:
         self.replace(module.Strategy, "save_checkpoint", "remove_checkpoint")
 
     def _lightning(self, package: str) -> Action:
-        """Its callbacks insist on a logger, so that it gets its own that does nothing."""
+        """Give Lightning its own DummyLogger, since its callbacks need a logger."""
 
         def act(module: Any) -> None:
             import importlib
@@ -200,15 +211,15 @@ def _is_in(path: Path, folders: list[Path]) -> bool:
     return any(path.is_relative_to(folder) for folder in folders)
 
 
-def _into_scratch(class_name: str) -> Action:
-    """A writer of event files, which writes them into a temporary folder."""
+def _discard_events(class_name: str) -> Action:
+    """Return an action that makes the writer put its event files into a temporary folder."""
 
     def act(module: Any) -> None:
         owner = getattr(module, class_name)
         original = owner.__init__
 
         def init(writer: Any, _: str, *args: Any, **options: Any) -> None:
-            original(writer, tempfile.mkdtemp(prefix="hf_bsopt_nowhere_"), *args, **options)
+            original(writer, tempfile.mkdtemp(prefix="hf_bsopt_discarded_"), *args, **options)
 
         owner.__init__ = init
 

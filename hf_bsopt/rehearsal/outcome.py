@@ -1,4 +1,4 @@
-"""What came of a rehearsed script: written by the process that ran it, read by the one that asked."""
+"""The outcome of a rehearsed script: written by the process that ran it, read by the one that started it."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ Status = Literal["running", "ended", "stopped", "oom", "timeout", "failed"]
 
 
 @dataclass(frozen=True)
-class Place:
-    """A line of code. below: the deepest line under it that is not PyTorch's own."""
+class CodeLocation:
+    """A line of code. below: the deepest call under it outside PyTorch."""
 
     line: str
     below: str = ""
 
 
 @dataclass
-class Outcome:
-    """status: ended by itself, stopped after the steps that were asked for, or why not; running where the process was
-    gone before it could say. steps: optimizer steps that were done. place: in the user's code, where it went wrong.
-    message: what went wrong; where the steps were done all the same, what came after them. trainer: the batch that ran,
-    where the script has a Trainer. nowhere: what was asked to be saved. caught: out-of-memory errors that the script
-    itself dealt with. unknown: calls that the device refused. has_convolutions: or recurrent layers, for which a card
-    would use cuDNN.
+class ScriptOutcome:
+    """How a script ended and what it used.
+
+    status: ended by itself, stopped after the requested steps, or how it went wrong; running if the process died before
+    it could write a status. steps: optimizer steps done. retries: by the caching allocator. caught: OOM errors that the
+    script handled. location: the line of the user's code where it went wrong. message: what went wrong; if the
+    steps were done, what went wrong after them. trainer: the batch that ran, if the script has a Trainer. not_saved:
+    skipped calls that save, by name. unsupported_calls: CUDA calls that the virtual device refused. has_convolutions:
+    convolutional or recurrent layers were created, which use cuDNN on a GPU.
     """
 
     status: Status = "running"
@@ -37,25 +39,28 @@ class Outcome:
     used_bytes: int = 0
     retries: int = 0
     caught: int = 0
-    place: Place | None = None
+    location: CodeLocation | None = None
     message: str = ""
     exit_code: int = 0
     trainer: dict[str, int] | None = None
-    nowhere: dict[str, int] = field(default_factory=dict)
-    unknown: list[str] = field(default_factory=list)
+    not_saved: dict[str, int] = field(default_factory=dict)
+    unsupported_calls: list[str] = field(default_factory=list)
     has_convolutions: bool = False
 
     @property
     def fits(self) -> bool:
+        """True if the script ended or was stopped without an error of memory, time or its own."""
         return self.status in ("ended", "stopped")
 
     def write(self, path: Path) -> None:
-        scratch = path.with_suffix(".new")
-        scratch.write_text(json.dumps(dataclasses.asdict(self)), encoding="utf-8")
-        os.replace(scratch, path)
+        """Write as JSON, atomically."""
+        temporary = path.with_suffix(".new")
+        temporary.write_text(json.dumps(dataclasses.asdict(self)), encoding="utf-8")
+        os.replace(temporary, path)
 
     @classmethod
-    def read(cls, path: Path) -> Outcome:
+    def read(cls, path: Path) -> ScriptOutcome:
+        """Read what ``write`` wrote; a running outcome if there is no file."""
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        place = values.pop("place", None)
-        return cls(**values, place=None if place is None else Place(**place))
+        location = values.pop("location", None)
+        return cls(**values, location=None if location is None else CodeLocation(**location))

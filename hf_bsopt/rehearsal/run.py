@@ -1,4 +1,4 @@
-"""Starts the process that rehearses a script, and reads what came of it."""
+"""Start the process that rehearses a script, and read its outcome."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ..errors import UsageError
 from ..records import GpuSpec
 from ..virtual_gpu.library import environment
 from ..virtual_gpu.processes import with_package
-from .child import SETTINGS
+from .child import SETTINGS_VARIABLE
 from .monitor import Settings
-from .outcome import Outcome
+from .outcome import ScriptOutcome
 
 GRACE_SECONDS = 30.0
-"""The script's process tells where it is when its time is over; what does not even do that is ended after this."""
+"""At the time limit the script's process writes where it is; a process that does not is killed this much later."""
 
 
 def rehearse(
@@ -35,38 +35,37 @@ def rehearse(
     micro_batch: int = 0,
     accumulation: int = 0,
     quiet: bool = False,
-) -> Outcome:
-    """Runs the script on a virtual ``gpu`` until it did ``steps`` optimizer steps; its output is this process's,
-    or nobody's if ``quiet``.
+) -> ScriptOutcome:
+    """Run the script on a virtual ``gpu`` for ``steps`` optimizer steps; ``quiet`` discards its output.
 
-    ``micro_batch`` and ``accumulation`` take the place of what its Trainer was told; 0 leaves them. Raises UsageError
-    for what is no script, RehearsalError where there can be no virtual device.
+    ``micro_batch`` and ``accumulation`` replace the arguments of its Trainer; 0 keeps them. Raises UsageError if
+    ``script`` is not a Python script, RehearsalError if this machine cannot have a virtual device.
     """
     check_script(script)
-    with tempfile.TemporaryDirectory(prefix="hf_bsopt_") as scratch:
-        path = Path(scratch) / "outcome.json"
+    with tempfile.TemporaryDirectory(prefix="hf_bsopt_") as folder:
+        path = Path(folder) / "outcome.json"
         settings = Settings(str(path), steps, timeout_seconds, micro_batch, accumulation)
-        variables = {**with_package(environment(gpu)), SETTINGS: json.dumps(dataclasses.asdict(settings))}
+        variables = {**with_package(environment(gpu)), SETTINGS_VARIABLE: json.dumps(dataclasses.asdict(settings))}
         command = [sys.executable, "-m", "hf_bsopt.rehearsal.child", str(script), *arguments]
         output = subprocess.DEVNULL if quiet else None
         with subprocess.Popen(command, env=variables, stdout=output, stderr=output, start_new_session=True) as process:
             code = _wait(process, timeout_seconds)
-        return _finished(Outcome.read(path), code)
+        return _finished(ScriptOutcome.read(path), code)
 
 
 def check_script(script: Path) -> None:
-    """Raises UsageError, with what was probably meant, for what can't be a Python script."""
+    """Raise UsageError, with the nearest thing that works, if ``script`` is not a Python script."""
     if script.suffix == ".ipynb":
-        raise UsageError(f"{script} is a notebook: make a script of it with jupyter nbconvert --to script {script}")
+        raise UsageError(f"{script} is a notebook: convert it with jupyter nbconvert --to script {script}")
     if script.name in ("python", "python3", "accelerate", "torchrun"):
-        raise UsageError(f"leave {script} out: the script itself follows the two dashes, -- train.py")
+        raise UsageError(f"leave {script} out: the script itself comes after the two dashes, -- train.py")
     if not script.exists():
         raise UsageError(
-            f"there is no script {script}; it is named after the two dashes: "
-            "python -m hf_bsopt.rehearsal --gpu T4 -- train.py --its arguments"
+            f"there is no script {script}; the script and its arguments come after the two dashes: "
+            "-- train.py --epochs 3"
         )
     if not script.is_file():
-        raise UsageError(f"{script} is no file; name the script, such as {script / 'train.py'}")
+        raise UsageError(f"{script} is not a file; name the script, such as {script / 'train.py'}")
     try:
         compile(script.read_bytes(), str(script), "exec", dont_inherit=True)
     except (SyntaxError, ValueError) as error:
@@ -74,7 +73,7 @@ def check_script(script: Path) -> None:
 
 
 def _wait(process: subprocess.Popen[bytes], timeout_seconds: float) -> int | None:
-    """The exit code; None where the process had to be ended."""
+    """Return the exit code, None if the process had to be killed."""
     try:
         return process.wait(timeout_seconds + GRACE_SECONDS if timeout_seconds > 0 else None)
     except subprocess.TimeoutExpired:
@@ -84,16 +83,16 @@ def _wait(process: subprocess.Popen[bytes], timeout_seconds: float) -> int | Non
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def _finished(outcome: Outcome, code: int | None) -> Outcome:
-    """The outcome, where the script's process could not say itself how it ended."""
+def _finished(outcome: ScriptOutcome, code: int | None) -> ScriptOutcome:
+    """Return the outcome, completed from the exit code if the process could not write how it ended."""
     if outcome.status != "running":
         return outcome
     if code is None:
-        return dataclasses.replace(outcome, status="timeout", message="it did not answer any more")
+        return dataclasses.replace(outcome, status="timeout", message="it stopped responding")
     if code == 0:
         return dataclasses.replace(outcome, status="ended")
     if code == -signal.SIGKILL:
-        why = "it was killed; the system does so when the host's memory runs out"
+        message = "it was killed, as the system does when the host runs out of memory"
     else:
-        why = f"it died of {signal.Signals(-code).name}" if code < 0 else f"it ended with exit code {code}"
-    return dataclasses.replace(outcome, status="failed", exit_code=code, message=why)
+        message = f"it was killed by {signal.Signals(-code).name}" if code < 0 else f"it ended with exit code {code}"
+    return dataclasses.replace(outcome, status="failed", exit_code=code, message=message)

@@ -1,4 +1,4 @@
-"""What a rehearsal asks of transformers' Trainer: to stop early, to evaluate a little, to take another batch size."""
+"""Change transformers' Trainer for a rehearsal: stop early, evaluate a few batches, train with another batch size."""
 
 from __future__ import annotations
 
@@ -9,24 +9,22 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from .._utils.import_hooks import after_import
-from .no_side_effects import Nowhere
+from .no_side_effects import NoSideEffects
 
 NOT_A_NUMBER = float("nan")
 KEPT_IN_LOGS = ("epoch", "step", "learning_rate")
+MAX_PADDED_BYTES = 2**30
 
 
-LARGEST_LENGTHENED = 2**30
-
-
-class Unknown(dict[str, float]):
-    """Metrics that nobody knows: whichever is asked for is no number."""
+class NanMetrics(dict[str, float]):
+    """Metrics without values: every name gives NaN."""
 
     def __missing__(self, name: str) -> float:
         return NOT_A_NUMBER
 
 
 class FirstBatches:
-    """The first batches of a dataloader, everything else of it unchanged."""
+    """The first batches of a dataloader; everything else about it is unchanged."""
 
     def __init__(self, dataloader: Any, count: int) -> None:
         self._dataloader = dataloader
@@ -43,7 +41,7 @@ class FirstBatches:
 
 
 class TrainerHooks:
-    """has_stopped: a Trainer did its steps and ended its training."""
+    """Hooks on Trainer. has_stopped: a Trainer did its steps and was stopped."""
 
     def __init__(self, steps: int, micro_batch: int, accumulation: int, on_train_begin: Callable[[], None]) -> None:
         self._steps = steps
@@ -51,15 +49,16 @@ class TrainerHooks:
         self._accumulation = accumulation
         self._on_train_begin = on_train_begin
         self._trainer: weakref.ref[Any] | None = None
-        self._seen: dict[str, int] | None = None
+        self._last_batch: dict[str, int] | None = None
         self.has_stopped = False
 
-    def install(self, nowhere: Nowhere) -> None:
-        after_import({"transformers.trainer": lambda module: self._change(module, nowhere)})
+    def install(self, no_side_effects: NoSideEffects) -> None:
+        """Change Trainer as soon as it is imported."""
+        after_import({"transformers.trainer": lambda module: self._change(module, no_side_effects)})
 
-    def _change(self, module: Any, nowhere: Nowhere) -> None:
+    def _change(self, module: Any, no_side_effects: NoSideEffects) -> None:
         trainer_class = module.Trainer
-        nowhere.replace(
+        no_side_effects.replace(
             trainer_class,
             "save_model",
             "_save_checkpoint",
@@ -97,20 +96,20 @@ class TrainerHooks:
             arguments.gradient_accumulation_steps = self._accumulation
             arguments.auto_find_batch_size = False
 
-    def seen(self) -> dict[str, int] | None:
-        """micro_batch (that really ran), accumulation, processes and examples of the Trainer that was last made; None
-        where the script made none.
+    def batch(self) -> dict[str, int] | None:
+        """Return the micro_batch (that really ran), accumulation, processes and examples of the Trainer created last;
+        None if the script created none.
         """
         trainer = None if self._trainer is None else self._trainer()
         if trainer is not None:
             arguments, data = trainer.args, trainer.train_dataset
-            self._seen = {
+            self._last_batch = {
                 "micro_batch": trainer._train_batch_size // max(1, arguments.n_gpu),
                 "accumulation": arguments.gradient_accumulation_steps,
                 "processes": arguments.world_size,
                 "examples": len(data) if hasattr(data, "__len__") else 0,
             }
-        return self._seen
+        return self._last_batch
 
     def _stopper(self) -> Any:
         from transformers import TrainerCallback
@@ -126,25 +125,25 @@ class TrainerHooks:
                 if state.global_step - self.first >= hooks._steps:
                     hooks.has_stopped = True
                     control.should_training_stop = True
-                    control.should_evaluate = args.eval_strategy == "steps"  # at the end of the epoch it does so itself
+                    control.should_evaluate = args.eval_strategy == "steps"  # Trainer itself evaluates by epoch
 
         return StopAfterSteps()
 
     def _change_evaluation(self, trainer_class: Any) -> None:
-        """A few batches are enough to see whether they fit; the metrics keep their names and lose their values."""
+        """Evaluate a few batches, enough to see if they fit; the metrics keep their names and lose their values."""
         original = trainer_class.evaluation_loop
         steps = self._steps
 
         def evaluation_loop(trainer: Any, dataloader: Any, *args: Any, **options: Any) -> Any:
             compute = trainer.compute_metrics
             if compute is not None:
-                trainer.compute_metrics = _without_values(compute)
+                trainer.compute_metrics = _nan_compute_metrics(compute)
             try:
                 output = original(trainer, FirstBatches(dataloader, steps), *args, **options)
                 return output._replace(
-                    metrics=Unknown(_without_value(output.metrics or {})),
-                    predictions=_lengthened(output.predictions, _examples(dataloader)),
-                    label_ids=_lengthened(output.label_ids, _examples(dataloader)),
+                    metrics=NanMetrics(_nan_metrics(output.metrics or {})),
+                    predictions=_padded(output.predictions, _examples(dataloader)),
+                    label_ids=_padded(output.label_ids, _examples(dataloader)),
                 )
             finally:
                 trainer.compute_metrics = compute
@@ -159,49 +158,49 @@ def _examples(dataloader: Any) -> int:
         return 0
 
 
-def _lengthened(values: Any, examples: int) -> Any:
-    """Arrays as long as the whole dataset, for scripts that lay them beside it: zero, as what was run is too."""
+def _padded(values: Any, examples: int) -> Any:
+    """Pad arrays with zeros to the length of the whole dataset, for scripts that compare them with it."""
     if isinstance(values, (tuple, list)):
-        return type(values)(_lengthened(value, examples) for value in values)
+        return type(values)(_padded(value, examples) for value in values)
     size = getattr(values, "nbytes", 0)
-    if not size or len(values) >= examples or size // len(values) * examples > LARGEST_LENGTHENED:
+    if not size or len(values) >= examples or size // len(values) * examples > MAX_PADDED_BYTES:
         return values
     import numpy as np
 
     return np.zeros((examples, *values.shape[1:]), dtype=values.dtype)
 
 
-def _without_value(metrics: Iterable[str]) -> dict[str, float]:
-    """No numbers; but zero for what Trainer shows as hours and minutes, or in powers of two."""
+def _nan_metrics(metrics: Iterable[str]) -> dict[str, float]:
+    """Return NaN for each metric, but zero for durations and FLOPs, which Trainer formats as integers."""
     return {name: 0.0 if name.endswith(("runtime", "total_flos")) else NOT_A_NUMBER for name in metrics}
 
 
-def _without_values(compute: Callable[..., Any]) -> Callable[..., dict[str, float]]:
-    def named(*args: Any, **options: Any) -> dict[str, float]:
+def _nan_compute_metrics(compute: Callable[..., Any]) -> Callable[..., dict[str, float]]:
+    def compute_names(*args: Any, **options: Any) -> dict[str, float]:
         try:
             metrics = compute(*args, **options)
-        except Exception:  # the predictions are all zero, which a metric may not bear
+        except Exception:  # some metrics fail on predictions that are all zero
             return {}
         return dict.fromkeys(metrics or {}, NOT_A_NUMBER)
 
-    return named
+    return compute_names
 
 
 def _change_results(module: Any) -> None:
-    """Losses, metrics and speeds keep their names and are no numbers, where a Trainer returns or logs them."""
+    """Replace losses, metrics and speeds that a Trainer returns or logs by NaN; their names are kept."""
     log, train, speed_metrics = module.Trainer.log, module.Trainer.train, module.speed_metrics
 
-    def log_nothing(trainer: Any, logs: dict[str, Any], *args: Any, **options: Any) -> None:
-        told = {
+    def log_nan(trainer: Any, logs: dict[str, Any], *args: Any, **options: Any) -> None:
+        hidden = {
             name: NOT_A_NUMBER if isinstance(value, float) and name not in KEPT_IN_LOGS else value
             for name, value in logs.items()
         }
-        log(trainer, told, *args, **options)
+        log(trainer, hidden, *args, **options)
 
-    def train_for_nothing(trainer: Any, *args: Any, **options: Any) -> Any:
+    def train_and_return_nan(trainer: Any, *args: Any, **options: Any) -> Any:
         output = train(trainer, *args, **options)
-        return output._replace(training_loss=NOT_A_NUMBER, metrics=_without_value(output.metrics))
+        return output._replace(training_loss=NOT_A_NUMBER, metrics=_nan_metrics(output.metrics))
 
-    module.Trainer.log = log_nothing
-    module.Trainer.train = train_for_nothing
-    module.speed_metrics = lambda *args, **options: _without_value(speed_metrics(*args, **options))
+    module.Trainer.log = log_nan
+    module.Trainer.train = train_and_return_nan
+    module.speed_metrics = lambda *args, **options: _nan_metrics(speed_metrics(*args, **options))

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import UsageError
+from ..options import MAX_ATTEMPTS
 from ..records import Trial
 from .choose import LARGEST_TRIED, Probe, largest_that
 from .correction import TOLERANCE, Expectation, corrected, is_as_expected
@@ -19,7 +20,7 @@ from .limits import Limits, Prediction
 from .policies import FREE, Policy
 from .recovery import after_nothing_fitted, between
 
-MAX_ATTEMPTS = 5
+
 TRUSTED_ATTEMPTS = 3
 """Most sizes that are run while each run agrees with the prediction."""
 MOST_GROWTH = 4

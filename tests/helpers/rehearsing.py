@@ -1,4 +1,4 @@
-"""How these tests run a script: as ``python -m hf_bsopt.rehearsal`` does, or alone in the device's environment."""
+"""Run scripts for the tests: with ``python -m hf_bsopt.rehearsal``, or directly in the virtual device's environment."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Files = dict[str, tuple[bytes, int]]
 
 @dataclass(frozen=True)
 class Rehearsed:
-    """out: of the script, and after it what was told of it. before, after: the files of its folder."""
+    """A finished rehearsal. out: the script's output, then the report. before, after: the files of its folder."""
 
     code: int
     out: str
@@ -39,24 +39,25 @@ class Rehearsed:
     after: Files
 
     @property
-    def told(self) -> str:
-        """What was told, its line breaks undone."""
+    def summary(self) -> str:
+        """The report, joined to one line."""
         return " ".join(self.out[self.out.rindex("Rehearsal of ") :].split())
 
     @property
-    def script(self) -> list[str]:
-        """The lines that the script itself printed."""
+    def script_lines(self) -> list[str]:
+        """The lines printed by the script itself."""
         return self.out[: self.out.rindex("\nRehearsal of ")].splitlines()
 
     @property
     def facts(self) -> Any:
-        (line,) = [line for line in self.script if line.startswith(FACTS)]
+        (line,) = [line for line in self.script_lines if line.startswith(FACTS)]
         return json.loads(line.removeprefix(FACTS))
 
 
 def rehearse(folder: Path, words: list[str]) -> Rehearsed:
-    """``words``: flags, two dashes, a script in scripts/ and its arguments. What an earlier run left is in ``folder``,
-    which is not in the folder for temporary files.
+    """Rehearse a script in ``folder``, which also has the files of an earlier run and is not a temporary folder.
+
+    words: flags, two dashes, a script in scripts/ and its arguments.
     """
     fill(folder / "project")
     before = tree(folder / "project")
@@ -74,7 +75,7 @@ def rehearse(folder: Path, words: list[str]) -> Rehearsed:
 
 
 def run_on_the_device(gpu: str, script: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """A script in the device's environment and nothing more."""
+    """Run a script in the virtual device's environment, without a rehearsal."""
     return subprocess.run(
         [sys.executable, SCRIPTS / script, *arguments],
         env={**virtual_gpu.environment(catalog.gpu(gpu)), **variables},
@@ -85,7 +86,7 @@ def run_on_the_device(gpu: str, script: str, *arguments: str, **variables: str) 
 
 
 def has_ended(process: int) -> bool:
-    """Waits for it, up to a minute."""
+    """Wait for the process up to a minute; return True if it ended."""
     try:
         descriptor = os.pidfd_open(process)
     except ProcessLookupError:
@@ -97,7 +98,7 @@ def has_ended(process: int) -> bool:
 
 
 def tree(folder: Path) -> Files:
-    """Every file: its bytes, and when it was last written."""
+    """Return the bytes and modification time of each file."""
     return {
         str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns)
         for path in folder.rglob("*")
@@ -106,7 +107,7 @@ def tree(folder: Path) -> Files:
 
 
 def fill(folder: Path) -> None:
-    """With the scripts, and with what an earlier, real run left."""
+    """Copy the scripts, and write files as an earlier, real run would have left them."""
     shutil.copytree(SCRIPTS, folder, ignore=shutil.ignore_patterns("__pycache__"))
     for step in (2, 5):
         checkpoint = folder / "out" / f"checkpoint-{step}"
@@ -118,4 +119,4 @@ def fill(folder: Path) -> None:
         (checkpoint / "trainer_state.json").write_text(json.dumps({**state, **best, "epoch": 0.1, "log_history": []}))
     for name in ("model.pt", "model.safetensors", "final/config.json", "out/train_results.json", "README.md"):
         (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text("of the real run")
+        (folder / name).write_text("written by the real run")

@@ -1,4 +1,4 @@
-"""What writes is replaced by what counts; tried on modules that stand in for the real ones."""
+"""Functions that save are replaced by functions that count, tested on fake modules."""
 
 from __future__ import annotations
 
@@ -15,20 +15,22 @@ from typing import Any
 import pytest
 
 from hf_bsopt._utils.import_hooks import Action
-from hf_bsopt.rehearsal import no_side_effects as room
-from hf_bsopt.rehearsal.no_side_effects import TRACKERS, Nothing, Nowhere
+from hf_bsopt.rehearsal import no_side_effects as no_side_effects_module
+from hf_bsopt.rehearsal.no_side_effects import TRACKERS, NoSideEffects, NullObject
+
+Installed = tuple[NoSideEffects, dict[str, Action]]
 
 
 @pytest.fixture
-def installed(monkeypatch: pytest.MonkeyPatch) -> tuple[Nowhere, dict[str, Action]]:
-    """What would be done to each module, none of it done."""
+def installed(monkeypatch: pytest.MonkeyPatch) -> Installed:
+    """A NoSideEffects, and the action for each module, none of them run yet."""
     actions: dict[str, Action] = {}
-    monkeypatch.setattr(room, "after_import", actions.update)
+    monkeypatch.setattr(no_side_effects_module, "after_import", actions.update)
     for name in TRACKERS:
         monkeypatch.setenv(name, "before")
-    nowhere = Nowhere()
-    nowhere.install()
-    return nowhere, actions
+    no_side_effects = NoSideEffects()
+    no_side_effects.install()
+    return no_side_effects, actions
 
 
 def module(name: str, **members: Any) -> Any:
@@ -41,13 +43,15 @@ def written(*_: Any, **__: Any) -> Any:
     raise AssertionError("this would have been written")
 
 
-def test_a_replaced_function_does_nothing_and_counts(installed: tuple[Nowhere, dict[str, Action]]) -> None:
-    nowhere, actions = installed
+def test_a_replaced_function_does_nothing_and_counts_its_calls(
+    installed: Installed,
+) -> None:
+    no_side_effects, actions = installed
     serialization = module("torch.serialization", save=written)
     actions["torch.serialization"](serialization)
     assert serialization.save({"weight": 1}, "model.pt") is None
     assert serialization.save({"weight": 1}, f="model.pt") is None
-    assert nowhere.asked == {"torch.save": 2}
+    assert no_side_effects.skipped == {"torch.save": 2}
 
 
 @pytest.mark.parametrize(
@@ -61,14 +65,12 @@ def test_a_replaced_function_does_nothing_and_counts(installed: tuple[Nowhere, d
         ("safetensors.numpy", ["save_file"]),
     ],
 )
-def test_every_function_that_saves_is_replaced(
-    installed: tuple[Nowhere, dict[str, Action]], name: str, functions: list[str]
-) -> None:
-    nowhere, actions = installed
+def test_each_function_that_saves_is_replaced(installed: Installed, name: str, functions: list[str]) -> None:
+    no_side_effects, actions = installed
     fake = module(name, **dict.fromkeys(functions, written), load_file=lambda: "read")
     actions[name](fake)
     assert [getattr(fake, function)() for function in functions] == [None] * len(functions)
-    assert sum(nowhere.asked.values()) == len(functions)
+    assert sum(no_side_effects.skipped.values()) == len(functions)
     assert fake.load_file() == "read"
 
 
@@ -85,64 +87,62 @@ def test_every_function_that_saves_is_replaced(
         ("lightning.pytorch.strategies.strategy", "Strategy", "save_checkpoint"),
     ],
 )
-def test_every_method_that_saves_is_replaced(
-    installed: tuple[Nowhere, dict[str, Action]], name: str, owner: str, method: str
-) -> None:
-    nowhere, actions = installed
+def test_each_method_that_saves_is_replaced(installed: Installed, name: str, owner: str, method: str) -> None:
+    no_side_effects, actions = installed
     fake = module(name, **{owner: type(owner, (), {method: written})})
     actions[name](fake)
     getattr(getattr(fake, owner)(), method)("folder")
-    assert nowhere.asked == {f"{owner}.{method}": 1}
+    assert no_side_effects.skipped == {f"{owner}.{method}": 1}
 
 
-def test_a_buffer_in_memory_is_written_for_whoever_reads_it_again(
-    installed: tuple[Nowhere, dict[str, Action]],
+def test_saving_to_a_buffer_in_memory_still_works(
+    installed: Installed,
 ) -> None:
-    nowhere, actions = installed
+    no_side_effects, actions = installed
     serialization = module("torch.serialization", save=lambda obj, f, protocol=2: f.write(obj))
     actions["torch.serialization"](serialization)
     buffer = io.BytesIO()
     serialization.save(b"weights", buffer, protocol=4)
     assert buffer.getvalue() == b"weights"
-    assert not nowhere.asked
+    assert not no_side_effects.skipped
 
 
 @pytest.fixture
 def folders(
-    installed: tuple[Nowhere, dict[str, Action]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> tuple[Nowhere, Any, Path, Path]:
-    """(what was asked, a shutil, a folder of the user's, the folder for temporary files)."""
-    nowhere, actions = installed
+    installed: Installed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[NoSideEffects, Any, Path, Path]:
+    """(what was skipped, a shutil, a folder of the user, a folder among temporary files)."""
+    no_side_effects, actions = installed
     for name in ("user", "temporary"):
         (tmp_path / name / "checkpoint-5").mkdir(parents=True)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     fake = module("shutil", rmtree=shutil.rmtree)
     actions["shutil"](fake)
-    return nowhere, fake, tmp_path / "user" / "checkpoint-5", tmp_path / "temporary" / "checkpoint-5"
+    return no_side_effects, fake, tmp_path / "user" / "checkpoint-5", tmp_path / "temporary" / "checkpoint-5"
 
 
-def test_a_folder_of_the_user_is_not_removed(folders: tuple[Nowhere, Any, Path, Path]) -> None:
-    nowhere, fake, of_the_user, _ = folders
-    for path in (of_the_user, str(of_the_user), os.fsencode(of_the_user)):
+def test_a_folder_of_the_user_is_not_removed(folders: tuple[NoSideEffects, Any, Path, Path]) -> None:
+    no_side_effects, fake, user_folder, _ = folders
+    for path in (user_folder, str(user_folder), os.fsencode(user_folder)):
         fake.rmtree(path, ignore_errors=True)
-    assert of_the_user.is_dir()
-    assert nowhere.asked == {"shutil.rmtree": 3}
+    assert user_folder.is_dir()
+    assert no_side_effects.skipped == {"shutil.rmtree": 3}
 
 
-def test_a_folder_that_the_script_made_for_a_while_is_removed(folders: tuple[Nowhere, Any, Path, Path]) -> None:
-    nowhere, fake, _, _ = folders
+def test_a_folder_made_by_mkdtemp_is_removed(folders: tuple[NoSideEffects, Any, Path, Path]) -> None:
+    no_side_effects, fake, _, _ = folders
     folder = tempfile.mkdtemp()
     fake.rmtree(folder)
     assert not Path(folder).exists()
-    assert not nowhere.asked
+    assert not no_side_effects.skipped
 
 
-def test_what_is_known_of_the_function_is_kept(folders: tuple[Nowhere, Any, Path, Path]) -> None:
+def test_attributes_of_rmtree_are_kept(folders: tuple[NoSideEffects, Any, Path, Path]) -> None:
     assert folders[1].rmtree.avoids_symlink_attacks == shutil.rmtree.avoids_symlink_attacks
 
 
 def test_an_output_folder_among_temporary_files_is_not_removed_either(
-    folders: tuple[Nowhere, Any, Path, Path],
+    folders: tuple[NoSideEffects, Any, Path, Path],
 ) -> None:
     """TrainingArguments("/tmp/out") is usual."""
     _, fake, _, earlier = folders
@@ -150,7 +150,9 @@ def test_an_output_folder_among_temporary_files_is_not_removed_either(
     assert earlier.is_dir()
 
 
-def test_a_release_without_one_of_them_is_left_alone(installed: tuple[Nowhere, dict[str, Action]]) -> None:
+def test_modules_of_releases_without_these_names_are_unchanged(
+    installed: Installed,
+) -> None:
     _, actions = installed
     for name in ("torch.jit", "transformers.modeling_utils", "datasets.dataset_dict"):
         older = module(name)
@@ -159,7 +161,7 @@ def test_a_release_without_one_of_them_is_left_alone(installed: tuple[Nowhere, d
         assert vars(older) == before
 
 
-def test_a_tokenizer_says_that_it_wrote_no_files(installed: tuple[Nowhere, dict[str, Action]]) -> None:
+def test_save_pretrained_of_a_tokenizer_returns_no_files(installed: Installed) -> None:
     _, actions = installed
     fake = module(
         "tokenizers", PreTrainedTokenizerBase=type("PreTrainedTokenizerBase", (), {"save_pretrained": written})
@@ -168,8 +170,10 @@ def test_a_tokenizer_says_that_it_wrote_no_files(installed: tuple[Nowhere, dict[
     assert list(fake.PreTrainedTokenizerBase().save_pretrained("folder")) == []
 
 
-def test_the_hub_is_only_read_from(installed: tuple[Nowhere, dict[str, Action]]) -> None:
-    nowhere, actions = installed
+def test_hub_functions_that_write_are_replaced_and_those_that_read_are_not(
+    installed: Installed,
+) -> None:
+    no_side_effects, actions = installed
     names = ("upload_folder", "create_repo", "delete_file", "move_repo", "update_repo_settings", "add_collection_item")
     api: Any = type("HfApi", (), {**dict.fromkeys(names, written), "model_info": lambda _: "read"})
     fake = module("hf_api", HfApi=api, upload_folder=written, create_repo=written)
@@ -179,14 +183,14 @@ def test_the_hub_is_only_read_from(installed: tuple[Nowhere, dict[str, Action]])
     fake.upload_folder(folder_path=".")
     assert str(fake.create_repo("me/model").repo_id) == ""
     assert api().model_info() == "read"
-    assert nowhere.asked["HfApi.upload_folder"] == 2
-    assert sum(nowhere.asked.values()) == len(names) + 2
+    assert no_side_effects.skipped["HfApi.upload_folder"] == 2
+    assert sum(no_side_effects.skipped.values()) == len(names) + 2
 
 
-def test_an_accelerator_saves_nothing_and_its_tracker_is_nothing(
-    installed: tuple[Nowhere, dict[str, Action]],
+def test_an_accelerator_saves_nothing_and_its_tracker_does_nothing(
+    installed: Installed,
 ) -> None:
-    nowhere, actions = installed
+    no_side_effects, actions = installed
     methods = ("save_state", "save_model", "save", "init_trackers", "log", "get_tracker")
     fake = module("accelerator", Accelerator=type("Accelerator", (), dict.fromkeys(methods, written)))
     actions["accelerate.accelerator"](fake)
@@ -194,17 +198,17 @@ def test_an_accelerator_saves_nothing_and_its_tracker_is_nothing(
     accelerator.save_state("folder")
     accelerator.log({"loss": 1.0}, step=1)
     accelerator.get_tracker("wandb").run.log({"loss": 1.0})
-    assert nowhere.asked == {"Accelerator.save_state": 1, "Accelerator.log": 1, "Accelerator.get_tracker": 1}
+    assert no_side_effects.skipped == {"Accelerator.save_state": 1, "Accelerator.log": 1, "Accelerator.get_tracker": 1}
 
 
-def test_every_tracker_is_told_to_do_nothing(installed: tuple[Nowhere, dict[str, Action]]) -> None:
+def test_all_trackers_are_disabled(installed: Installed) -> None:
     assert {name: os.environ[name] for name in TRACKERS} == TRACKERS
     assert os.environ["WANDB_MODE"] == "disabled"
 
 
 @pytest.mark.parametrize("name", ["tensorboard.summary.writer.event_file_writer", "tensorboardX.event_file_writer"])
-def test_event_files_go_into_a_temporary_folder(
-    installed: tuple[Nowhere, dict[str, Action]], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_event_files_are_written_to_a_temporary_folder(
+    installed: Installed, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, actions = installed
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -220,9 +224,7 @@ def test_event_files_go_into_a_temporary_folder(
     assert writer.size == 3
 
 
-def test_lightning_gets_its_own_logger_that_logs_nothing(
-    installed: tuple[Nowhere, dict[str, Action]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lightning_gets_its_dummy_logger(installed: Installed, monkeypatch: pytest.MonkeyPatch) -> None:
     _, actions = installed
     for package in ("lightning", "lightning.pytorch", "lightning.pytorch.loggers"):
         monkeypatch.setitem(sys.modules, package, module(package, __path__=[]))
@@ -242,16 +244,16 @@ def test_lightning_gets_its_own_logger_that_logs_nothing(
     assert (trainer.logger, trainer.max_epochs) == ("a logger that does nothing", 3)
 
 
-def test_nothing_is_nothing_however_deep_it_is_asked() -> None:
-    nothing = Nothing()
-    assert nothing.run.config.update({"lr": 1}, allow_val_change=True) is nothing
-    assert str(nothing.url) == ""
+def test_each_attribute_and_call_of_a_null_object_is_itself() -> None:
+    null = NullObject()
+    assert null.run.config.update({"lr": 1}, allow_val_change=True) is null
+    assert str(null.url) == ""
     with pytest.raises(AttributeError):
-        nothing.__len__()
-    assert isinstance(nothing, Nothing)
+        null.__len__()
+    assert isinstance(null, NullObject)
 
 
-def test_the_items_of_nothing_are_nothing() -> None:
-    run: Any = Nothing()
+def test_each_item_of_a_null_object_is_itself() -> None:
+    run: Any = NullObject()
     run["parameters"] = {"lr": 1}
     assert run["train/loss"].append(1.0) is run

@@ -1,4 +1,4 @@
-"""What is predicted for one of several processes, against DistributedDataParallel on a virtual card."""
+"""The prediction for one of several processes, compared with DistributedDataParallel on a virtual GPU."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ A100 = catalog.gpu("A100-40GB")
     ("model", "size", "precision", "within"),
     [("bert-mini", 16, "fp16", 0.001), ("bert-base-uncased", 8, "fp32", 0.006)],
 )
-def test_the_buckets_of_the_gradients_are_predicted(model: str, size: int, precision: str, within: float) -> None:
+def test_memory_of_gradient_buckets_is_predicted(model: str, size: int, precision: str, within: float) -> None:
     command = [sys.executable, str(SCRIPT), model, str(size), precision]
     environment = with_package(virtual_gpu.environment(A100))
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""What is asked of a Trainer, tried on stand-ins for it and its module."""
+"""Changes to Trainer, tested on a fake Trainer and module."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from hf_bsopt._utils.import_hooks import Action
 from hf_bsopt.rehearsal import trainer_hooks
-from hf_bsopt.rehearsal.no_side_effects import Nowhere
+from hf_bsopt.rehearsal.no_side_effects import NoSideEffects
 from hf_bsopt.rehearsal.trainer_hooks import FirstBatches, TrainerHooks
 
 
@@ -31,7 +31,7 @@ class Callbacks:
 
 
 class Arguments(SimpleNamespace):
-    """As TrainingArguments, as far as the batch goes."""
+    """Has the fields of TrainingArguments that set the batch."""
 
 
 def arguments(micro_batch: int = 8, accumulation: int = 2, eval_strategy: str = "no") -> Arguments:
@@ -53,11 +53,11 @@ Tracker.__module__ = "transformers.integrations.integration_utils"
 
 
 class Stopper:
-    """A callback of the user's."""
+    """A callback of the user."""
 
 
-def stand_in() -> Any:
-    """A module with a Trainer."""
+def fake_module() -> Any:
+    """Return a module with a fake Trainer."""
 
     class Trainer:
         def __init__(self, model: Any = None, args: Any = None, compute_metrics: Any = None) -> None:
@@ -99,16 +99,20 @@ def stand_in() -> Any:
     return module
 
 
-Changed = tuple[Any, TrainerHooks, Nowhere]
+Changed = tuple[Any, TrainerHooks, NoSideEffects]
 
 
 def changed(monkeypatch: pytest.MonkeyPatch, steps: int = 3, micro_batch: int = 0, accumulation: int = 0) -> Changed:
     actions: dict[str, Action] = {}
     monkeypatch.setattr(trainer_hooks, "after_import", actions.update)
-    hooks, nowhere, module = TrainerHooks(steps, micro_batch, accumulation, lambda: None), Nowhere(), stand_in()
-    hooks.install(nowhere)
+    hooks, no_side_effects, module = (
+        TrainerHooks(steps, micro_batch, accumulation, lambda: None),
+        NoSideEffects(),
+        fake_module(),
+    )
+    hooks.install(no_side_effects)
     actions["transformers.trainer"](module)
-    return module, hooks, nowhere
+    return module, hooks, no_side_effects
 
 
 def stopper_of(trainer: Any) -> Any:
@@ -116,7 +120,7 @@ def stopper_of(trainer: Any) -> Any:
 
 
 def steps_until_the_end(trainer: Any, first: int = 0) -> tuple[int, Any]:
-    """(steps that the callback lets be done, its last word)."""
+    """Return (steps until the callback stops the training, the control object)."""
     state, control = (
         SimpleNamespace(global_step=first),
         SimpleNamespace(should_training_stop=False, should_evaluate=False),
@@ -130,7 +134,7 @@ def steps_until_the_end(trainer: Any, first: int = 0) -> tuple[int, Any]:
     raise AssertionError
 
 
-def test_a_trainer_is_told_to_stop_after_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trainer_is_stopped_after_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     module, hooks, _ = changed(monkeypatch, steps=3)
     trainer = module.Trainer()
     assert not hooks.has_stopped
@@ -138,7 +142,7 @@ def test_a_trainer_is_told_to_stop_after_the_steps(monkeypatch: pytest.MonkeyPat
     assert hooks.has_stopped
 
 
-def test_a_resumed_trainer_does_as_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_trainer_does_the_same_number_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     module, _, _ = changed(monkeypatch, steps=2)
     assert steps_until_the_end(module.Trainer(), first=100)[0] == 2
 
@@ -147,12 +151,12 @@ def test_a_resumed_trainer_does_as_many_steps(monkeypatch: pytest.MonkeyPatch) -
 def test_a_trainer_that_evaluates_by_steps_does_so_before_it_stops(
     monkeypatch: pytest.MonkeyPatch, strategy: str, evaluates: bool
 ) -> None:
-    """At the end of an epoch, which a stop is, Trainer does it by itself."""
+    """Stopping ends the epoch, where Trainer itself evaluates by epoch."""
     module, _, _ = changed(monkeypatch)
     assert steps_until_the_end(module.Trainer(args=arguments(eval_strategy=strategy)))[1].should_evaluate is evaluates
 
 
-def test_a_training_that_begins_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_start_of_a_training_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     module, hooks, _ = changed(monkeypatch)
     begun: list[None] = []
     monkeypatch.setattr(hooks, "_on_train_begin", lambda: begun.append(None))
@@ -160,34 +164,34 @@ def test_a_training_that_begins_is_told(monkeypatch: pytest.MonkeyPatch) -> None
     assert begun == [None]
 
 
-def test_the_batch_is_seen_and_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_batch_is_read_and_not_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     module, hooks, _ = changed(monkeypatch)
-    assert hooks.seen() is None
+    assert hooks.batch() is None
     trainer = module.Trainer(args=arguments(8, 2))
-    assert hooks.seen() == {"micro_batch": 8, "accumulation": 2, "processes": 2, "examples": 1000}
+    assert hooks.batch() == {"micro_batch": 8, "accumulation": 2, "processes": 2, "examples": 1000}
     assert trainer.args.auto_find_batch_size is True
 
 
-def test_the_batch_that_really_ran_is_the_one_that_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """auto_find_batch_size makes it smaller while it trains."""
+def test_the_batch_that_really_ran_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """auto_find_batch_size reduces it during training."""
     module, hooks, _ = changed(monkeypatch)
     trainer = module.Trainer(args=arguments(8, 2))
     trainer._train_batch_size = 4
-    seen = hooks.seen()
-    assert seen is not None
-    assert seen["micro_batch"] == 4
+    batch = hooks.batch()
+    assert batch is not None
+    assert batch["micro_batch"] == 4
     del trainer
     gc.collect()
-    assert hooks.seen() == seen
+    assert hooks.batch() == batch
 
 
 def test_a_stream_has_no_number_of_examples(monkeypatch: pytest.MonkeyPatch) -> None:
     module, hooks, _ = changed(monkeypatch)
     trainer = module.Trainer()
     trainer.train_dataset = itertools.count()
-    seen = hooks.seen()
-    assert seen is not None
-    assert seen["examples"] == 0
+    batch = hooks.batch()
+    assert batch is not None
+    assert batch["examples"] == 0
 
 
 @pytest.mark.parametrize("positional", [True, False])
@@ -195,9 +199,9 @@ def test_another_batch_is_set_before_the_trainer_reads_it(monkeypatch: pytest.Mo
     module, hooks, _ = changed(monkeypatch, micro_batch=4, accumulation=4)
     trainer = module.Trainer("model", arguments(8, 2)) if positional else module.Trainer(args=arguments(8, 2))
     assert trainer._train_batch_size == 4
-    seen = hooks.seen()
-    assert seen is not None
-    assert (seen["micro_batch"], seen["accumulation"]) == (4, 4)
+    batch = hooks.batch()
+    assert batch is not None
+    assert (batch["micro_batch"], batch["accumulation"]) == (4, 4)
     assert trainer.args.auto_find_batch_size is False
 
 
@@ -211,7 +215,7 @@ def test_a_subclass_is_changed_with_its_trainer(monkeypatch: pytest.MonkeyPatch)
 
     trainer = Mine(3, model="model", args=arguments(8, 2))
     assert (trainer.extra, trainer._train_batch_size) == (3, 4)
-    assert hooks.seen() is not None
+    assert hooks.batch() is not None
 
 
 def test_trackers_are_removed_and_the_users_callbacks_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,16 +225,16 @@ def test_trackers_are_removed_and_the_users_callbacks_kept(monkeypatch: pytest.M
 
 
 def test_a_trainer_saves_and_loads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    module, _, nowhere = changed(monkeypatch)
+    module, _, no_side_effects = changed(monkeypatch)
     trainer = module.Trainer()
     trainer.save_model("folder")
     trainer._save_checkpoint("model", trial=None)
     trainer._load_best_model()
     assert trainer._determine_best_metric({"eval_loss": 1.0}, trial=None) is False
-    assert nowhere.asked == {"Trainer.save_model": 1, "Trainer._save_checkpoint": 1}
+    assert no_side_effects.skipped == {"Trainer.save_model": 1, "Trainer._save_checkpoint": 1}
 
 
-def test_logs_keep_their_names_and_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logs_keep_their_names_and_their_position_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
     module, _, _ = changed(monkeypatch)
     trainer = module.Trainer()
     logs = {"loss": 0.5, "grad_norm": 0.1, "learning_rate": 5e-5, "epoch": 0.25, "step": 3}
@@ -243,7 +247,7 @@ def test_logs_keep_their_names_and_where_they_are(monkeypatch: pytest.MonkeyPatc
     assert logs["loss"] == 0.5
 
 
-def test_what_training_returns_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_returns_nan(monkeypatch: pytest.MonkeyPatch) -> None:
     module, _, _ = changed(monkeypatch)
     output = module.Trainer().train(resume_from_checkpoint=True)
     assert math.isnan(output.training_loss)
@@ -252,7 +256,7 @@ def test_what_training_returns_is_no_number(monkeypatch: pytest.MonkeyPatch) -> 
     assert output.metrics["train_runtime"] == module.speed_metrics("eval", 0.0)["eval_runtime"] == 0.0
 
 
-def test_evaluation_takes_a_few_batches_and_names_its_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluation_runs_a_few_batches_and_keeps_the_names_of_its_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
     module, _, _ = changed(monkeypatch, steps=3)
     trainer = module.Trainer(compute_metrics=lambda _: {"accuracy": 0.9})
     output = trainer.evaluation_loop(list(range(100)), "Evaluation", metric_key_prefix="test")
@@ -263,7 +267,7 @@ def test_evaluation_takes_a_few_batches_and_names_its_metrics(monkeypatch: pytes
     assert trainer.compute_metrics("predictions") == {"accuracy": 0.9}
 
 
-def test_predictions_are_as_many_as_the_examples_and_zero_for_those_that_were_not_run(
+def test_predictions_are_padded_with_zeros_to_the_number_of_examples(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Loader(list[int]):
@@ -277,18 +281,18 @@ def test_predictions_are_as_many_as_the_examples_and_zero_for_those_that_were_no
     assert not output.predictions.any()
 
 
-def test_predictions_that_are_all_there_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_complete_predictions_are_not_padded(monkeypatch: pytest.MonkeyPatch) -> None:
     module, _, _ = changed(monkeypatch, steps=3)
     assert module.Trainer().evaluation_loop([1, 2], "Evaluation").predictions.shape == (2, 3)
 
 
-def test_metrics_that_cannot_bear_zeros_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_that_fail_on_zeros_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     module, _, _ = changed(monkeypatch)
     output = module.Trainer(compute_metrics=lambda _: {"accuracy": 1 / 0}).evaluation_loop([1], "Evaluation")
     assert list(output.metrics) == ["eval_loss"]
 
 
-def test_the_first_batches_are_the_first_and_nothing_else_changes() -> None:
+def test_first_batches_limits_the_batches_and_nothing_else() -> None:
     class Loader:
         batch_size = 8
 
@@ -303,7 +307,7 @@ def test_the_first_batches_are_the_first_and_nothing_else_changes() -> None:
     assert FirstBatches(Loader(), 3).batch_size == 8
 
 
-def test_the_first_batches_of_a_stream_are_taken_without_asking_for_its_length() -> None:
+def test_first_batches_of_a_stream_needs_no_length() -> None:
     stream = itertools.count()
     assert list(FirstBatches(stream, 3)) == [0, 1, 2]
     assert next(stream) == 3

@@ -1,4 +1,4 @@
-"""The line of the user's own code that an error or a timeout is told with."""
+"""The line of the user's own code that is reported with an error or a timeout."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import hf_bsopt
-from hf_bsopt.rehearsal.outcome import Place
+from hf_bsopt.rehearsal.outcome import CodeLocation
 from hf_bsopt.rehearsal.user_code import UserCode
 
 TRAIN = """\
@@ -54,64 +54,64 @@ def load(path: Path) -> Any:
     return module
 
 
-def place_of(script: ModuleType, call: Callable[[], Any]) -> Place | None:
-    """Where an error of this call comes from, for somebody who runs ``script``."""
+def location_of(script: ModuleType, call: Callable[[], Any]) -> CodeLocation | None:
+    """Return the location of this call's error for a user who runs ``script``."""
     try:
         call()
     except Exception as error:
-        return UserCode(Path(script.__file__ or "")).place_of(error.__traceback__)
-    raise AssertionError("the call was to fail")
+        return UserCode(Path(script.__file__ or "")).location_of(error.__traceback__)
+    raise AssertionError("the call did not fail")
 
 
-def test_an_error_is_placed_at_the_deepest_line_of_the_user(script: Any) -> None:
-    place = place_of(script, lambda: script.parse("{"))
-    assert place is not None
-    assert place.line == "train.py, line 5, in parse: return json.loads(text)"
+def test_the_location_of_an_error_is_the_deepest_line_of_the_user(script: Any) -> None:
+    location = location_of(script, lambda: script.parse("{"))
+    assert location is not None
+    assert location.line == "train.py, line 5, in parse: return json.loads(text)"
 
 
-def test_what_lies_under_it_is_named_without_its_line(script: Any) -> None:
-    place = place_of(script, lambda: script.parse("{"))
-    assert place is not None
-    assert place.below.startswith("decoder.py, line ")
-    assert place.below.endswith(", in raw_decode")
+def test_the_deepest_call_is_named_without_its_code(script: Any) -> None:
+    location = location_of(script, lambda: script.parse("{"))
+    assert location is not None
+    assert location.below.startswith("decoder.py, line ")
+    assert location.below.endswith(", in raw_decode")
 
 
 def test_other_files_in_the_folder_of_the_script_are_the_users_own(script: Any) -> None:
     def fail(_: str) -> None:
         raise ValueError
 
-    place = place_of(script, lambda: load(Path(script.__file__).with_name("helper.py")).deeper(fail, ""))
-    assert place is not None
-    assert place.line == "helper.py, line 2, in deeper: return function(text)"
+    location = location_of(script, lambda: load(Path(script.__file__).with_name("helper.py")).deeper(fail, ""))
+    assert location is not None
+    assert location.line == "helper.py, line 2, in deeper: return function(text)"
 
 
-def test_the_deepest_of_several_files_counts(script: Any) -> None:
-    place = place_of(script, lambda: script.through_helper("{"))
-    assert place is not None
-    assert place.line.startswith("train.py, line 5, in parse")
+def test_the_deepest_of_several_files_is_reported(script: Any) -> None:
+    location = location_of(script, lambda: script.through_helper("{"))
+    assert location is not None
+    assert location.line.startswith("train.py, line 5, in parse")
 
 
-def test_an_error_of_the_users_own_line_has_nothing_under_it(script: Any) -> None:
-    place = place_of(script, lambda: script.through(None))
-    assert place == Place("train.py, line 8, in through: return function()", "")
+def test_an_error_in_the_users_own_line_has_no_deeper_call(script: Any) -> None:
+    location = location_of(script, lambda: script.through(None))
+    assert location == CodeLocation("train.py, line 8, in through: return function()", "")
 
 
 def test_frames_of_this_package_are_not_named(script: Any) -> None:
-    place = place_of(script, lambda: script.through(lambda: hf_bsopt.find_batch_size("")))
-    assert place is not None
-    assert place.line.startswith("train.py, line 8")
-    assert "api.py" not in place.below
+    location = location_of(script, lambda: script.through(lambda: hf_bsopt.find_batch_size("")))
+    assert location is not None
+    assert location.line.startswith("train.py, line 8")
+    assert "api.py" not in location.below
 
 
 def test_an_installed_package_is_not_the_users_own(script: Any) -> None:
-    place = place_of(script, lambda: script.through(lambda: subprocess.run(["/"], check=False)))
-    assert place is not None
-    assert place.line.startswith("train.py, line 8")
-    assert place.below.startswith("subprocess.py, line ")
+    location = location_of(script, lambda: script.through(lambda: subprocess.run(["/"], check=False)))
+    assert location is not None
+    assert location.line.startswith("train.py, line 8")
+    assert location.below.startswith("subprocess.py, line ")
 
 
 def test_an_installed_package_below_the_folder_of_the_script_is_not_the_users_own(tmp_path: Path) -> None:
-    """A virtual environment often lies in the project's own folder."""
+    """A virtual environment is often in the project's folder."""
     code = UserCode(tmp_path / "train.py")
     code._installed = (str(tmp_path / ".venv" / "lib"),)
     package = tmp_path / ".venv" / "lib" / "package.py"
@@ -120,40 +120,40 @@ def test_an_installed_package_below_the_folder_of_the_script_is_not_the_users_ow
     try:
         load(package).fail()
     except ValueError as error:
-        assert code.place_of(error.__traceback__) is None
+        assert code.location_of(error.__traceback__) is None
 
 
-def test_an_error_that_never_was_in_the_users_code_has_no_place(script: Any) -> None:
-    assert place_of(script, lambda: json.loads("{")) is None
-    assert UserCode(Path(script.__file__)).place_of(None) is None
+def test_an_error_outside_the_users_code_has_no_location(script: Any) -> None:
+    assert location_of(script, lambda: json.loads("{")) is None
+    assert UserCode(Path(script.__file__)).location_of(None) is None
 
 
 def test_code_without_a_file_is_not_the_users_own(script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir("/")
     made: dict[str, Any] = {}
     exec(compile("def fail():\n    raise ValueError", "<string>", "exec"), made)
-    place = place_of(script, lambda: script.through(made["fail"]))
-    assert place is not None
-    assert place.line.startswith("train.py, line 8")
+    location = location_of(script, lambda: script.through(made["fail"]))
+    assert location is not None
+    assert location.line.startswith("train.py, line 8")
 
 
-def test_code_without_a_file_is_not_the_users_own_in_the_folder_of_the_script_either(
+def test_code_without_a_file_is_not_the_users_own_in_the_scripts_folder(
     script: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The __init__ of a dataclass, such as TrainingArguments, is from "<string>"."""
+    """The __init__ of a dataclass, such as TrainingArguments, comes from "<string>"."""
     monkeypatch.chdir(Path(script.__file__).parent)
     made: dict[str, Any] = {}
     exec(compile("def fail():\n    raise ValueError", "<string>", "exec"), made)
-    place = place_of(script, lambda: script.through(made["fail"]))
-    assert place is not None
-    assert place.line.startswith("train.py, line 8")
+    location = location_of(script, lambda: script.through(made["fail"]))
+    assert location is not None
+    assert location.line.startswith("train.py, line 8")
 
 
-def test_where_the_main_thread_is_can_be_asked_from_another(script: Any) -> None:
-    found: list[Place | None] = []
+def test_the_location_of_the_main_thread_can_be_read_from_another_thread(script: Any) -> None:
+    found: list[CodeLocation | None] = []
 
     def ask() -> None:
-        thread = threading.Thread(target=lambda: found.append(UserCode(Path(script.__file__)).place_now()))
+        thread = threading.Thread(target=lambda: found.append(UserCode(Path(script.__file__)).current_location()))
         thread.start()
         thread.join()
 

@@ -1,4 +1,4 @@
-"""A loop of accelerate's, which looks for its batch size by itself, and saves its state."""
+"""A training loop with accelerate that uses find_executable_batch_size and saves its state."""
 
 from __future__ import annotations
 

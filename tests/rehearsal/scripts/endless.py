@@ -1,4 +1,4 @@
-"""Generates until the end of the text, which never comes where every value is zero."""
+"""Generate until the end token, which never comes when every value is zero."""
 
 from __future__ import annotations
 

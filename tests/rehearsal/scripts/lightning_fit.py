@@ -1,4 +1,4 @@
-"""A run of Lightning's, with its own checkpoints and logger."""
+"""Train with Lightning, with its default checkpoints and logger."""
 
 from __future__ import annotations
 

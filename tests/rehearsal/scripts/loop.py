@@ -1,4 +1,4 @@
-"""A plain PyTorch loop, which saves after every step and has a child process that takes steps of its own."""
+"""A plain PyTorch loop that saves after each step and forks a child process that does steps of its own."""
 
 from __future__ import annotations
 

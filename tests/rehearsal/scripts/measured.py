@@ -1,4 +1,4 @@
-"""Searches on the card that this process sees; prints what came of it, and what the search did to this process."""
+"""Search on the visible GPU; print the answer, and the memory that the search left in use."""
 
 from __future__ import annotations
 

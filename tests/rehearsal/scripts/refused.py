@@ -1,4 +1,4 @@
-"""Asks for what the virtual device can't do, and says what it was answered."""
+"""Call torch.compile and Triton, which the virtual device cannot run, and print the errors."""
 
 from __future__ import annotations
 

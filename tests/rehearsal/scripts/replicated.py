@@ -1,8 +1,8 @@
-"""A training step under DistributedDataParallel on the card that this process sees; prints its peaks.
+"""Run training steps under DistributedDataParallel on the visible GPU; print the memory peaks.
 
     python replicated.py bert-mini 16 fp16
 
-The other rank is a fake: a card without arithmetic can't reduce, and what is reduced needs no memory of its own.
+The other rank is fake: the virtual GPU has no arithmetic to reduce with, and reducing in place needs no memory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hf_bsopt.workloads.training_step import TrainingStep, autocast_forward
 from hf_bsopt.workloads.workload import describe
 
 
-def reduced(bucket: Any) -> torch.futures.Future[torch.Tensor]:
+def fake_all_reduce(bucket: Any) -> torch.futures.Future[torch.Tensor]:
     done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
     done.set_result(bucket.buffer())
     return done
@@ -34,7 +34,7 @@ def main() -> None:
     with torch.device("cuda"):
         model = workload.build()
     parallel = ddp.DistributedDataParallel(model, device_ids=[0], find_unused_parameters=True)
-    parallel.register_comm_hook(None, lambda state, bucket: reduced(bucket))
+    parallel.register_comm_hook(None, lambda state, bucket: fake_all_reduce(bucket))
     step = TrainingStep(model, workload.settings, "cuda")
     forward = autocast_forward(model, workload.precision, "cuda")
     if forward is not model:

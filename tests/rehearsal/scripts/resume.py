@@ -1,4 +1,4 @@
-"""A training script that goes on from its last checkpoint and keeps only the best, as the real run would."""
+"""A training script that resumes from its last checkpoint and keeps only the best one."""
 
 from __future__ import annotations
 

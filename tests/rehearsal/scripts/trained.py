@@ -1,6 +1,6 @@
-"""A Trainer whose arguments ask for more than the card takes; facts in JSON.
+"""Train with a batch that does not fit on the GPU; print facts in JSON.
 
-python trained.py callback    # with BatchSizeCallback; or: auto_find, plain, full (the card is taken)
+python trained.py callback    # with BatchSizeCallback; or: auto_find, plain, full (the GPU's memory is in use)
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from transformers import BertConfig, BertForSequenceClassification, Trainer, Tra
 
 from hf_bsopt import BatchSizeCallback, BatchSizeError
 
-ASKED, STEPS, LENGTH = 768, 2, 128
+REQUESTED, STEPS, LENGTH = 768, 2, 128
 
 
 class Texts(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
-        return 4 * ASKED
+        return 4 * REQUESTED
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {"input_ids": [1] * LENGTH, "attention_mask": [1] * LENGTH, "labels": index % 2}
 
 
 def main() -> None:
-    way = sys.argv[1]
-    taken = torch.empty(2600 * 2**20 if way == "full" else 1, dtype=torch.uint8, device="cuda")
+    mode = sys.argv[1]
+    occupied = torch.empty(2600 * 2**20 if mode == "full" else 1, dtype=torch.uint8, device="cuda")
     config = BertConfig(hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=1024)
     model = BertForSequenceClassification(config)
     shapes: list[list[int]] = []
     model.register_forward_pre_hook(lambda m, a, kw: shapes.append(list(kw["input_ids"].shape)), with_kwargs=True)
     arguments = TrainingArguments(
         tempfile.mkdtemp(),
-        per_device_train_batch_size=ASKED,
+        per_device_train_batch_size=REQUESTED,
         max_steps=STEPS,
         fp16=True,
-        auto_find_batch_size=way == "auto_find",
+        auto_find_batch_size=mode == "auto_find",
         report_to=[],
         save_strategy="no",
         logging_steps=1,
@@ -47,23 +47,23 @@ def main() -> None:
     )
     callback = BatchSizeCallback()
     trainer = Trainer(
-        model=model, args=arguments, train_dataset=Texts(), callbacks=[callback] if way in ("callback", "full") else []
+        model=model, args=arguments, train_dataset=Texts(), callbacks=[callback] if mode in ("callback", "full") else []
     )
     random_numbers: list[bool] = []
     size = callback.size
 
-    def watched(*args: Any) -> None:
+    def checked_size(*args: Any) -> None:
         before = torch.cuda.get_rng_state()
         size(*args)
         random_numbers.append(torch.equal(before, torch.cuda.get_rng_state()))
 
-    callback.size = watched  # type: ignore[method-assign]
+    callback.size = checked_size  # type: ignore[method-assign]
     error = ""
     try:
         trainer.train()
     except (torch.OutOfMemoryError, BatchSizeError) as raised:
         error = f"{type(raised).__name__}: {raised}"
-    del taken
+    del occupied
     report = callback.report
     print(
         json.dumps(

@@ -1,4 +1,4 @@
-"""A training script with everything that leaves something behind: checkpoints, models, metrics, cards, the hub."""
+"""A training script that saves everything: checkpoints, models, metrics, a model card, uploads to the hub."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ if not options.no_files:
     trainer.save_state()
     try:
         trainer.log_metrics("train", trained.metrics)
-        facts["log_metrics"] = "told"
+        facts["log_metrics"] = "logged"
     except Exception as error:
         facts["log_metrics"] = repr(error)
     trainer.save_metrics("train", trained.metrics)

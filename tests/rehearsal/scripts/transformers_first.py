@@ -1,4 +1,4 @@
-"""A script that imports transformers before torch, as import sorters leave it, and whose memory hangs on values."""
+"""A script that imports transformers before torch, and whose memory depends on values."""
 
 from __future__ import annotations
 

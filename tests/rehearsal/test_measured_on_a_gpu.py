@@ -1,4 +1,4 @@
-"""The measured road on a shared virtual card, whose driver refuses late forks as the real one does."""
+"""Measured searches on a shared virtual GPU, whose driver refuses late forks as the real one does."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ pytestmark = [
 
 SCRIPT = Path(__file__).parent / "scripts" / "measured.py"
 GIB = 2**30
-CARD = GpuSpec("Tesla T4", 3 * GIB, 75, 40, 300 * 2**20)
+GPU = GpuSpec("Tesla T4", 3 * GIB, 75, 40, 300 * 2**20)
 
 
 def search(folder: Path, device: str, **options: Any) -> dict[str, Any]:
-    environment = with_package(virtual_gpu.environment(CARD, shared=folder / "card"))
+    environment = with_package(virtual_gpu.environment(GPU, shared=folder / "gpu"))
     command = [sys.executable, str(SCRIPT), device, json.dumps(options)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -33,20 +33,20 @@ def search(folder: Path, device: str, **options: Any) -> dict[str, Any]:
     return answer
 
 
-def test_a_prediction_makes_no_context_and_takes_no_memory_of_the_card(tmp_path: Path) -> None:
+def test_a_prediction_creates_no_context_and_uses_no_gpu_memory(tmp_path: Path) -> None:
     answer = search(tmp_path, "predict")
     assert answer["source"] == "predicted"
     assert answer["ran"] == []
     assert answer["gpu"] == "T4"
-    assert answer["left_bytes"] == 0  # seen while that process still lives
+    assert answer["left_bytes"] == 0  # read while that process is still alive
 
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return search(tmp_path_factory.mktemp("card"), "auto")
+    return search(tmp_path_factory.mktemp("gpu"), "auto")
 
 
-def test_auto_measures_on_the_card_that_is_here_within_three_probes_and_without_an_error(
+def test_auto_measures_on_the_local_gpu_with_at_most_three_probes_and_no_error(
     measured: dict[str, Any],
 ) -> None:
     assert measured["source"] == "measured"
@@ -57,18 +57,18 @@ def test_auto_measures_on_the_card_that_is_here_within_three_probes_and_without_
     assert any("Tesla T4 (sm_75): torch" in note and "no other process uses it" in note for note in measured["notes"])
 
 
-def test_nothing_is_left_on_the_card_and_the_caller_has_no_context_there(measured: dict[str, Any]) -> None:
+def test_no_gpu_memory_is_left_in_use_and_the_caller_has_no_context(measured: dict[str, Any]) -> None:
     assert measured["left_bytes"] == 0
 
 
-def test_memory_makes_the_card_stand_in_for_a_smaller_one(tmp_path: Path, measured: dict[str, Any]) -> None:
+def test_the_memory_option_limits_the_search_to_a_smaller_gpu(tmp_path: Path, measured: dict[str, Any]) -> None:
     smaller = search(tmp_path, "cuda", memory="2GiB")
     assert smaller["total_bytes"] == 2 * GIB
     assert 0 < smaller["batch_size"] < measured["batch_size"]
     assert all(outcome == "fits" for _, outcome in smaller["ran"])
 
 
-def test_all_of_the_card_is_filled_to_97_percent_of_what_a_rehearsal_finds(tmp_path: Path) -> None:
+def test_the_largest_measured_size_is_within_3_percent_of_the_rehearsed_one(tmp_path: Path) -> None:
     whole = {"target": [0, 1], "multiple_of": 1}
     found = search(tmp_path, "cuda", **whole)
     rehearsed = search(tmp_path, "rehearse", gpu="3GiB", **whole)
