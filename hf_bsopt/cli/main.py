@@ -37,7 +37,7 @@ INTERRUPTED = 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
     launch = Launch.here()
-    with launch.voice():
+    with launch.output_on_rank_zero_only():
         return _main(argv, launch)
 
 
@@ -52,7 +52,8 @@ def _main(argv: Sequence[str] | None, launch: Launch) -> int:
             return FOUND
         arguments = parse(argv)
         _quiet(arguments.verbose)
-        with launch.together(), progress.silent(arguments.quiet or not launch.tells), _logged(arguments.verbose):
+        is_silent = arguments.quiet or not launch.is_main_process
+        with launch.process_group(), progress.silent(is_silent), _logged(arguments.verbose):
             return _run(arguments, launch)
     except NothingFitsError as error:
         _tell_that_nothing_fits(error, arguments)
@@ -106,7 +107,7 @@ def _run(arguments: Arguments, launch: Launch) -> int:
             report = advised(report)
         reports.append(report)
         _tell(report, is_quiet=arguments.quiet, is_first=len(reports) == 1, is_one_of_many=len(lengths) > 1)
-    if launch.tells and reports:
+    if launch.is_main_process and reports:
         _write(reports, misfits, measured, arguments)
     asked = [report.checked for report in reports]
     asked += [report.evaluation.checked for report in reports if report.evaluation is not None]

@@ -19,7 +19,8 @@ from typing import Any
 
 LONG_SECONDS = 120
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["torch.distributed", "accelerate.utils"])
+PRELOADED = ["torch.distributed", "accelerate.utils", "transformers.trainer", "hf_bsopt.api", "datasets"]
+_PROCESSES.set_forkserver_preload(PRELOADED)  # imported once, and not by each process
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,9 @@ from ...report.report import Report
 from ...search.batch_plan import LearningRateScaling
 from ...search.choose import MULTIPLE_OF, TARGET
 from ...search.verify import MAX_ATTEMPTS
-from ..preserve_state import same_random_numbers
-from .checkpoint_state import Remembered, remembered_in
-from .memory_logging import GaugeLog
+from ..preserve_state import preserve_random_state
+from .checkpoint_state import CheckpointState, read_checkpoint_state
+from .memory_logging import MemoryLogger
 from .recovery import Recovery
 from .sizing import Sizing, apply, check, effective_batch, report_of, set_size, told
 from .workload import trainer_workload
@@ -89,7 +89,7 @@ class BatchSizeCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         self._arguments = {**asked, "recover": recover, "log": log}
         self.recovery = Recovery() if recover else None
         is_here = gpu is None and device not in ("predict", "rehearse")
-        self._log = GaugeLog(target, memory if is_here else None) if log else None
+        self._log = MemoryLogger(target, memory if is_here else None) if log else None
         self._trainers: list[weakref.ref[Trainer]] = []  # mostly one
 
     # ---- events, in their order
@@ -163,24 +163,24 @@ class BatchSizeCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             self._trainers.append(weakref.ref(trainer))
         before = None if checkpoint is None else self._remembered_in(Path(checkpoint), trainer)
         if before is not None:
-            with same_random_numbers():
+            with preserve_random_state():
                 workload = trainer_workload(trainer, self.sizing.max_length)
                 set_size(trainer, before.micro_batch, before.accumulation, workload)
-            self.remembered = Remembered.of(trainer, self._arguments).to_dict()
+            self.remembered = CheckpointState.of(trainer, self._arguments).to_dict()
             logger.info("batch size %d of the checkpoint: it was found on the same device", before.micro_batch)
             return
         self.report = report_of(trainer, self.sizing)
         apply(self.report, trainer, self.sizing)
-        self.remembered = Remembered.of(trainer, self._arguments).to_dict()
+        self.remembered = CheckpointState.of(trainer, self._arguments).to_dict()
         if trainer.is_world_process_zero():
             print(f"BatchSizeCallback: {told(self.report)}", file=sys.stderr)
 
-    def _remembered_in(self, checkpoint: Path, trainer: Trainer) -> Remembered | None:
+    def _remembered_in(self, checkpoint: Path, trainer: Trainer) -> CheckpointState | None:
         """What every rank can take from there; None where one has to search, and so all do."""
-        before, why = remembered_in(checkpoint), NOTHING_KEPT
+        before, why = read_checkpoint_state(checkpoint), NOTHING_KEPT
         if before is not None:
             asked = None if self.sizing.fill else self.sizing.effective_batch_size or effective_batch(trainer)
-            why = before.difference(Remembered.of(trainer, self._arguments), asked)
+            why = before.difference(CheckpointState.of(trainer, self._arguments), asked)
         told_by_all = exchange(why, timeout_seconds=self.sizing.probe_timeout)
         reason = next((word for word in told_by_all if word), "")
         if reason not in ("", NOTHING_KEPT):

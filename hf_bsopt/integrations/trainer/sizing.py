@@ -24,7 +24,7 @@ from ...search.choose import MULTIPLE_OF, TARGET
 from ...search.device_choice import DeviceChoice, choose_device
 from ...search.verify import MAX_ATTEMPTS
 from ...search.wishes import Wishes
-from ..preserve_state import off_the_card, same_random_numbers
+from ..preserve_state import model_on_host, preserve_random_state
 from .loss_scale import divide, is_divided, is_mean_of_micro_batch
 from .workload import TrainerWorkload, trainer_workload
 
@@ -117,7 +117,7 @@ def report_of(trainer: Trainer, sizing: Sizing = Sizing()) -> Report:
             with started(choice, sizing.probe_timeout, sizing.expandable_segments) as client:
                 return answered(workload, choice, wishes, client)
 
-    with same_random_numbers(), off_the_card(trainer.model, device):
+    with preserve_random_state(), model_on_host(trainer.model, device):
         return agreed(searched, sizing.batch_size, sizing.probe_timeout)
 
 

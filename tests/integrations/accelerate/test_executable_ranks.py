@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from accelerate import DistributedType
-from ranks import run
+from ranks import Answer, run
 from torch import distributed, nn
 
 from hf_bsopt.data import catalog
@@ -23,7 +24,7 @@ from hf_bsopt.search.wishes import Wishes
 from hf_bsopt.workloads.workload import Trainable
 
 MOMENT = 30.0
-SOON = 2.0
+SOON = 1.0
 LAYERS = 6
 
 
@@ -151,50 +152,55 @@ def with_a_short_timeout(exchange: Any) -> Any:
 # ---- what comes of it
 
 
-def test_all_begin_with_the_smallest_start() -> None:
+def test_all_ranks_start_with_the_smallest_starting_size() -> None:
     first, second = run(start_with, 64, 48)
     assert (first.value, second.value) == (48, 48)
 
 
-def test_all_go_on_with_the_smallest_size_that_any_would_try() -> None:
+def test_all_ranks_continue_with_the_smallest_proposed_size() -> None:
     first, second = run(train_where_both_run_out, 32, 24)
     assert first.value == second.value == [24, [64, 24]]
 
 
-def test_a_rank_that_waits_in_a_collective_is_named_and_the_size_to_start_with_is_told() -> None:
-    first, second = run(train_where_one_waits, 32, 64)
+@pytest.fixture(scope="module")
+def one_waits(once: Callable[..., Any]) -> list[Answer]:
+    """Rank 0 runs out of memory while rank 1 waits for it in a collective."""
+    answers: list[Answer] = once("one_waits", lambda: run(train_where_one_waits, 32, 64))
+    return answers
+
+
+def test_rank_waiting_in_a_collective_is_named_with_the_size_to_restart_with(one_waits: list[Answer]) -> None:
+    first, second = one_waits
     assert first.error == "AgreementError"
-    assert first.words.startswith(
-        "64 sequences ran out of memory; start again with 32, since all ranks have to: rank 1"
-    )
+    assert first.words.startswith("64 sequences ran out of memory; start again with 32, on all ranks: rank 1")
     assert max(first.seconds, second.seconds) < SOON + MOMENT
 
 
-def test_a_rank_that_a_collective_failed_in_hears_whose_end_it_was() -> None:
-    _, second = run(train_where_one_waits, 32, 64)
+def test_error_in_a_collective_is_attributed_to_the_rank_that_ended(one_waits: list[Answer]) -> None:
+    _, second = one_waits
     assert (second.error, second.cause) == ("AgreementError", "RuntimeError")
-    assert second.words.startswith("rank 1 of 2 did not come to an agreement")
+    assert second.words.startswith("rank 1 of 2 did not respond")
 
 
-def test_a_rank_that_came_through_is_not_trained_again() -> None:
+def test_rank_that_finished_is_not_trained_again() -> None:
     first, second = run(train_where_one_is_through, 32, 64)
     assert second.value == 64
     assert first.error == "AgreementError"
-    assert first.words.endswith("start again with 32: rank 1 came through, and all ranks take the same size")
+    assert first.words.endswith("start again with 32: rank 1 finished, and all ranks must use the same size")
 
 
-def test_ranks_that_failed_in_different_places_do_not_go_on() -> None:
+def test_ranks_that_failed_after_different_collectives_stop() -> None:
     for answer in run(train_out_of_step, 1, 2):
         assert answer.error == "AgreementError"
         assert answer.words.startswith("64 sequences ran out of memory; start again with 32: the ranks did not stop")
 
 
-def test_ranks_that_failed_after_the_same_collectives_go_on() -> None:
+def test_ranks_that_failed_after_the_same_collectives_continue() -> None:
     for answer in run(train_out_of_step, 1, 1):
         assert answer.error == "ReachedZeroError"
 
 
-def test_another_error_passes_on_its_rank_and_is_told_on_the_others() -> None:
+def test_other_error_is_raised_on_its_rank_and_reported_on_the_others() -> None:
     first, second = run(train_with_an_error, "", "no such layer")
     assert (second.error, second.words) == ("ValueError", "no such layer")
     assert first.error == "AgreementError"
@@ -203,7 +209,7 @@ def test_another_error_passes_on_its_rank_and_is_told_on_the_others() -> None:
 
 
 @pytest.mark.skipif(why_no_limit() is not None, reason=str(why_no_limit()))
-def test_a_parallel_training_in_different_limits_ends_with_one_size() -> None:
+def test_ranks_with_different_memory_limits_end_with_one_size() -> None:
     first, second = run(train_in_parallel_in, 200, 120)
     assert first.value is not None, first.words
     assert second.value is not None, second.words
@@ -211,9 +217,9 @@ def test_a_parallel_training_in_different_limits_ends_with_one_size() -> None:
     assert first.value[1] == second.value[1]
 
 
-def test_a_forward_pass_that_failed_on_one_rank_ends_the_others_before_their_collectives() -> None:
+def test_failed_forward_on_one_rank_stops_the_others_before_their_collectives() -> None:
     first, second = run(train_a_model_that_takes, 100, 20)
-    assert first.value == [16, [f"another rank ran out of memory; {size} is tried next" for size in (32, 16)], True]
+    assert first.value == [16, [f"another rank ran out of memory; trying {size} next" for size in (32, 16)], True]
     assert second.value[0] == 16
     assert max(first.seconds, second.seconds) < MOMENT
 
@@ -256,7 +262,7 @@ def predict_or_fail(memory: str) -> None:
     )
 
 
-def test_two_ranks_of_different_memory_find_the_smaller_size() -> None:
+def test_ranks_with_different_memory_agree_on_the_smaller_size() -> None:
     first, second = run(predict_for, "2GiB", "1GiB")
     assert first.value is not None, first.words
     assert first.value[:2] == second.value[:2]
@@ -269,7 +275,7 @@ def test_two_ranks_of_different_memory_find_the_smaller_size() -> None:
     assert first.value[1] == 2 * size
 
 
-def test_a_search_that_fails_on_one_rank_fails_on_all_at_once() -> None:
+def test_failed_search_on_one_rank_fails_on_all() -> None:
     first, second = run(predict_or_fail, "2GiB", "nonsense")
     assert first.error == second.error == "AgreementError"
     assert first.words == second.words
@@ -301,12 +307,12 @@ def ask(of: Any, model: nn.Module | None = None, **options: Any) -> None:
         find_batch_size(model or Classifier(), accelerator=of, example_batch=EXAMPLE, **options)
 
 
-def test_the_accelerator_says_how_it_is_trained(asked: dict[str, Any]) -> None:
+def test_settings_are_read_from_the_accelerator(asked: dict[str, Any]) -> None:
     ask(accelerator(4, "bf16", 8))
     assert (asked["precision"], asked["wishes"].processes, asked["wishes"].accumulation) == ("bf16", 4, 8)
 
 
-def test_the_device_is_the_accelerators_unless_one_is_named(asked: dict[str, Any]) -> None:
+def test_device_is_the_accelerators_unless_one_is_named(asked: dict[str, Any]) -> None:
     ask(accelerator(device="cuda:0"))
     assert asked["device"] == "cuda"
     ask(accelerator(), gpu="T4")
@@ -319,13 +325,13 @@ def test_the_device_is_the_accelerators_unless_one_is_named(asked: dict[str, Any
     ("dtype", "precision"),
     [(torch.float32, "fp32"), (torch.bfloat16, "bf16-weights"), (torch.float16, "fp16-weights")],
 )
-def test_without_mixed_precision_the_weights_decide(asked: dict[str, Any], dtype: torch.dtype, precision: str) -> None:
+def test_weights_decide_the_precision_without_mixed_precision(asked: dict[str, Any], dtype: torch.dtype, precision: str) -> None:
     ask(accelerator(), Classifier().to(dtype))
     assert asked["precision"] == precision
 
 
 @pytest.mark.parametrize(("visible", "cards"), [(None, "2"), ("4,5,6,7", "6"), ("0,GPU-1,GPU-2", "GPU-2")])
-def test_each_rank_searches_on_its_own_card(
+def test_each_rank_searches_on_its_own_gpu(
     asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch, visible: str | None, cards: str
 ) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -336,20 +342,20 @@ def test_each_rank_searches_on_its_own_card(
     assert os.environ.get("CUDA_VISIBLE_DEVICES") == visible
 
 
-def test_a_precision_that_is_not_known_is_refused(asked: dict[str, Any]) -> None:
+def test_unsupported_precision_is_rejected(asked: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="'fp8' can't be predicted; fp16 and bf16 can"):
         find_batch_size(Classifier(), accelerator=accelerator(precision="fp8"), example_batch=EXAMPLE)
 
 
 @pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
-def test_sharding_is_refused(name: str) -> None:
+def test_sharding_is_rejected(name: str) -> None:
     of = accelerator()
     of.distributed_type = DistributedType[name]
     with pytest.raises(UsageError, match=f"{name} does not hold a whole model"):
         find_batch_size(Classifier(), accelerator=of, example_batch=EXAMPLE)
 
 
-def test_a_model_that_is_prepared_is_refused() -> None:
+def test_prepared_model_is_rejected() -> None:
     model = Classifier()
     model._original_forward = model.forward
     for prepared in (model, nn.DataParallel(Classifier())):

@@ -44,13 +44,13 @@ def trained(once: Callable[..., Any]) -> dict[str, Facts]:
     return found
 
 
-def test_alone_it_ends_in_a_real_failure_of_the_allocator(trained: dict[str, Facts]) -> None:
+def test_plain_training_runs_out_of_memory(trained: dict[str, Facts]) -> None:
     plain = trained["plain"]
     assert "DefaultCPUAllocator: can't allocate memory" in plain["error"]
     assert (plain["steps"], plain["sizes"]) == (0, [ASKED])
 
 
-def test_with_the_callback_it_trains_to_the_end_with_the_effective_batch(trained: dict[str, Facts]) -> None:
+def test_callback_trains_to_the_end_with_the_same_effective_batch(trained: dict[str, Facts]) -> None:
     ours = trained["callback"]
     assert (ours["error"], ours["steps"]) == ("", STEPS)
     assert ours["micro_batch"] < ASKED
@@ -59,7 +59,7 @@ def test_with_the_callback_it_trains_to_the_end_with_the_effective_batch(trained
     assert "fits" in ours["ran"]
 
 
-def test_auto_find_batch_size_goes_on_with_another_effective_batch(trained: dict[str, Facts]) -> None:
+def test_auto_find_batch_size_changes_the_effective_batch(trained: dict[str, Facts]) -> None:
     """How far down it goes, and whether its second step still fits, is not the same each time."""
     theirs = trained["auto_find"]
     assert theirs["sizes"][0] == ASKED

@@ -20,7 +20,7 @@ from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, Trai
 
 from hf_bsopt import BatchSizeCallback, NothingFitsError, UsageError, find_batch_size
 from hf_bsopt.integrations.trainer import callback as room
-from hf_bsopt.integrations.trainer.checkpoint_state import Remembered
+from hf_bsopt.integrations.trainer.checkpoint_state import CheckpointState
 from hf_bsopt.integrations.trainer.sizing import Sizing, report_of
 
 SMALL = {"device": "predict", "memory": "1GiB"}
@@ -35,7 +35,7 @@ def sized(folder: Path, asked: int = 64, most: int = 16, **values: Any) -> tuple
     return trainer(folder, callbacks=[callback], **values), callback
 
 
-def test_the_size_is_set_and_the_effective_batch_is_kept(tmp_path: Path) -> None:
+def test_batch_size_is_set_and_effective_batch_is_kept(tmp_path: Path) -> None:
     model = classifier()
     made, callback = sized(tmp_path, model=model)
     seen = Seen(model)
@@ -47,20 +47,20 @@ def test_the_size_is_set_and_the_effective_batch_is_kept(tmp_path: Path) -> None
     assert made.state.global_step == 3
 
 
-def test_a_micro_batch_is_never_larger_than_the_arguments_ask_for(tmp_path: Path) -> None:
+def test_micro_batch_never_exceeds_the_requested_batch_size(tmp_path: Path) -> None:
     made, _ = sized(tmp_path, asked=4, most=64)
     made.train()
     assert (made.args.per_device_train_batch_size, made.args.gradient_accumulation_steps) == (4, 1)
 
 
-def test_nothing_happens_before_the_training(tmp_path: Path) -> None:
+def test_no_search_runs_before_train_is_called(tmp_path: Path) -> None:
     made, callback = sized(tmp_path)
     assert len(made.get_train_dataloader()) == 1
     assert callback.report is None
     assert made.args.per_device_train_batch_size == 64
 
 
-def test_what_changes_after_the_construction_counts(tmp_path: Path) -> None:
+def test_changes_after_construction_are_used_by_the_search(tmp_path: Path) -> None:
     made, callback = sized(tmp_path)
     made.train_dataset = Texts([32] * 64)
     made.args.gradient_accumulation_steps = 2
@@ -70,13 +70,13 @@ def test_what_changes_after_the_construction_counts(tmp_path: Path) -> None:
     assert callback.report.plan.effective_batch == 128
 
 
-def test_the_shadow_is_gone_once_it_has_done_its_work(tmp_path: Path) -> None:
+def test_shadowed_dataloader_method_is_removed_after_sizing(tmp_path: Path) -> None:
     made, _ = sized(tmp_path)
     made.train()
     assert "get_train_dataloader" not in vars(made)
 
 
-def test_a_copy_of_a_trainer_is_sized_by_itself(tmp_path: Path) -> None:
+def test_copied_trainer_is_sized_separately(tmp_path: Path) -> None:
     made, callback = sized(tmp_path)
     copied = copy.deepcopy(made)
     copied.train()
@@ -87,7 +87,7 @@ def test_a_copy_of_a_trainer_is_sized_by_itself(tmp_path: Path) -> None:
     assert made.args.per_device_train_batch_size == 16
 
 
-def test_a_subclass_with_a_dataloader_of_its_own_is_sized_by_it(tmp_path: Path) -> None:
+def test_overridden_get_train_dataloader_decides_the_workload(tmp_path: Path) -> None:
     class Own(Trainer):
         def get_train_dataloader(self) -> Any:
             data = Texts([16] * 64)
@@ -100,7 +100,7 @@ def test_a_subclass_with_a_dataloader_of_its_own_is_sized_by_it(tmp_path: Path) 
     assert made.args.per_device_train_batch_size == 16
 
 
-def test_seq2seq_trainer_is_a_trainer(tmp_path: Path) -> None:
+def test_seq2seq_trainer_is_sized(tmp_path: Path) -> None:
     callback = BatchSizeCallback(**SMALL, batch_size=8)
     values = arguments(tmp_path, per_device_train_batch_size=32).to_dict()
     args = Seq2SeqTrainingArguments(**{name: values[name] for name in ("output_dir", "use_cpu", "max_steps")})
@@ -110,7 +110,7 @@ def test_seq2seq_trainer_is_a_trainer(tmp_path: Path) -> None:
     assert made.args.per_device_train_batch_size == 8
 
 
-def test_the_class_instead_of_an_instance_is_made_by_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_callback_class_is_accepted_in_place_of_an_instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "report_of", lambda trainer, sizing: report_of(trainer, Sizing(**SMALL, batch_size=8)))
     made = trainer(tmp_path, dataset=LONG, callbacks=[BatchSizeCallback], per_device_train_batch_size=16)
     made.train()
@@ -121,7 +121,7 @@ def test_the_class_instead_of_an_instance_is_made_by_trainer(tmp_path: Path, mon
 
 
 @pytest.mark.parametrize("model", [classifier, language_model], ids=["ignores the labels' number", "takes it"])
-def test_accumulation_that_is_brought_in_leaves_losses_as_they_were(tmp_path: Path, model: Callable[[], Any]) -> None:
+def test_introduced_accumulation_does_not_change_losses(tmp_path: Path, model: Callable[[], Any]) -> None:
     data = Texts([16] * 64, labels_for_tokens=model is language_model)
     made, _ = sized(tmp_path, model=model(), dataset=data, max_steps=4, asked=32, most=8)
     made.train()
@@ -156,7 +156,7 @@ class LossObject:
     [mean_loss, functools.partial(weighted_loss, 1.0), LossModule(), LossObject()],
     ids=["function", "partial", "module", "object"],
 )
-def test_a_loss_function_that_leaves_the_number_alone_is_averaged(tmp_path: Path, loss: Any) -> None:
+def test_loss_function_that_ignores_the_label_count_is_averaged(tmp_path: Path, loss: Any) -> None:
     made, _ = sized(tmp_path, model=classifier(), dataset=Texts([16] * 64), max_steps=3, asked=32, most=8)
     made.compute_loss_func = loss
     made.train()
@@ -167,7 +167,7 @@ def test_a_loss_function_that_leaves_the_number_alone_is_averaged(tmp_path: Path
     assert losses(made) == pytest.approx(losses(plain), abs=2e-4)
 
 
-def test_an_optimizer_that_was_handed_over_keeps_its_rate_and_that_is_told(
+def test_existing_optimizer_keeps_its_learning_rate_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = trainer(tmp_path, dataset=LONG, per_device_train_batch_size=64, learning_rate=1e-3)
@@ -195,7 +195,7 @@ class OwnLoss(Trainer):
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
 
-def test_a_loss_of_a_subclass_that_leaves_the_count_alone_is_averaged(tmp_path: Path) -> None:
+def test_compute_loss_that_ignores_the_label_count_is_averaged(tmp_path: Path) -> None:
     data = Texts([16] * 128, labels_for_tokens=True)
     values = {"dataset": data, "kind": OwnLoss, "learning_rate": 1e-2}
     whole = trainer(tmp_path, language_model(), per_device_train_batch_size=64, **values)
@@ -206,7 +206,7 @@ def test_a_loss_of_a_subclass_that_leaves_the_count_alone_is_averaged(tmp_path: 
     assert losses(made) == pytest.approx(losses(whole), rel=1e-3)
 
 
-def test_the_search_leaves_no_trace(tmp_path: Path) -> None:
+def test_search_changes_no_state_of_the_training(tmp_path: Path) -> None:
     made = trainer(tmp_path, classifier(0.1), LONG, per_device_train_batch_size=64, eval_dataset=LONG)
     made.create_optimizer()
     made.model.eval()
@@ -229,7 +229,7 @@ def test_the_search_leaves_no_trace(tmp_path: Path) -> None:
     assert made.lr_scheduler is None
 
 
-def test_the_first_twenty_losses_are_those_of_a_run_that_began_with_the_size(tmp_path: Path) -> None:
+def test_first_twenty_losses_equal_those_of_a_run_with_that_size(tmp_path: Path) -> None:
     model = language_model(0.1)
     data = Texts([8, 12, 16, 24] * 40, labels_for_tokens=True)
     made, _ = sized(tmp_path, model=model, dataset=data, max_steps=20, asked=32, most=8)
@@ -242,7 +242,7 @@ def test_the_first_twenty_losses_are_those_of_a_run_that_began_with_the_size(tmp
     assert all(torch.equal(a, b) for a, b in zip(made.model.parameters(), fresh.model.parameters(), strict=True))
 
 
-def test_the_learning_rate_is_left_alone_unless_another_effective_batch_is_asked_for(tmp_path: Path) -> None:
+def test_learning_rate_changes_only_with_a_requested_effective_batch(tmp_path: Path) -> None:
     made, _ = sized(tmp_path, learning_rate=1e-3)
     made.train()
     assert made.args.learning_rate == 1e-3
@@ -256,7 +256,7 @@ def test_the_learning_rate_is_left_alone_unless_another_effective_batch_is_asked
     assert same.args.learning_rate == 1e-3
 
 
-def test_fill_takes_what_the_device_can(tmp_path: Path) -> None:
+def test_fill_uses_the_largest_size_of_the_device(tmp_path: Path) -> None:
     callback = BatchSizeCallback(**SMALL, fill=True)
     made = trainer(tmp_path, dataset=Texts([128] * 4096), callbacks=[callback], per_device_train_batch_size=2)
     find_batch_size(made, **SMALL, fill=True)
@@ -268,7 +268,7 @@ def test_fill_takes_what_the_device_can(tmp_path: Path) -> None:
         BatchSizeCallback(fill=True, effective_batch_size=8)
 
 
-def test_an_evaluation_batch_is_made_smaller_where_nothing_was_run(tmp_path: Path) -> None:
+def test_predicted_evaluation_batch_is_only_ever_reduced(tmp_path: Path) -> None:
     made = trainer(tmp_path, dataset=LONG, eval_dataset=LONG, per_device_eval_batch_size=8)
     find_batch_size(made, **SMALL)
     assert made.args.per_device_eval_batch_size == 8
@@ -300,7 +300,7 @@ def test_memory_and_speed_are_logged_with_the_losses(tmp_path: Path) -> None:
     assert not [entry for entry in silent.state.log_history if "memory_used_gib" in entry]
 
 
-def test_too_little_and_too_much_are_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_low_and_high_utilization_are_warned_about_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for memory, words in (("1000GiB", "under 70%"), ("64MiB", "over 95%")):
         caplog.clear()
         callback = BatchSizeCallback(memory=memory)
@@ -310,13 +310,13 @@ def test_too_little_and_too_much_are_told_once(tmp_path: Path, caplog: pytest.Lo
         assert [words in record.message for record in caplog.records] == [True]
 
 
-def test_one_line_says_what_was_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_choice_is_printed_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made, _ = sized(tmp_path)
     made.train()
     assert "batch size 16 × accumulation 4 × 1 = effective 64" in capsys.readouterr().err
 
 
-def test_recovery_is_a_part_of_it(tmp_path: Path) -> None:
+def test_recover_repeats_a_failed_step_in_smaller_parts(tmp_path: Path) -> None:
     model = classifier()
 
     def full(module: Any, args: Any, kwargs: Any) -> None:
@@ -350,7 +350,7 @@ def resumed(made: Trainer, checkpoint: str, caplog: pytest.LogCaptureFixture) ->
     return caplog.text
 
 
-def test_on_the_same_device_the_size_of_the_checkpoint_is_taken(
+def test_resuming_on_the_same_device_reuses_the_size_of_the_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = first_part(tmp_path)
@@ -362,18 +362,18 @@ def test_on_the_same_device_the_size_of_the_checkpoint_is_taken(
     assert made.state.global_step == 3
 
 
-def test_with_other_options_it_is_sized_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_resuming_with_other_options_searches_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """After an out-of-memory error somebody asks for less."""
     checkpoint = first_part(tmp_path)
     made, callback = sized(tmp_path, max_steps=3, most=4)
     words = resumed(made, checkpoint, caplog)
     assert callback.report is not None
     assert (made.args.per_device_train_batch_size, made.args.gradient_accumulation_steps) == (4, 16)
-    assert "it was found with batch_size=16, and here it is 4" in words
+    assert "it was found with batch_size=16, and this training has batch_size=4" in words
 
 
 @pytest.mark.parametrize("options", [{"effective_batch_size": 32}, {"fill": True}], ids=["named", "filled"])
-def test_an_effective_batch_of_the_callbacks_own_is_the_checkpoints_too(
+def test_resuming_with_the_same_requested_effective_batch_reuses_the_size(
     tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = first_part(tmp_path, options=options)
@@ -384,7 +384,7 @@ def test_an_effective_batch_of_the_callbacks_own_is_the_checkpoints_too(
     assert made.args.gradient_accumulation_steps == (2 if "fill" not in options else 1)
 
 
-def test_the_resumed_losses_are_those_of_a_run_without_a_break(tmp_path: Path) -> None:
+def test_resumed_losses_equal_those_of_an_uninterrupted_run(tmp_path: Path) -> None:
     data = Texts([8, 12, 16, 24] * 64, labels_for_tokens=True)
     checkpoint = first_part(tmp_path / "a", model=language_model(), dataset=data)
     made, _ = sized(tmp_path / "a", model=language_model(), dataset=data, max_steps=4)
@@ -395,7 +395,7 @@ def test_the_resumed_losses_are_those_of_a_run_without_a_break(tmp_path: Path) -
     assert losses(made)[2:] == pytest.approx(losses(whole)[2:], rel=1e-2)  # the schedule knew of two steps before
 
 
-def test_a_resumed_training_averages_over_the_micro_batches_as_well(tmp_path: Path) -> None:
+def test_resumed_training_averages_over_micro_batches(tmp_path: Path) -> None:
     checkpoint = first_part(tmp_path)
     made, _ = sized(tmp_path, max_steps=4)
     made.train(resume_from_checkpoint=checkpoint)
@@ -403,29 +403,29 @@ def test_a_resumed_training_averages_over_the_micro_batches_as_well(tmp_path: Pa
     assert losses(made) == pytest.approx([0.69] * 4, abs=0.05)
 
 
-def test_on_another_device_it_is_sized_again_with_the_same_effective_batch(
+def test_resuming_on_another_device_searches_again_with_the_same_effective_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     checkpoint = first_part(tmp_path)
-    here = Remembered.of
-    elsewhere = classmethod(lambda cls, *given: dataclasses.replace(here(*given), device="another card"))
-    monkeypatch.setattr(Remembered, "of", elsewhere)
+    here = CheckpointState.of
+    elsewhere = classmethod(lambda cls, *given: dataclasses.replace(here(*given), device="another GPU"))
+    monkeypatch.setattr(CheckpointState, "of", elsewhere)
     made, callback = sized(tmp_path, max_steps=3, most=8)
     words = resumed(made, checkpoint, caplog)
     assert callback.report is not None
     assert (made.args.per_device_train_batch_size, made.args.gradient_accumulation_steps) == (8, 8)
-    assert "it was found on CPU, and this is another card" in words
+    assert "it was found on CPU, and this device is another GPU" in words
 
 
-def test_another_effective_batch_than_the_checkpoints_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_effective_batch_that_differs_from_the_checkpoint_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     checkpoint = first_part(tmp_path)
     made, callback = sized(tmp_path, asked=32, max_steps=3)
     words = resumed(made, checkpoint, caplog)
     assert callback.report is not None
-    assert "its effective batch was 64, and 32 is asked for now" in words
+    assert "its effective batch was 64, and 32 is requested now" in words
 
 
-def test_a_callback_that_trainer_makes_anew_from_the_checkpoint_goes_on(tmp_path: Path) -> None:
+def test_callback_restored_from_the_checkpoint_continues(tmp_path: Path) -> None:
     checkpoint = first_part(tmp_path)
     made, _ = sized(tmp_path, max_steps=3, restore_callback_states_from_checkpoint=True)
     made.train(resume_from_checkpoint=checkpoint)
@@ -433,7 +433,7 @@ def test_a_callback_that_trainer_makes_anew_from_the_checkpoint_goes_on(tmp_path
     assert [entry["step"] for entry in made.state.log_history if "memory_used_gib" in entry] == [1, 2, 3]
 
 
-def test_a_checkpoint_without_the_callback_says_nothing(tmp_path: Path) -> None:
+def test_checkpoint_without_the_callback_triggers_a_search(tmp_path: Path) -> None:
     plain = trainer(tmp_path, dataset=LONG, max_steps=1, save_strategy="steps", save_steps=1)
     plain.train()
     made, callback = sized(tmp_path, asked=8, max_steps=2)
@@ -444,31 +444,31 @@ def test_a_checkpoint_without_the_callback_says_nothing(tmp_path: Path) -> None:
 # ---- what can't be sized, in words
 
 
-def test_two_callbacks_are_one_too_many(tmp_path: Path) -> None:
+def test_two_callbacks_on_one_trainer_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="2 BatchSizeCallbacks"):
         trainer(tmp_path, callbacks=[BatchSizeCallback(), BatchSizeCallback()])
 
 
-def test_auto_find_batch_size_beside_it_is_refused_at_once(tmp_path: Path) -> None:
+def test_auto_find_batch_size_is_rejected_at_construction(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="leave out auto_find_batch_size"):
         trainer(tmp_path, callbacks=[BatchSizeCallback()], auto_find_batch_size=True)
 
 
-def test_a_trainer_without_data_is_refused(tmp_path: Path) -> None:
+def test_trainer_without_dataset_is_rejected(tmp_path: Path) -> None:
     made = Trainer(model=classifier(), args=arguments(tmp_path), callbacks=[BatchSizeCallback()])
     with pytest.raises(UsageError, match="no train_dataset"):
         made.train()
 
 
 @pytest.mark.parametrize("name", ["is_deepspeed_enabled", "is_fsdp_enabled"])
-def test_sharded_training_is_refused_with_what_is_supported(tmp_path: Path, name: str) -> None:
+def test_sharded_training_is_rejected_with_the_supported_strategies(tmp_path: Path, name: str) -> None:
     made = trainer(tmp_path)
     setattr(made, name, True)
     with pytest.raises(UsageError, match="DataParallel and DistributedDataParallel"):
         find_batch_size(made)
 
 
-def test_a_search_of_hyperparameters_is_refused(tmp_path: Path) -> None:
+def test_hyperparameter_search_is_rejected(tmp_path: Path) -> None:
     """Each of its trials sets arguments anew, beside what the last one's sizing has left."""
     made, _ = sized(tmp_path)
     made.hp_search_backend = "optuna"
@@ -476,7 +476,7 @@ def test_a_search_of_hyperparameters_is_refused(tmp_path: Path) -> None:
         made.train()
 
 
-def test_a_model_in_several_places_is_refused(tmp_path: Path) -> None:
+def test_model_spread_over_devices_is_rejected(tmp_path: Path) -> None:
     model = classifier()
     made = trainer(tmp_path, model)
     model.hf_device_map = {"bert": 0, "classifier": "cpu"}
@@ -486,7 +486,7 @@ def test_a_model_in_several_places_is_refused(tmp_path: Path) -> None:
     assert find_batch_size(made, **SMALL).batch_size
 
 
-def test_batches_of_other_sizes_are_refused(tmp_path: Path) -> None:
+def test_batch_rebalance_sampling_is_rejected(tmp_path: Path) -> None:
     made = trainer(tmp_path)
     made.args.train_sampling_strategy = "batch_rebalance"
     with pytest.raises(UsageError, match="group_by_length"):
@@ -494,37 +494,37 @@ def test_batches_of_other_sizes_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["torch_compile", "use_liger_kernel"])
-def test_what_can_not_be_traced_is_refused(tmp_path: Path, name: str) -> None:
+def test_options_that_prevent_tracing_are_rejected(tmp_path: Path, name: str) -> None:
     made = trainer(tmp_path)
     setattr(made.args, name, True)
     with pytest.raises(UsageError, match=f"{name}=True can't be traced"):
         find_batch_size(made)
 
 
-def test_a_callback_that_comes_too_late_says_where_it_belongs(tmp_path: Path) -> None:
+def test_callback_added_after_construction_is_rejected(tmp_path: Path) -> None:
     made = trainer(tmp_path)
     made.add_callback(BatchSizeCallback())
     with pytest.raises(UsageError, match=r"give it to Trainer\(callbacks="):
         made.train()
 
 
-def test_outside_of_a_trainer_it_says_where_it_belongs(tmp_path: Path) -> None:
+def test_callback_outside_of_a_trainer_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="belongs into Trainer"):
         BatchSizeCallback().on_init_end(arguments(tmp_path), None, None)  # type: ignore[arg-type]
 
 
-def test_options_that_the_trainer_decides_are_refused(tmp_path: Path) -> None:
+def test_options_that_the_trainer_decides_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="precision is read from the Trainer"):
         find_batch_size(trainer(tmp_path), precision="fp16")
 
 
 @pytest.mark.parametrize("name", ["batch_size", "effective_batch_size", "max_length"])
-def test_a_number_that_is_none_is_refused_before_the_training(name: str) -> None:
+def test_zero_is_rejected_at_construction(name: str) -> None:
     with pytest.raises(UsageError, match=f"{name} is at least 1, not 0"):
         BatchSizeCallback(**{name: 0})
 
 
-def test_a_training_that_could_not_be_sized_is_sized_when_it_begins_again(tmp_path: Path) -> None:
+def test_failed_search_runs_again_at_the_next_train(tmp_path: Path) -> None:
     made, callback = sized(tmp_path)
     whole = callback.sizing
     callback.sizing = dataclasses.replace(whole, memory="450MiB")
@@ -537,7 +537,7 @@ def test_a_training_that_could_not_be_sized_is_sized_when_it_begins_again(tmp_pa
     assert "get_train_dataloader" not in vars(made)
 
 
-def test_one_callback_of_two_trainers_follows_the_one_that_trains(tmp_path: Path) -> None:
+def test_callback_shared_by_two_trainers_follows_the_one_that_trains(tmp_path: Path) -> None:
     callback = BatchSizeCallback(**SMALL, batch_size=16, recover=True)
     model = classifier()
     model.register_forward_pre_hook(_more_than_8, with_kwargs=True)
@@ -559,7 +559,7 @@ def _more_than_8(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
 
-def test_a_callback_that_was_removed_sizes_nothing(tmp_path: Path) -> None:
+def test_removed_callback_does_not_size_the_trainer(tmp_path: Path) -> None:
     made, callback = sized(tmp_path, max_steps=1)
     made.remove_callback(BatchSizeCallback)
     made.train()
@@ -567,14 +567,14 @@ def test_a_callback_that_was_removed_sizes_nothing(tmp_path: Path) -> None:
     assert made.args.per_device_train_batch_size == 64
 
 
-def test_nothing_is_set_where_nothing_fits(tmp_path: Path) -> None:
+def test_nothing_is_set_if_nothing_fits(tmp_path: Path) -> None:
     made = trainer(tmp_path, dataset=LONG, per_device_train_batch_size=64)
     with pytest.raises(Exception, match="not even one sequence"):
         find_batch_size(made, device="predict", memory="450MiB")
     assert (made.args.per_device_train_batch_size, made._train_batch_size) == (64, 64)
 
 
-def test_a_callback_of_the_users_sees_the_size_when_the_training_begins(tmp_path: Path) -> None:
+def test_user_callback_sees_the_new_size_at_train_begin(tmp_path: Path) -> None:
     seen: list[int] = []
 
     class Looks(TrainerCallback):
@@ -591,7 +591,7 @@ def test_a_callback_of_the_users_sees_the_size_when_the_training_begins(tmp_path
     assert seen == [8]
 
 
-def test_a_long_tail_would_run_out_if_the_first_batch_decided(tmp_path: Path) -> None:
+def test_long_tail_of_lengths_reduces_the_size(tmp_path: Path) -> None:
     """Of the first 64 examples all would fit at once."""
     data = Texts([8] * 64 + [128] * 8)
     wide = {"hidden_size": 128, "num_hidden_layers": 4, "intermediate_size": 512}

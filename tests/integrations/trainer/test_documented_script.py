@@ -18,7 +18,7 @@ DOCS = SCRIPT.parents[1] / "integrations.md"
 
 
 @pytest.mark.skipif(why_no_limit() is not None, reason=str(why_no_limit()))
-def test_the_script_learns_and_keeps_its_effective_batch(tmp_path: Path) -> None:
+def test_script_learns_and_keeps_its_effective_batch(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, SCRIPT, "450MiB"],
         cwd=tmp_path,
@@ -40,7 +40,7 @@ def test_the_script_learns_and_keeps_its_effective_batch(tmp_path: Path) -> None
     assert float(right[1]) > 0.9
 
 
-def test_it_has_thirty_lines_and_stands_in_the_docs() -> None:
+def test_script_has_at_most_thirty_lines_and_is_in_the_docs() -> None:
     script = SCRIPT.read_text(encoding="utf-8")
     assert len(script.splitlines()) <= 30
     assert script in DOCS.read_text(encoding="utf-8")

@@ -11,7 +11,7 @@ from torch import nn
 from trainers import Pad, Seen, Texts, classifier, language_model, losses, trainer
 from transformers import Trainer
 
-from hf_bsopt.integrations.trainer.recovery import Recovery, _shares, _split
+from hf_bsopt.integrations.trainer.recovery import Recovery, _split, _weights
 
 OUT = "CUDA out of memory. Tried to allocate 2.00 GiB"
 
@@ -60,7 +60,7 @@ def weights(made: Trainer) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("in_backward", [False, True], ids=["in the forward pass", "in the backward pass"])
-def test_the_step_is_done_again_and_nothing_is_lost(tmp_path: Path, in_backward: bool) -> None:
+def test_repeated_step_matches_a_run_without_error(tmp_path: Path, in_backward: bool) -> None:
     model = classifier()
     seen = Seen(model)
     full = RunsOut(4, first=2, in_backward=in_backward).hang_on(model)
@@ -77,7 +77,7 @@ def test_the_step_is_done_again_and_nothing_is_lost(tmp_path: Path, in_backward:
 
 
 @pytest.mark.parametrize("model", [classifier, language_model])
-def test_with_accumulation_the_whole_step_is_done_again(tmp_path: Path, model: Any) -> None:
+def test_with_accumulation_the_whole_step_is_repeated(tmp_path: Path, model: Any) -> None:
     def made(hook: RunsOut | None) -> Trainer:
         of_tokens = model is language_model
         with_hook = model()
@@ -95,7 +95,7 @@ def test_with_accumulation_the_whole_step_is_done_again(tmp_path: Path, model: A
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 
 
-def test_a_loss_function_of_the_users_own_is_weighted_too(tmp_path: Path) -> None:
+def test_custom_loss_function_is_weighted_by_parts(tmp_path: Path) -> None:
     def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
         return torch.nn.functional.cross_entropy(outputs.logits, labels)
 
@@ -106,7 +106,7 @@ def test_a_loss_function_of_the_users_own_is_weighted_too(tmp_path: Path) -> Non
     assert trained(made, Recovery()) == pytest.approx(trained(plain), abs=1e-4)
 
 
-def test_random_numbers_begin_where_the_step_began(tmp_path: Path) -> None:
+def test_random_state_is_reset_to_the_start_of_the_step(tmp_path: Path) -> None:
     """What dropout would draw: the first forward pass of the second beginning draws what that of the first drew."""
     model = classifier()
     drawn: list[float] = []
@@ -140,7 +140,7 @@ class HalfWithoutLabels(Texts):
         return {"input_ids": example["input_ids"], "labels": labels}
 
 
-def test_a_part_without_a_label_is_left_out(tmp_path: Path) -> None:
+def test_part_without_labels_is_skipped(tmp_path: Path) -> None:
     values = {"per_device_train_batch_size": 8, "train_sampling_strategy": "sequential", "max_steps": 2}
     data = HalfWithoutLabels([12] * 32, labels_for_tokens=True)
     model = MeanOfLabels()
@@ -152,7 +152,7 @@ def test_a_part_without_a_label_is_left_out(tmp_path: Path) -> None:
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 
 
-def test_what_can_not_be_divided_by_sequences_is_the_error_itself(tmp_path: Path) -> None:
+def test_batch_that_cannot_be_split_raises_the_original_error(tmp_path: Path) -> None:
     """Patches of pictures in one row: which belong to which sequence is the model's affair."""
 
     class Patches(Pad):
@@ -176,7 +176,7 @@ def test_what_can_not_be_divided_by_sequences_is_the_error_itself(tmp_path: Path
     assert "different first dimensions" in raised.value.__notes__[0]
 
 
-def test_a_single_sequence_that_does_not_fit_is_the_error_itself(tmp_path: Path) -> None:
+def test_single_sequence_that_does_not_fit_raises_the_original_error(tmp_path: Path) -> None:
     model = classifier()
     RunsOut(0).hang_on(model)
     made = trainer(tmp_path, model, per_device_train_batch_size=2)
@@ -185,7 +185,7 @@ def test_a_single_sequence_that_does_not_fit_is_the_error_itself(tmp_path: Path)
     assert "not even one sequence at a time fits" in raised.value.__notes__[0]
 
 
-def test_other_errors_pass_as_they_are(tmp_path: Path) -> None:
+def test_other_errors_are_raised_unchanged(tmp_path: Path) -> None:
     model = classifier()
 
     def fail(*_: Any) -> None:
@@ -196,7 +196,7 @@ def test_other_errors_pass_as_they_are(tmp_path: Path) -> None:
         trained(trainer(tmp_path, model), Recovery())
 
 
-def test_without_an_error_the_training_is_bit_for_bit_the_same(tmp_path: Path) -> None:
+def test_training_without_error_is_bit_identical(tmp_path: Path) -> None:
     watched = trainer(tmp_path, classifier(0.1))
     with_it = trained(watched, Recovery())
     plain = trainer(tmp_path, classifier(0.1))
@@ -205,7 +205,7 @@ def test_without_an_error_the_training_is_bit_for_bit_the_same(tmp_path: Path) -
     assert "training_step" not in vars(watched)
 
 
-def test_a_method_that_was_shadowed_before_is_there_again(tmp_path: Path) -> None:
+def test_previously_shadowed_method_is_restored(tmp_path: Path) -> None:
     made = trainer(tmp_path)
     before = made.training_step
     vars(made)["training_step"] = before
@@ -216,10 +216,10 @@ def test_a_method_that_was_shadowed_before_is_there_again(tmp_path: Path) -> Non
     assert "get_batch_samples" not in vars(made)
 
 
-def test_parts_are_worth_their_labels() -> None:
+def test_parts_are_weighted_by_their_labels() -> None:
     labels = torch.tensor([[1, 2, 3, -100], [1, -100, -100, -100], [-100] * 4, [1, 2, 3, 4]])
     parts = _split({"input_ids": torch.ones(4, 4), "labels": labels, "scale": torch.ones(()), "names": [*"abcd"]}, 3)
     assert [len(part["input_ids"]) for part in parts] == [1, 1, 2]
     assert [part["names"] for part in parts] == [["a"], ["b"], ["c", "d"]]
-    assert _shares(parts) == [3 / 8, 1 / 8, 4 / 8]
-    assert _shares(_split({"x": torch.ones(3, 2), "labels": torch.ones(3)}, 2)) == [1 / 3, 2 / 3]
+    assert _weights(parts) == [3 / 8, 1 / 8, 4 / 8]
+    assert _weights(_split({"x": torch.ones(3, 2), "labels": torch.ones(3)}, 2)) == [1 / 3, 2 / 3]

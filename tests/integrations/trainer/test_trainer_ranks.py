@@ -83,7 +83,7 @@ def run_out(most: int) -> str:
     return "came through"
 
 
-def test_both_train_with_the_size_that_the_smaller_takes() -> None:
+def test_both_ranks_train_with_the_size_of_the_smaller_gpu() -> None:
     first, second = run(train_with, "2GiB", "620MiB")
     assert first.value is not None, first.words
     assert second.value is not None, second.words
@@ -96,7 +96,7 @@ def test_both_train_with_the_size_that_the_smaller_takes() -> None:
     assert any("rank 1 can take no more" in note for note in first.value["notes"])
 
 
-def test_both_evaluate_with_the_size_that_the_smaller_takes() -> None:
+def test_both_ranks_evaluate_with_the_size_of_the_smaller_gpu() -> None:
     first, second = run(evaluate_with, "2GiB", "500MiB")
     assert first.value is not None, first.words
     assert second.value is not None, second.words
@@ -105,25 +105,25 @@ def test_both_evaluate_with_the_size_that_the_smaller_takes() -> None:
     assert first.value["predicted"] == (600, 2)
 
 
-def test_where_one_rank_has_to_search_again_all_do(tmp_path: Path) -> None:
+def test_all_ranks_search_again_if_one_has_to(tmp_path: Path) -> None:
     kinds = ("Tesla T4, 14.6 GiB", "Tesla P100, 15.9 GiB")
     for is_resumed in (False, True):
         answers = run(resume_as, *[(kind, str(tmp_path), is_resumed) for kind in kinds])
         assert [answer.value for answer in answers] == [{"size": 8, "searched": True}] * 2, answers[1].words
 
 
-def test_a_search_that_fails_on_one_rank_ends_both_at_once_with_the_reason() -> None:
+def test_failed_search_on_one_rank_ends_both_with_the_reason() -> None:
     first, second = run(train_or_fail, "2GiB", "450MiB")
     assert first.error == second.error == "AgreementError"
     assert first.words.startswith("rank 1 failed: NothingFitsError: not even one sequence")
     assert max(first.seconds, second.seconds) < SOON
 
 
-def test_a_step_that_ran_out_on_one_rank_leaves_a_checkpoint_and_hangs_nobody(tmp_path: Path) -> None:
+def test_out_of_memory_on_one_rank_saves_a_checkpoint_and_does_not_hang(tmp_path: Path) -> None:
     first, second = run(run_out, 100, 4)
     assert second.error == "RecoveryError"
-    assert second.words.startswith("rank 1 ran out of memory in step 2; the other ranks wait for it")
-    saved = re.search(r"The state of before is saved in (\S+)\.", second.words)
+    assert second.words.startswith("rank 1 ran out of memory in step 2; the other ranks wait in a collective")
+    saved = re.search(r"The state before the step is saved in (\S+)\.", second.words)
     assert saved is not None, second.words
     alone = trainer(tmp_path, classifier(), LONG, per_device_train_batch_size=16, max_steps=3)
     alone.train(resume_from_checkpoint=saved[1])
