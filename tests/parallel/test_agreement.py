@@ -1,4 +1,4 @@
-"""Two processes that agree on a size, or hear why they can't."""
+"""Processes that agree on a batch size, or get the reason why they cannot."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch.distributed.distributed_c10d import _get_default_store
 from hf_bsopt.errors import AgreementError, BatchSizeError, UsageError
 from hf_bsopt.parallel.agreement import Agreement, agree, collectives_started, exchange, post_message, report_failure
 
-SOON = 1.0
-MOMENT = 10.0
-"""Seconds in which something is over that waits for nothing, on a busy machine too."""
+TIMEOUT_SECONDS = 1.0
+SLACK_SECONDS = 10.0
+"""Upper limit for anything that does not wait, on a busy machine too."""
 
 
 # ---- one process
@@ -44,7 +44,7 @@ def test_agreement_error_names_the_ranks() -> None:
     assert error.ranks == (1,)
 
 
-# ---- what the ranks do
+# ---- functions that the ranks run
 
 
 def take(size: int) -> Any:
@@ -65,33 +65,33 @@ def take_or_fail(size: int | None) -> int:
 
 
 def take_after_a_failure(size: int | None) -> list[Any]:
-    told: BaseException | None = None
+    failure: BaseException | None = None
     if size is None:
-        told = report_failure(ValueError("only once"))
+        failure = report_failure(ValueError("only once"))
     else:
         try:
             agree(size)
         except AgreementError as error:
-            told = error
-    return [str(told), agree(size or 5).batch_size]
+            failure = error
+    return [str(failure), agree(size or 5).batch_size]
 
 
 def take_or_end(size: int | None) -> int:
     if size is None:
         os._exit(3)
-    return agree(size, timeout_seconds=SOON).batch_size
+    return agree(size, timeout_seconds=TIMEOUT_SECONDS).batch_size
 
 
 def take_or_wait_in_a_collective(size: int | None) -> int:
     if size is None:
         distributed.all_reduce(torch.ones(1))
-    return agree(size or 1, timeout_seconds=SOON).batch_size
+    return agree(size or 1, timeout_seconds=TIMEOUT_SECONDS).batch_size
 
 
 def come_too_late(is_late: bool) -> int:
     if is_late:
         _get_default_store().wait(["hf_bsopt/agreement/0/outcome"])
-    return agree(7, timeout_seconds=SOON).batch_size
+    return agree(7, timeout_seconds=TIMEOUT_SECONDS).batch_size
 
 
 def post_message_or_exchange(word: str) -> list[str]:
@@ -110,7 +110,7 @@ def begin_collectives(times: int) -> list[int]:
     return [count - before[name] for name, count in collectives_started().items()]
 
 
-# ---- what comes of it
+# ---- outcomes
 
 
 def test_all_ranks_agree_on_the_smallest_size_and_its_rank() -> None:
@@ -124,12 +124,14 @@ def test_consecutive_rounds_are_independent() -> None:
 
 
 @pytest.mark.parametrize("given", [(48, None), (None, 48)])
-@pytest.mark.parametrize("store_is_apart", [True, False])
-def test_failure_is_reported_on_every_rank_at_once(given: tuple[int | None, int | None], store_is_apart: bool) -> None:
-    for answer in run(take_or_fail, *given, store_is_apart=store_is_apart):
+@pytest.mark.parametrize("store_is_separate", [True, False])
+def test_failure_is_reported_on_every_rank_at_once(
+    given: tuple[int | None, int | None], store_is_separate: bool
+) -> None:
+    for answer in run(take_or_fail, *given, store_is_separate=store_is_separate):
         failed = given.index(None)
-        assert (answer.error, answer.words) == ("AgreementError", f"rank {failed} failed: ValueError: no such layer")
-        assert answer.seconds < MOMENT
+        assert (answer.error, answer.message) == ("AgreementError", f"rank {failed} failed: ValueError: no such layer")
+        assert answer.seconds < SLACK_SECONDS
 
 
 def test_round_after_a_failure_succeeds() -> None:
@@ -140,41 +142,41 @@ def test_round_after_a_failure_succeeds() -> None:
 def test_ended_rank_is_named_after_the_timeout() -> None:
     first, second = run(take_or_end, 48, None)
     assert first.error == "AgreementError"
-    assert first.words.startswith("rank 1 of 2 did not respond within 1 s")
-    assert SOON * 0.9 < first.seconds < SOON + MOMENT
+    assert first.message.startswith("rank 1 of 2 did not respond within 1 s")
+    assert TIMEOUT_SECONDS * 0.9 < first.seconds < TIMEOUT_SECONDS + SLACK_SECONDS
     assert second.error == ""
 
 
 def test_rank_waiting_in_a_collective_is_named_and_freed_when_the_other_ends() -> None:
     first, second = run(take_or_wait_in_a_collective, 48, None)
-    assert first.words.startswith("rank 1 of 2 did not respond within 1 s")
+    assert first.message.startswith("rank 1 of 2 did not respond within 1 s")
     assert second.error in ("RuntimeError", "DistBackendError")
-    assert second.seconds < SOON + MOMENT
+    assert second.seconds < TIMEOUT_SECONDS + SLACK_SECONDS
 
 
 def test_all_missing_ranks_are_named() -> None:
     first, *_ = run(take_or_end, 48, None, None)
-    assert first.words.startswith("ranks 1, 2 of 3 did not respond")
+    assert first.message.startswith("ranks 1, 2 of 3 did not respond")
 
 
 def test_late_rank_gets_the_same_error_as_the_others() -> None:
     first, second = run(come_too_late, False, True)
     assert first.error == second.error == "AgreementError"
-    assert first.words == second.words
-    assert first.words.startswith("rank 1 of 2 did not respond")
+    assert first.message == second.message
+    assert first.message.startswith("rank 1 of 2 did not respond")
 
 
 def test_lost_store_is_reported() -> None:
-    _, second = run(take_or_end, None, 48, store_is_apart=False)
+    _, second = run(take_or_end, None, 48, store_is_separate=False)
     assert second.error == "AgreementError"
-    assert "the store of the process group does not respond" in second.words
-    assert second.seconds < SOON + MOMENT
+    assert "the store of the process group does not respond" in second.message
+    assert second.seconds < TIMEOUT_SECONDS + SLACK_SECONDS
 
 
 def test_size_under_one_is_rejected_on_every_rank() -> None:
     first, second = run(take, 4, 0)
     assert first.error == second.error == "UsageError"
-    assert "rank 1 has 0" in first.words
+    assert "rank 1 has 0" in first.message
 
 
 def test_message_can_be_posted_without_waiting() -> None:

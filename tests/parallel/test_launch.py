@@ -1,4 +1,4 @@
-"""The command as one process of several."""
+"""The command as one of several processes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from hf_bsopt.parallel.launch import Launch
 
 SCRIPT = Path(__file__).parents[2] / "find_optimal_batch_size.py"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-ASK = ["--model", "bert-tiny", "--max_length", "64", "--device", "predict", "--no-evaluation"]
+OPTIONS = ["--model", "bert-tiny", "--max_length", "64", "--device", "predict", "--no-evaluation"]
 
 
-def launched(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*TORCHRUN, SCRIPT, *ASK, *words], capture_output=True, text=True, timeout=300)
+def launched(*options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*TORCHRUN, SCRIPT, *OPTIONS, *options], capture_output=True, text=True, timeout=300)
 
 
 def test_two_processes_split_the_effective_batch_and_rank_zero_prints(tmp_path: Path) -> None:

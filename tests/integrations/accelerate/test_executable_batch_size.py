@@ -1,4 +1,4 @@
-"""The decorator: what accelerate's tests ask of theirs (tests/test_memory_utils.py), and what only ours does."""
+"""The decorator: the claims of accelerate's tests (tests/test_memory_utils.py), and those of this package."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from hf_bsopt.integrations.accelerate.accelerator import find_executable_batch_s
 from hf_bsopt.integrations.accelerate.executable_batch_size import Attempt, Executable, SearchReport
 from hf_bsopt.probing.host_memory import limit_this_process, why_no_limit
 
-ROOM = 600 * 2**20
+MEMORY_BYTES = 600 * 2**20
 START = 32
 LENGTH = 2**17
 
@@ -35,7 +35,7 @@ def fake_out_of_memory() -> None:
 
 
 def training(fits: Callable[[int], bool], start: int = 128) -> tuple[Executable[int], list[int]]:
-    """One that runs out of memory where its size does not fit, and the sizes that it was called with."""
+    """Return a training that runs out of memory unless its size fits, and the list of sizes it was called with."""
     tried: list[int] = []
 
     @find_executable_batch_size(starting_batch_size=start)
@@ -48,7 +48,7 @@ def training(fits: Callable[[int], bool], start: int = 128) -> tuple[Executable[
     return train, tried
 
 
-# ---- as accelerate's
+# ---- claims of accelerate's tests
 
 
 def test_arguments_and_return_value_are_passed_through() -> None:
@@ -143,15 +143,15 @@ def test_second_call_starts_with_the_size_of_the_first() -> None:
     assert tried == [128, 64, 32, 16, 16]
 
 
-# ---- ours
+# ---- claims of this package
 
 
 def test_name_and_docstring_are_kept() -> None:
     @find_executable_batch_size(starting_batch_size=8)
     def train(batch_size: int) -> None:
-        """Of the training."""
+        """Train."""
 
-    assert (train.__name__, train.__doc__) == ("train", "Of the training.")
+    assert (train.__name__, train.__doc__) == ("train", "Train.")
 
 
 def test_partial_without_name_can_be_decorated() -> None:
@@ -238,7 +238,7 @@ def test_tensors_of_a_failed_attempt_are_released_before_the_next() -> None:
 
 
 def test_garbage_of_a_failed_attempt_is_collected_before_the_first_forward() -> None:
-    """A model in a cycle, which the training throws away only after it was called again (``free_memory``)."""
+    """A model in a reference cycle is dropped by the training only when it is called again (``free_memory``)."""
     kept: list[nn.Module] = []
     seen: list[weakref.ref[nn.Module]] = []
     alive: list[bool] = []
@@ -288,11 +288,11 @@ def test_hooks_are_removed() -> None:
         assert not optimizer._global_optimizer_post_hooks
 
 
-# ---- where memory really runs out: a process that is limited
+# ---- a real out-of-memory error, in a process with limited memory
 
 
 def build() -> tuple[nn.Module, torch.optim.Optimizer]:
-    """Little to compute, and tensors so large that malloc takes each from the system and gives it back."""
+    """Return a model with little to compute and tensors so large that malloc maps each and unmaps it when freed."""
     model = nn.Sequential(*(layer for _ in range(5) for layer in (nn.Linear(8, 8), nn.Tanh())))
     return model, torch.optim.AdamW(model.parameters())
 
@@ -300,7 +300,7 @@ def build() -> tuple[nn.Module, torch.optim.Optimizer]:
 def search_in_little_memory(decorate: Callable[..., Any], answers: Any) -> None:
     torch.set_num_threads(1)
     model, optimizer = build()
-    limit_this_process(resident() + ROOM)
+    limit_this_process(resident() + MEMORY_BYTES)
     tried: list[int] = []
 
     def train(batch_size: int) -> int:
@@ -347,7 +347,7 @@ def test_limited_process_finds_at_least_the_size_of_accelerate_with_fewer_errors
     assert "of the forward pass" in report.attempts[0].detail
     peak = report.attempts[-1].peak
     assert peak is not None
-    assert peak.allocated_bytes > ROOM / 2
+    assert peak.allocated_bytes > MEMORY_BYTES / 2
 
 
 def test_sizes_are_halved_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:

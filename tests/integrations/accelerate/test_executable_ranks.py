@@ -1,4 +1,4 @@
-"""The decorator and the search in two processes that train together."""
+"""The decorator and find_batch_size in two processes that train together."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import distributed, nn
 
 from hf_bsopt.data import catalog
 from hf_bsopt.errors import UsageError
-from hf_bsopt.integrations.accelerate import accelerator as room
+from hf_bsopt.integrations.accelerate import accelerator as accelerator_module
 from hf_bsopt.integrations.accelerate import executable_batch_size
 from hf_bsopt.integrations.accelerate.accelerator import find_batch_size, find_executable_batch_size
 from hf_bsopt.probing.host_memory import ProcessStatus, limit_this_process, why_no_limit
@@ -23,27 +23,27 @@ from hf_bsopt.search.device_choice import DeviceChoice
 from hf_bsopt.search.wishes import Wishes
 from hf_bsopt.workloads.workload import Trainable
 
-MOMENT = 30.0
-SOON = 1.0
+SLACK_SECONDS = 30.0
+TIMEOUT_SECONDS = 1.0
 LAYERS = 6
 
 
-def synchronised_training(batch_size: int, largest: int) -> int:
-    """Every rank needs memory before the collective of its step."""
+def synchronized_training(batch_size: int, largest: int) -> int:
+    """Allocate on every rank before the collective of the step."""
     if batch_size > largest:
         raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 MiB.")
     distributed.all_reduce(torch.ones(1))
     return batch_size
 
 
-# ---- what the ranks do
+# ---- functions that the ranks run
 
 
 def train_where_both_run_out(largest: int) -> list[Any]:
-    """The smaller rank fails alone at sizes that the other one could take, but both fail at first."""
+    """Run out of memory on both ranks; the smaller rank then proposes less."""
     proposals = iter([largest, 1])
     train = find_executable_batch_size(
-        lambda batch_size: synchronised_training(batch_size, 40), 64, lambda: next(proposals)
+        lambda batch_size: synchronized_training(batch_size, 40), 64, lambda: next(proposals)
     )
     return [train(), [attempt.batch_size for attempt in train.report.attempts]]
 
@@ -54,7 +54,7 @@ def start_with(size: int) -> int:
 
 def train_where_one_waits(largest: int) -> int:
     executable_batch_size.exchange = with_a_short_timeout(executable_batch_size.exchange)
-    return find_executable_batch_size(lambda batch_size: synchronised_training(batch_size, largest), 64)()
+    return find_executable_batch_size(lambda batch_size: synchronized_training(batch_size, largest), 64)()
 
 
 def train_where_one_is_through(largest: int) -> int:
@@ -84,8 +84,8 @@ def train_with_an_error(words: str) -> int:
     return find_executable_batch_size(train, 64)()
 
 
-class WithScratch(nn.Module):
-    """Needs more in its forward pass than in the backward pass, where nobody could wait for another."""
+class WithLargeForward(nn.Module):
+    """Needs more memory in its forward than in its backward pass, in which no rank could wait for another."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,13 +98,13 @@ class WithScratch(nn.Module):
 
 
 def train_in_parallel_in(mebibytes: int) -> list[Any]:
-    """DistributedDataParallel in a process that is limited."""
+    """Train with DistributedDataParallel in a process with limited memory."""
     torch.set_num_threads(1)
     limit_this_process(ProcessStatus.read().resident_bytes + mebibytes * 2**20)
 
     @find_executable_batch_size(starting_batch_size=512)
     def train(batch_size: int) -> int:
-        model = nn.parallel.DistributedDataParallel(WithScratch())
+        model = nn.parallel.DistributedDataParallel(WithLargeForward())
         model(torch.zeros(batch_size, 128, 256)).backward()  # a second step needs what malloc has kept of the first
         return batch_size
 
@@ -112,7 +112,7 @@ def train_in_parallel_in(mebibytes: int) -> list[Any]:
 
 
 class Limited(nn.Module):
-    """Its forward has room for so many sequences."""
+    """Runs out of memory in its forward above ``largest`` sequences."""
 
     def __init__(self, largest: int) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class Limited(nn.Module):
 
 
 def train_a_model_that_takes(largest: int) -> list[Any]:
-    """It meets the other one's in the collectives of its backward pass."""
+    """Train a model that synchronizes with the other rank's in the collectives of its backward pass."""
 
     @find_executable_batch_size(starting_batch_size=64)
     def train(batch_size: int) -> int:
@@ -146,10 +146,10 @@ def model_hooks_are_gone() -> bool:
 
 
 def with_a_short_timeout(exchange: Any) -> Any:
-    return lambda word: exchange(word, timeout_seconds=SOON)
+    return lambda word: exchange(word, timeout_seconds=TIMEOUT_SECONDS)
 
 
-# ---- what comes of it
+# ---- outcomes
 
 
 def test_all_ranks_start_with_the_smallest_starting_size() -> None:
@@ -172,27 +172,27 @@ def one_waits(once: Callable[..., Any]) -> list[Answer]:
 def test_rank_waiting_in_a_collective_is_named_with_the_size_to_restart_with(one_waits: list[Answer]) -> None:
     first, second = one_waits
     assert first.error == "AgreementError"
-    assert first.words.startswith("64 sequences ran out of memory; start again with 32, on all ranks: rank 1")
-    assert max(first.seconds, second.seconds) < SOON + MOMENT
+    assert first.message.startswith("64 sequences ran out of memory; start again with 32, on all ranks: rank 1")
+    assert max(first.seconds, second.seconds) < TIMEOUT_SECONDS + SLACK_SECONDS
 
 
 def test_error_in_a_collective_is_attributed_to_the_rank_that_ended(one_waits: list[Answer]) -> None:
     _, second = one_waits
     assert (second.error, second.cause) == ("AgreementError", "RuntimeError")
-    assert second.words.startswith("rank 1 of 2 did not respond")
+    assert second.message.startswith("rank 1 of 2 did not respond")
 
 
 def test_rank_that_finished_is_not_trained_again() -> None:
     first, second = run(train_where_one_is_through, 32, 64)
     assert second.value == 64
     assert first.error == "AgreementError"
-    assert first.words.endswith("start again with 32: rank 1 finished, and all ranks must use the same size")
+    assert first.message.endswith("start again with 32: rank 1 finished, and all ranks must use the same size")
 
 
 def test_ranks_that_failed_after_different_collectives_stop() -> None:
     for answer in run(train_out_of_step, 1, 2):
         assert answer.error == "AgreementError"
-        assert answer.words.startswith("64 sequences ran out of memory; start again with 32: the ranks did not stop")
+        assert answer.message.startswith("64 sequences ran out of memory; start again with 32: the ranks did not stop")
 
 
 def test_ranks_that_failed_after_the_same_collectives_continue() -> None:
@@ -202,17 +202,17 @@ def test_ranks_that_failed_after_the_same_collectives_continue() -> None:
 
 def test_other_error_is_raised_on_its_rank_and_reported_on_the_others() -> None:
     first, second = run(train_with_an_error, "", "no such layer")
-    assert (second.error, second.words) == ("ValueError", "no such layer")
+    assert (second.error, second.message) == ("ValueError", "no such layer")
     assert first.error == "AgreementError"
-    assert first.words.endswith("rank 1 failed: ValueError: no such layer")
-    assert first.seconds < MOMENT
+    assert first.message.endswith("rank 1 failed: ValueError: no such layer")
+    assert first.seconds < SLACK_SECONDS
 
 
 @pytest.mark.skipif(why_no_limit() is not None, reason=str(why_no_limit()))
 def test_ranks_with_different_memory_limits_end_with_one_size() -> None:
     first, second = run(train_in_parallel_in, 200, 120)
-    assert first.value is not None, first.words
-    assert second.value is not None, second.words
+    assert first.value is not None, first.message
+    assert second.value is not None, second.message
     assert first.value[0] == second.value[0] < 512
     assert first.value[1] == second.value[1]
 
@@ -221,7 +221,7 @@ def test_failed_forward_on_one_rank_stops_the_others_before_their_collectives() 
     first, second = run(train_a_model_that_takes, 100, 20)
     assert first.value == [16, [f"another rank ran out of memory; trying {size} next" for size in (32, 16)], True]
     assert second.value[0] == 16
-    assert max(first.seconds, second.seconds) < MOMENT
+    assert max(first.seconds, second.seconds) < SLACK_SECONDS
 
 
 # ---- find_batch_size
@@ -264,7 +264,7 @@ def predict_or_fail(memory: str) -> None:
 
 def test_ranks_with_different_memory_agree_on_the_smaller_size() -> None:
     first, second = run(predict_for, "2GiB", "1GiB")
-    assert first.value is not None, first.words
+    assert first.value is not None, first.message
     assert first.value[:2] == second.value[:2]
     size = second.value[0]
     assert first.value[2] == "limit"
@@ -278,15 +278,15 @@ def test_ranks_with_different_memory_agree_on_the_smaller_size() -> None:
 def test_failed_search_on_one_rank_fails_on_all() -> None:
     first, second = run(predict_or_fail, "2GiB", "nonsense")
     assert first.error == second.error == "AgreementError"
-    assert first.words == second.words
-    assert first.words.startswith("rank 1 failed: UsageError: memory is a size such as 15GiB")
+    assert first.message == second.message
+    assert first.message.startswith("rank 1 failed: UsageError: memory is a size such as 15GiB")
     assert second.cause == "UsageError"
-    assert first.seconds < 3 * MOMENT
+    assert first.seconds < 3 * SLACK_SECONDS
 
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What the search was asked for, and which cards it saw."""
+    """Record the options of the search and the visible GPUs."""
     found: dict[str, Any] = {}
 
     def choose(device: str, gpu: str | None, memory: str | None) -> DeviceChoice:
@@ -297,8 +297,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         found.update(precision=workload.settings.precision, wishes=wishes)
         raise UsageError("enough")
 
-    monkeypatch.setattr(room, "choose_device", choose)
-    monkeypatch.setattr(room, "answered", answer)
+    monkeypatch.setattr(accelerator_module, "choose_device", choose)
+    monkeypatch.setattr(accelerator_module, "answered", answer)
     return found
 
 
@@ -325,7 +325,9 @@ def test_device_is_the_accelerators_unless_one_is_named(asked: dict[str, Any]) -
     ("dtype", "precision"),
     [(torch.float32, "fp32"), (torch.bfloat16, "bf16-weights"), (torch.float16, "fp16-weights")],
 )
-def test_weights_decide_the_precision_without_mixed_precision(asked: dict[str, Any], dtype: torch.dtype, precision: str) -> None:
+def test_weights_decide_the_precision_without_mixed_precision(
+    asked: dict[str, Any], dtype: torch.dtype, precision: str
+) -> None:
     ask(accelerator(), Classifier().to(dtype))
     assert asked["precision"] == precision
 

@@ -1,4 +1,4 @@
-"""BatchSizeCallback: a Trainer with nothing but it in its callbacks trains with the right size."""
+"""BatchSizeCallback: a Trainer with only this callback trains with the right size."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from trainers import Pad, Seen, Texts, arguments, classifier, language_model, lo
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainerCallback
 
 from hf_bsopt import BatchSizeCallback, NothingFitsError, UsageError, find_batch_size
-from hf_bsopt.integrations.trainer import callback as room
+from hf_bsopt.integrations.trainer import callback as callback_module
 from hf_bsopt.integrations.trainer.checkpoint_state import CheckpointState
 from hf_bsopt.integrations.trainer.sizing import Sizing, report_of
 
 SMALL = {"device": "predict", "memory": "1GiB"}
-"""A T4 of which there is so much: nothing is run, so that these tests take no time."""
+"""A T4 with this much memory: the size is predicted and nothing is run, so these tests are fast."""
 LONG = Texts([8] * 40 + [128] * 24)
 
 
-def sized(folder: Path, asked: int = 64, most: int = 16, **values: Any) -> tuple[Trainer, BatchSizeCallback]:
-    """A trainer whose arguments ask for ``asked`` sequences at once, of which ``most`` are allowed."""
-    callback = BatchSizeCallback(**SMALL, batch_size=most, **values.pop("options", {}))
-    values = {"per_device_train_batch_size": asked, "dataset": LONG, **values}
+def sized(folder: Path, requested: int = 64, limit: int = 16, **values: Any) -> tuple[Trainer, BatchSizeCallback]:
+    """Return a trainer that requests ``requested`` sequences at once, limited to ``limit``, and its callback."""
+    callback = BatchSizeCallback(**SMALL, batch_size=limit, **values.pop("options", {}))
+    values = {"per_device_train_batch_size": requested, "dataset": LONG, **values}
     return trainer(folder, callbacks=[callback], **values), callback
 
 
@@ -48,7 +48,7 @@ def test_batch_size_is_set_and_effective_batch_is_kept(tmp_path: Path) -> None:
 
 
 def test_micro_batch_never_exceeds_the_requested_batch_size(tmp_path: Path) -> None:
-    made, _ = sized(tmp_path, asked=4, most=64)
+    made, _ = sized(tmp_path, requested=4, limit=64)
     made.train()
     assert (made.args.per_device_train_batch_size, made.args.gradient_accumulation_steps) == (4, 1)
 
@@ -111,19 +111,21 @@ def test_seq2seq_trainer_is_sized(tmp_path: Path) -> None:
 
 
 def test_callback_class_is_accepted_in_place_of_an_instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "report_of", lambda trainer, sizing: report_of(trainer, Sizing(**SMALL, batch_size=8)))
+    monkeypatch.setattr(
+        callback_module, "report_of", lambda trainer, sizing: report_of(trainer, Sizing(**SMALL, batch_size=8))
+    )
     made = trainer(tmp_path, dataset=LONG, callbacks=[BatchSizeCallback], per_device_train_batch_size=16)
     made.train()
     assert made.args.per_device_train_batch_size == 8
 
 
-# ---- the gradient, not only the number of sequences
+# ---- losses and gradients
 
 
-@pytest.mark.parametrize("model", [classifier, language_model], ids=["ignores the labels' number", "takes it"])
+@pytest.mark.parametrize("model", [classifier, language_model], ids=["ignores the label count", "uses it"])
 def test_introduced_accumulation_does_not_change_losses(tmp_path: Path, model: Callable[[], Any]) -> None:
     data = Texts([16] * 64, labels_for_tokens=model is language_model)
-    made, _ = sized(tmp_path, model=model(), dataset=data, max_steps=4, asked=32, most=8)
+    made, _ = sized(tmp_path, model=model(), dataset=data, max_steps=4, requested=32, limit=8)
     made.train()
     assert made.args.gradient_accumulation_steps == 4
     plain = trainer(tmp_path, model(), data, max_steps=4, per_device_train_batch_size=32)
@@ -157,7 +159,7 @@ class LossObject:
     ids=["function", "partial", "module", "object"],
 )
 def test_loss_function_that_ignores_the_label_count_is_averaged(tmp_path: Path, loss: Any) -> None:
-    made, _ = sized(tmp_path, model=classifier(), dataset=Texts([16] * 64), max_steps=3, asked=32, most=8)
+    made, _ = sized(tmp_path, model=classifier(), dataset=Texts([16] * 64), max_steps=3, requested=32, limit=8)
     made.compute_loss_func = loss
     made.train()
     assert made.args.gradient_accumulation_steps == 4
@@ -178,15 +180,15 @@ def test_existing_optimizer_keeps_its_learning_rate_with_a_warning(
     assert "for the effective batch of 256 it would be 0.002 in place of 0.001" in caplog.text
 
 
-# ---- nothing else changes
+# ---- nothing else of the training changes
 
 
-def state_of_the_world() -> list[Any]:
+def random_states() -> list[Any]:
     return [random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state().tolist()]
 
 
 class OwnLoss(Trainer):
-    """Leaves the number of labels alone, which GPT-2 would have read."""
+    """Ignores the number of labels, which GPT-2 would have used."""
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -211,13 +213,13 @@ def test_search_changes_no_state_of_the_training(tmp_path: Path) -> None:
     made.create_optimizer()
     made.model.eval()
     callbacks = [*made.callback_handler.callbacks]
-    world = state_of_the_world()
+    states = random_states()
     weights = [(id(p), p.detach().clone(), p.requires_grad, p.grad) for p in made.model.parameters()]
     buffers = [(id(b), b.detach().clone()) for b in made.model.buffers()]
     optimizer = json.dumps(made.optimizer.state_dict(), default=str)
     history = [*made.state.log_history]
     find_batch_size(made, **SMALL, batch_size=16)
-    assert state_of_the_world() == world
+    assert random_states() == states
     for (identity, value, trained, gradient), now in zip(weights, made.model.parameters(), strict=True):
         assert (identity, trained, gradient) == (id(now), now.requires_grad, now.grad)
         assert torch.equal(value, now)
@@ -232,7 +234,7 @@ def test_search_changes_no_state_of_the_training(tmp_path: Path) -> None:
 def test_first_twenty_losses_equal_those_of_a_run_with_that_size(tmp_path: Path) -> None:
     model = language_model(0.1)
     data = Texts([8, 12, 16, 24] * 40, labels_for_tokens=True)
-    made, _ = sized(tmp_path, model=model, dataset=data, max_steps=20, asked=32, most=8)
+    made, _ = sized(tmp_path, model=model, dataset=data, max_steps=20, requested=32, limit=8)
     made.train()
     found = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 4}
     fresh = trainer(tmp_path, language_model(0.1), data, max_steps=20, **found)
@@ -277,7 +279,7 @@ def test_predicted_evaluation_batch_is_only_ever_reduced(tmp_path: Path) -> None
     assert made.args.per_device_eval_batch_size == len(LONG)
 
 
-# ---- while it trains
+# ---- during the training
 
 
 def test_memory_and_speed_are_logged_with_the_losses(tmp_path: Path) -> None:
@@ -334,7 +336,7 @@ def test_recover_repeats_a_failed_step_in_smaller_parts(tmp_path: Path) -> None:
     assert "training_step" not in vars(made)
 
 
-# ---- going on from a checkpoint
+# ---- resuming from a checkpoint
 
 
 def first_part(folder: Path, **values: Any) -> str:
@@ -343,18 +345,23 @@ def first_part(folder: Path, **values: Any) -> str:
     return str(folder / "checkpoint-2")
 
 
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the checkpoint of two steps with micro-batches of 16; it is only read."""
+    return first_part(tmp_path_factory.mktemp("first_part"))
+
+
 def resumed(made: Trainer, checkpoint: str, caplog: pytest.LogCaptureFixture) -> str:
-    """What is warned of meanwhile."""
+    """Train from the checkpoint and return the warnings."""
     with caplog.at_level(logging.WARNING, "hf_bsopt"):
         made.train(resume_from_checkpoint=checkpoint)
     return caplog.text
 
 
 def test_resuming_on_the_same_device_reuses_the_size_of_the_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoint = first_part(tmp_path)
-    monkeypatch.setattr(room, "report_of", lambda *_: pytest.fail("it was searched again"))
+    monkeypatch.setattr(callback_module, "report_of", lambda *_: pytest.fail("the search ran again"))
     made, callback = sized(tmp_path, max_steps=3)
     made.train(resume_from_checkpoint=checkpoint)
     assert callback.report is None
@@ -362,10 +369,11 @@ def test_resuming_on_the_same_device_reuses_the_size_of_the_checkpoint(
     assert made.state.global_step == 3
 
 
-def test_resuming_with_other_options_searches_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """After an out-of-memory error somebody asks for less."""
-    checkpoint = first_part(tmp_path)
-    made, callback = sized(tmp_path, max_steps=3, most=4)
+def test_resuming_with_other_options_searches_again(
+    tmp_path: Path, checkpoint: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A user lowers the limit after an out-of-memory error."""
+    made, callback = sized(tmp_path, max_steps=3, limit=4)
     words = resumed(made, checkpoint, caplog)
     assert callback.report is not None
     assert (made.args.per_device_train_batch_size, made.args.gradient_accumulation_steps) == (4, 16)
@@ -377,7 +385,7 @@ def test_resuming_with_the_same_requested_effective_batch_reuses_the_size(
     tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = first_part(tmp_path, options=options)
-    monkeypatch.setattr(room, "report_of", lambda *_: pytest.fail("it was searched again"))
+    monkeypatch.setattr(callback_module, "report_of", lambda *_: pytest.fail("the search ran again"))
     made, _ = sized(tmp_path, max_steps=3, options=options)
     made.train(resume_from_checkpoint=checkpoint)
     assert made.args.per_device_train_batch_size == 16
@@ -395,8 +403,7 @@ def test_resumed_losses_equal_those_of_an_uninterrupted_run(tmp_path: Path) -> N
     assert losses(made)[2:] == pytest.approx(losses(whole)[2:], rel=1e-2)  # the schedule knew of two steps before
 
 
-def test_resumed_training_averages_over_micro_batches(tmp_path: Path) -> None:
-    checkpoint = first_part(tmp_path)
+def test_resumed_training_averages_over_micro_batches(tmp_path: Path, checkpoint: str) -> None:
     made, _ = sized(tmp_path, max_steps=4)
     made.train(resume_from_checkpoint=checkpoint)
     assert made.args.gradient_accumulation_steps == 4
@@ -404,29 +411,28 @@ def test_resumed_training_averages_over_micro_batches(tmp_path: Path) -> None:
 
 
 def test_resuming_on_another_device_searches_again_with_the_same_effective_batch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    checkpoint = first_part(tmp_path)
     here = CheckpointState.of
     elsewhere = classmethod(lambda cls, *given: dataclasses.replace(here(*given), device="another GPU"))
     monkeypatch.setattr(CheckpointState, "of", elsewhere)
-    made, callback = sized(tmp_path, max_steps=3, most=8)
+    made, callback = sized(tmp_path, max_steps=3, limit=8)
     words = resumed(made, checkpoint, caplog)
     assert callback.report is not None
     assert (made.args.per_device_train_batch_size, made.args.gradient_accumulation_steps) == (8, 8)
     assert "it was found on CPU, and this device is another GPU" in words
 
 
-def test_effective_batch_that_differs_from_the_checkpoint_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    checkpoint = first_part(tmp_path)
-    made, callback = sized(tmp_path, asked=32, max_steps=3)
+def test_effective_batch_that_differs_from_the_checkpoint_is_reported(
+    tmp_path: Path, checkpoint: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    made, callback = sized(tmp_path, requested=32, max_steps=3)
     words = resumed(made, checkpoint, caplog)
     assert callback.report is not None
     assert "its effective batch was 64, and 32 is requested now" in words
 
 
-def test_callback_restored_from_the_checkpoint_continues(tmp_path: Path) -> None:
-    checkpoint = first_part(tmp_path)
+def test_callback_restored_from_the_checkpoint_continues(tmp_path: Path, checkpoint: str) -> None:
     made, _ = sized(tmp_path, max_steps=3, restore_callback_states_from_checkpoint=True)
     made.train(resume_from_checkpoint=checkpoint)
     assert made.state.global_step == 3
@@ -436,12 +442,12 @@ def test_callback_restored_from_the_checkpoint_continues(tmp_path: Path) -> None
 def test_checkpoint_without_the_callback_triggers_a_search(tmp_path: Path) -> None:
     plain = trainer(tmp_path, dataset=LONG, max_steps=1, save_strategy="steps", save_steps=1)
     plain.train()
-    made, callback = sized(tmp_path, asked=8, max_steps=2)
+    made, callback = sized(tmp_path, requested=8, max_steps=2)
     made.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
     assert callback.report is not None
 
 
-# ---- what can't be sized, in words
+# ---- trainers that cannot be sized
 
 
 def test_two_callbacks_on_one_trainer_are_rejected(tmp_path: Path) -> None:
@@ -469,7 +475,7 @@ def test_sharded_training_is_rejected_with_the_supported_strategies(tmp_path: Pa
 
 
 def test_hyperparameter_search_is_rejected(tmp_path: Path) -> None:
-    """Each of its trials sets arguments anew, beside what the last one's sizing has left."""
+    """Each trial sets its own arguments on top of those that the previous sizing changed."""
     made, _ = sized(tmp_path)
     made.hp_search_backend = "optuna"
     with pytest.raises(UsageError, match=r"call find_batch_size\(trainer\) before it"):
@@ -592,7 +598,7 @@ def test_user_callback_sees_the_new_size_at_train_begin(tmp_path: Path) -> None:
 
 
 def test_long_tail_of_lengths_reduces_the_size(tmp_path: Path) -> None:
-    """Of the first 64 examples all would fit at once."""
+    """The first 64 examples alone would all fit at once."""
     data = Texts([8] * 64 + [128] * 8)
     wide = {"hidden_size": 128, "num_hidden_layers": 4, "intermediate_size": 512}
     memory = "560MiB"

@@ -1,4 +1,4 @@
-"""An optimizer step that ran out of memory is done again in parts, and the training is the same."""
+"""An optimizer step that ran out of memory is repeated in parts, and the training stays the same."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ OUT = "CUDA out of memory. Tried to allocate 2.00 GiB"
 
 
 class RunsOut:
-    """A hook for a model that has memory for so many sequences at once, from a forward pass on."""
+    """A hook that makes a model run out of memory above ``most`` sequences, from a forward pass on."""
 
     def __init__(self, most: int, first: int = 0, *, in_backward: bool = False) -> None:
         self.most, self.first, self.count = most, first, 0
         self.errors = 0
         self._in_backward = in_backward
 
-    def hang_on(self, model: nn.Module) -> RunsOut:
+    def attach(self, model: nn.Module) -> RunsOut:
         model.register_forward_pre_hook(self._before, with_kwargs=True)
         if self._in_backward:
             next(model.parameters()).register_hook(self._gradient)
@@ -63,7 +63,7 @@ def weights(made: Trainer) -> list[torch.Tensor]:
 def test_repeated_step_matches_a_run_without_error(tmp_path: Path, in_backward: bool) -> None:
     model = classifier()
     seen = Seen(model)
-    full = RunsOut(4, first=2, in_backward=in_backward).hang_on(model)
+    full = RunsOut(4, first=2, in_backward=in_backward).attach(model)
     made = trainer(tmp_path, model, per_device_train_batch_size=16, max_steps=4)
     recovery = Recovery()
     ours = trained(made, recovery)
@@ -82,7 +82,7 @@ def test_with_accumulation_the_whole_step_is_repeated(tmp_path: Path, model: Any
         of_tokens = model is language_model
         with_hook = model()
         if hook is not None:
-            hook.hang_on(with_hook)
+            hook.attach(with_hook)
         data = Texts([8, 12, 16, 24] * 16, of_tokens)
         values = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}
         return trainer(tmp_path, with_hook, data, max_steps=3, **values)
@@ -100,18 +100,18 @@ def test_custom_loss_function_is_weighted_by_parts(tmp_path: Path) -> None:
         return torch.nn.functional.cross_entropy(outputs.logits, labels)
 
     model = classifier()
-    RunsOut(4, first=1).hang_on(model)
+    RunsOut(4, first=1).attach(model)
     made, plain = (trainer(tmp_path, m, per_device_train_batch_size=16, max_steps=3) for m in (model, classifier()))
     made.compute_loss_func = plain.compute_loss_func = loss
     assert trained(made, Recovery()) == pytest.approx(trained(plain), abs=1e-4)
 
 
 def test_random_state_is_reset_to_the_start_of_the_step(tmp_path: Path) -> None:
-    """What dropout would draw: the first forward pass of the second beginning draws what that of the first drew."""
+    """As dropout would: the repeated first forward pass draws the same numbers as the failed one."""
     model = classifier()
     drawn: list[float] = []
     model.register_forward_pre_hook(lambda *_: drawn.append(torch.rand(()).item()))
-    RunsOut(8, first=1).hang_on(model)
+    RunsOut(8, first=1).attach(model)
     made = trainer(tmp_path, model, per_device_train_batch_size=16, max_steps=2)
     trained(made, Recovery())
     assert drawn[1] == drawn[2]
@@ -119,7 +119,7 @@ def test_random_state_is_reset_to_the_start_of_the_step(tmp_path: Path) -> None:
 
 
 class MeanOfLabels(nn.Module):
-    """Its loss is nan where there is not one label."""
+    """Its loss is nan for a batch without labels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -144,7 +144,7 @@ def test_part_without_labels_is_skipped(tmp_path: Path) -> None:
     values = {"per_device_train_batch_size": 8, "train_sampling_strategy": "sequential", "max_steps": 2}
     data = HalfWithoutLabels([12] * 32, labels_for_tokens=True)
     model = MeanOfLabels()
-    RunsOut(4).hang_on(model)
+    RunsOut(4).attach(model)
     made = trainer(tmp_path, model, data, logging_nan_inf_filter=False, **values)
     plain = trainer(tmp_path, MeanOfLabels(), data, **values)
     assert trained(made, Recovery()) == pytest.approx(trained(plain), rel=1e-4)
@@ -153,7 +153,7 @@ def test_part_without_labels_is_skipped(tmp_path: Path) -> None:
 
 
 def test_batch_that_cannot_be_split_raises_the_original_error(tmp_path: Path) -> None:
-    """Patches of pictures in one row: which belong to which sequence is the model's affair."""
+    """Image patches in one row: only the model knows which belong to which sequence."""
 
     class Patches(Pad):
         def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -168,7 +168,7 @@ def test_batch_that_cannot_be_split_raises_the_original_error(tmp_path: Path) ->
             return self.inner(**kwargs)
 
     model = Model()
-    RunsOut(4).hang_on(model)
+    RunsOut(4).attach(model)
     values = {"per_device_train_batch_size": 8, "remove_unused_columns": False}
     made = trainer(tmp_path, model, collator=Patches(), **values)
     with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory") as raised:
@@ -178,7 +178,7 @@ def test_batch_that_cannot_be_split_raises_the_original_error(tmp_path: Path) ->
 
 def test_single_sequence_that_does_not_fit_raises_the_original_error(tmp_path: Path) -> None:
     model = classifier()
-    RunsOut(0).hang_on(model)
+    RunsOut(0).attach(model)
     made = trainer(tmp_path, model, per_device_train_batch_size=2)
     with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory") as raised:
         trained(made, Recovery())

@@ -1,4 +1,4 @@
-"""What is read from a Trainer, and how its step is followed."""
+"""The workload that is read from a Trainer, and how its step is followed."""
 
 from __future__ import annotations
 
@@ -63,9 +63,7 @@ def test_precision_comes_from_the_arguments(tmp_path: Path, values: dict[str, An
     assert trainer_workload(trainer(tmp_path, **values)).settings.precision == precision
 
 
-def test_precision_comes_from_the_launcher_by_default(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_precision_comes_from_the_launcher_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     assert trainer_workload(trainer(tmp_path)).settings.precision == "bf16"
 
@@ -187,7 +185,7 @@ class Stream(torch.utils.data.IterableDataset[dict[str, Any]]):
 
 
 class Bag(nn.Module):
-    """Takes what it names, and nothing else."""
+    """Accepts exactly the arguments that it names."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -230,9 +228,7 @@ def test_model_that_cannot_be_copied_is_rejected(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lengths", [[16] * 8, [8, 16] * 4])
-def test_flattened_sequences_with_quadratic_attention_are_rejected(
-    tmp_path: Path, lengths: list[int]
-) -> None:
+def test_flattened_sequences_with_quadratic_attention_are_rejected(tmp_path: Path, lengths: list[int]) -> None:
     flat = DataCollatorWithFlattening()
     made = trainer(tmp_path, language_model(), Texts(lengths, labels_for_tokens=True), collator=flat)
     with pytest.raises(TraceError, match="does not grow linearly"):
@@ -251,9 +247,7 @@ def test_evaluation_uses_the_longest_examples_of_its_dataset(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("lengths", [(5, 30), (30, 5)])
-def test_evaluation_dataset_with_the_longest_examples_decides(
-    tmp_path: Path, lengths: tuple[int, int]
-) -> None:
+def test_evaluation_dataset_with_the_longest_examples_decides(tmp_path: Path, lengths: tuple[int, int]) -> None:
     several = {str(length): Texts([length] * (4 + place)) for place, length in enumerate(lengths)}
     workload = trainer_workload(trainer(tmp_path, dataset=Texts([8] * 4), eval_dataset=several))
     assert shapes(workload.evaluating().batch(2, "meta"))["input_ids"] == (2, 30)
@@ -291,7 +285,7 @@ def test_dataloader_of_the_search_is_not_kept(tmp_path: Path) -> None:
 
 
 def test_persistent_evaluation_dataloaders_are_not_replaced(tmp_path: Path) -> None:
-    """With persistent workers it keeps them by a name, "eval", under which the next dataset would find this one's."""
+    """With persistent workers Trainer keeps them as "eval", where the next dataset would find this one's."""
     values = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
     several = {"short": Texts([5] * 6), "long": Texts([30] * 4)}
     made = trainer(tmp_path, dataset=Texts([8] * 4), eval_dataset=several, **values)
@@ -304,7 +298,7 @@ def test_persistent_evaluation_dataloaders_are_not_replaced(tmp_path: Path) -> N
 
 
 class Draws(Pad):
-    """A collator that masks by generators of its own; made at the first call, as transformers' are."""
+    """A collator that masks with generators of its own, created at the first call as transformers' are."""
 
     def __init__(self) -> None:
         self.generator: torch.Generator | None = None

@@ -1,4 +1,4 @@
-"""The longest examples of a dataset, wherever their lengths are."""
+"""The longest examples of a dataset, from columns or from examples."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from trainers import Pad, Texts
 
 from hf_bsopt.errors import UsageError
-from hf_bsopt.integrations.trainer import worst_case as room
+from hf_bsopt.integrations.trainer import worst_case as worst_case_module
 from hf_bsopt.integrations.trainer.worst_case import worst_case
 
 TAIL = [8] * 40 + [90] + [10] * 40
@@ -65,7 +65,7 @@ def test_transform_decides_the_lengths() -> None:
 
 
 class Summaries(torch.utils.data.Dataset[dict[str, list[int]]]):
-    """The longest text has a short summary, and the other way round."""
+    """The longest text has a short summary and vice versa."""
 
     def __len__(self) -> int:
         return 3
@@ -91,14 +91,14 @@ def test_longest_text_and_longest_summary_are_combined() -> None:
 
 
 def test_large_dataset_is_sampled_evenly_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "MAX_READ", 10)
+    monkeypatch.setattr(worst_case_module, "MAX_READ", 10)
     worst = worst_case(Texts([8] * 99 + [64]), Pad())
     assert (worst.length, worst.read, worst.total) == (64, 10, 100)
     assert "lengths of 10 of the 100" in worst.note
 
 
 def test_images_are_compared_by_size() -> None:
-    class Pictures(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
+    class Images(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         def __len__(self) -> int:
             return 4
 
@@ -108,7 +108,7 @@ def test_images_are_compared_by_size() -> None:
     def stack(examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         return {"pixel_values": torch.stack([example["pixel_values"] for example in examples])}
 
-    assert tuple(worst_case(Pictures(), stack).batch(3, padded=False)["pixel_values"].shape) == (3, 3, 11, 8)
+    assert tuple(worst_case(Images(), stack).batch(3, padded=False)["pixel_values"].shape) == (3, 3, 11, 8)
 
 
 def test_collator_that_pops_keys_does_not_change_later_batches() -> None:
