@@ -36,7 +36,7 @@ class Launch:
 
     @property
     def is_main_process(self) -> bool:
-        """Whether this process prints and writes files."""
+        """True if this process prints and writes files."""
         return self.rank == 0
 
     @contextlib.contextmanager

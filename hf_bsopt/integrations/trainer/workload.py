@@ -63,7 +63,7 @@ class TrainerWorkload(ModuleWorkload):
 
     @property
     def is_custom(self) -> bool:
-        """Whether memory may not grow linearly. Batches with all sequences in one row count: attention over the whole
+        """True if memory may not grow linearly. Batches with all sequences in one row count: attention over the whole
         row can grow with its square.
         """
         return not type(self.module).__module__.startswith(WELL_KNOWN) or is_in_one_row(self.shapes)
