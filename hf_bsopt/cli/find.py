@@ -36,8 +36,8 @@ def run(argv: Sequence[str], launch: Launch) -> int:
     """Run the subcommand and return its exit code."""
     arguments = parse(argv, "hf-bsopt find", DESCRIPTION)
     silence_libraries(arguments.output.verbose)
-    is_silent = arguments.output.quiet or not launch.tells
-    with launch.together(), progress.silent(is_silent), _log_above_progress(arguments.output.verbose):
+    is_silent = arguments.output.quiet or not launch.is_main_process
+    with launch.process_group(), progress.silent(is_silent), _log_above_progress(arguments.output.verbose):
         if arguments.is_table:
             from .table import print_table
 
@@ -64,7 +64,7 @@ def _find(arguments: Arguments, launch: Launch) -> int:
             continue
         reports.append(report)
         _print(report, arguments, is_first=len(reports) == 1)
-    if launch.tells and reports:
+    if launch.is_main_process and reports:
         _write_files(reports, misfits, lengths, arguments)
     return _exit_code(reports, misfits, is_quiet=arguments.output.quiet)
 

@@ -26,11 +26,11 @@ def run(argv: Sequence[str], launch: Launch) -> int:
     if not arguments.dataset.dataset:
         raise UsageError("which dataset? For example --dataset train.jsonl")
     silence_libraries(arguments.output.verbose)
-    with progress.silent(arguments.output.quiet or not launch.tells):
+    with progress.silent(arguments.output.quiet or not launch.is_main_process):
         lengths = measure_lengths(arguments)
     if not arguments.output.quiet:
         print(lengths)
-    if arguments.output.json is not None and launch.tells:
+    if arguments.output.json is not None and launch.is_main_process:
         text = json.dumps(lengths.to_dict(), indent=2, ensure_ascii=False)
         write_atomically(Path(arguments.output.json), text + "\n")
     return FOUND

@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that cannot print ✅ still gets the number
     launch = Launch.here()
-    with launch.voice():
+    with launch.output_on_rank_zero_only():
         return _run(words, launch)
 
 

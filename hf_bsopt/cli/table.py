@@ -28,7 +28,7 @@ def run(argv: Sequence[str], launch: Launch) -> int:
     """Run the subcommand and return its exit code."""
     arguments = parse(argv, "hf-bsopt table", DESCRIPTION)
     silence_libraries(arguments.output.verbose)
-    with progress.silent(arguments.output.quiet or not launch.tells):
+    with progress.silent(arguments.output.quiet or not launch.is_main_process):
         return FOUND if print_table(arguments) else NOTHING_FITS
 
 

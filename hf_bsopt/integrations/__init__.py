@@ -1,1 +1,1 @@
-"""Inside the user's own training script: where another library holds the loop."""
+"""Batch size search inside the user's own training script, where another library owns the training loop."""

@@ -1,4 +1,4 @@
-"""What a search must not change in the process of a training: its random numbers, and the card that it will need."""
+"""Keeps the random state of a training process unchanged during a search, and frees the GPU that the search needs."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class RandomNumbers:
-    """The state of every generator that a training draws from: Python's, NumPy's, PyTorch's on each device in use."""
+class RandomState:
+    """State of every generator that a training draws from: Python's, NumPy's, and PyTorch's on each device in use."""
 
     python: Any
-    arrays: Any
-    host: torch.Tensor
-    cards: list[torch.Tensor] | None
-    metal: torch.Tensor | None
+    numpy: Any
+    cpu: torch.Tensor
+    cuda: list[torch.Tensor] | None
+    mps: torch.Tensor | None
 
     @classmethod
-    def now(cls) -> RandomNumbers:
+    def capture(cls) -> RandomState:
         import numpy
         import torch
 
@@ -42,18 +42,18 @@ class RandomNumbers:
         import torch
 
         random.setstate(self.python)
-        numpy.random.set_state(self.arrays)
-        torch.set_rng_state(self.host)
-        if self.cards is not None:
-            torch.cuda.set_rng_state_all(self.cards)
-        if self.metal is not None:
-            torch.mps.set_rng_state(self.metal)
+        numpy.random.set_state(self.numpy)
+        torch.set_rng_state(self.cpu)
+        if self.cuda is not None:
+            torch.cuda.set_rng_state_all(self.cuda)
+        if self.mps is not None:
+            torch.mps.set_rng_state(self.mps)
 
 
 @contextlib.contextmanager
-def same_random_numbers() -> Iterator[None]:
-    """Afterwards all generators go on as if nobody had asked for anything between."""
-    before = RandomNumbers.now()
+def preserve_random_state() -> Iterator[None]:
+    """Restore all random generators on exit, as if nothing had been drawn in between."""
+    before = RandomState.capture()
     try:
         yield
     finally:
@@ -61,16 +61,16 @@ def same_random_numbers() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def off_the_card(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """While it lasts, the weights of ``model`` are on the host, where they are whole on one CUDA card: the probes need
-    the room. They come back as the same parameters with the same values. Quantized weights stay where they are.
+def model_on_host(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Keep the weights of ``model`` on the host inside the context if all of them are on one CUDA device, because the
+    probes need the memory. The same parameters return with the same values. Quantized weights stay where they are.
     """
     import torch
 
     tensors = [*model.parameters(), *model.buffers()]
-    is_whole = all(tensor.device == device for tensor in tensors)
-    is_placed = any(hasattr(module, "_hf_hook") for module in model.modules())  # by accelerate, which moves it itself
-    is_movable = is_whole and not is_placed and not _is_quantized(model)
+    is_on_device = all(tensor.device == device for tensor in tensors)
+    is_dispatched = any(hasattr(module, "_hf_hook") for module in model.modules())  # accelerate moves it itself
+    is_movable = is_on_device and not is_dispatched and not _is_quantized(model)
     if device.type != "cuda" or not is_movable:
         yield
         return

@@ -1,1 +1,1 @@
-"""Several processes: how they were launched, what they agree on. Front door: ranks.py."""
+"""Several processes: how they were launched and what they agree on. Front door: ranks.py."""

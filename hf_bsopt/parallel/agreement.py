@@ -1,12 +1,12 @@
-"""One answer for all processes of a distributed run, or a clear error in each of them; never a hang.
+"""Agreement between the processes of a distributed run, or a clear error in each of them; never a hang.
 
-    agree(48)  # Agreement(batch_size=32, sizes=(48, 32)): rank 1 takes no more than 32
+    agree(48)  # Agreement(batch_size=32, sizes=(48, 32)): at most 32 fits on rank 1
 
-The ranks meet in the key-value store through which they found each other (``init_process_group``), and not in a
-collective: a collective that one rank never joins leaves the group unusable behind it, and NCCL's runs on a card that
-may just have run out of memory. The store is on the host and its waits have a timeout each. Every call is a round of
-its own, counted by each process, so that all ranks call in the same order. What comes of a round is decided once, by
-the first who writes it (``compare_set``), so that no two ranks leave it with different answers.
+The ranks communicate through the key-value store of ``init_process_group`` and not through collectives: a collective
+that one rank never joins leaves the process group unusable, and NCCL's run on a GPU that may just have run out of
+memory. The store is on the host, and every wait has a timeout. Every call is one round, counted by each process, so all
+ranks must call in the same order. The outcome of a round is decided once, by the first rank that writes it
+(``compare_set``), so no two ranks leave it with different answers.
 """
 
 from __future__ import annotations
@@ -25,93 +25,95 @@ if TYPE_CHECKING:
     from torch.distributed import Store
 
 TIMEOUT_SECONDS = 20.0
-"""Of ranks that work in step. A rank that fails is told of at once, whatever the timeout."""
+"""For ranks that work in step. A failed rank is reported at once, whatever the timeout."""
 LINGER_SECONDS = 2.0
-"""Rank 0 stays so long, where the others have not read the outcome: its end may be the end of the store."""
-LONGEST_REASON = 400
+"""How long rank 0 waits for the others to read the outcome: its process may host the store."""
+MAX_REASON_LENGTH = 400
 _rounds = itertools.count()
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """batch_size: what every rank takes, the smallest of ``sizes``. sizes: what each rank can take, by rank."""
+    """batch_size: the size that every rank uses, the smallest of ``sizes``. sizes: the largest size of each rank, by
+    rank.
+    """
 
     batch_size: int
     sizes: tuple[int, ...]
 
     @property
     def rank(self) -> int:
-        """The first one that can take no more."""
+        """The first rank that limits the size."""
         return self.sizes.index(self.batch_size)
 
 
 def agree(size: int, *, timeout_seconds: float = TIMEOUT_SECONDS) -> Agreement:
-    """The largest size that every rank can take, given the one that this rank can. Outside a distributed run, that.
+    """Return the largest size that every rank can use, given the size of this rank. Alone, that is the size itself.
 
-    Called by every rank. Raises AgreementError, on every rank, where one failed (:func:`report_failure`) or did not
-    come within ``timeout_seconds`` of another; UsageError, on every rank too, for a size under 1.
+    Call it on every rank. Raises AgreementError on every rank if one failed (:func:`report_failure`) or did not arrive
+    within ``timeout_seconds`` of another; UsageError, also on every rank, for a size under 1.
     """
-    sizes = tuple(int(word) for word in exchange(str(size), timeout_seconds=timeout_seconds))
+    sizes = tuple(int(message) for message in exchange(str(size), timeout_seconds=timeout_seconds))
     if min(sizes) < 1:
-        raise UsageError(f"a batch size is at least 1, not {min(sizes)}, as rank {sizes.index(min(sizes))} has it")
+        raise UsageError(f"the batch size must be at least 1; rank {sizes.index(min(sizes))} has {min(sizes)}")
     return Agreement(min(sizes), sizes)
 
 
-def exchange(word: str, *, timeout_seconds: float = TIMEOUT_SECONDS) -> tuple[str, ...]:
-    """What every rank says, by rank. Outside a distributed run, only this one's word.
+def exchange(message: str, *, timeout_seconds: float = TIMEOUT_SECONDS) -> tuple[str, ...]:
+    """Return the messages of all ranks, by rank. Outside a distributed run, only the own message.
 
-    Called by every rank. Raises AgreementError as :func:`agree` does.
+    Call it on every rank. Raises AgreementError as :func:`agree` does.
     """
-    meeting = _next_meeting()
-    if meeting is None:
-        return (word,)
+    current = _next_round()
+    if current is None:
+        return (message,)
     try:
-        meeting.say(word)
-        return meeting.outcome(timeout_seconds)
+        current.post(message)
+        return current.outcome(timeout_seconds)
     except RuntimeError as error:
-        raise _unreachable(error) from error
+        raise _store_unreachable(error) from error
 
 
-def leave_word(word: str) -> None:
-    """This rank's part in a round for which it does not wait: others learn that it was through."""
-    meeting = _next_meeting()
-    if meeting is None:
+def post_message(message: str) -> None:
+    """Post this rank's message of a round without waiting for the others."""
+    current = _next_round()
+    if current is None:
         return
     try:
-        meeting.say(word)
+        current.post(message)
     except RuntimeError as error:
-        raise _unreachable(error) from error
+        raise _store_unreachable(error) from error
 
 
 def report_failure(error: BaseException) -> AgreementError | None:
-    """This rank's part in a round in which it has nothing to say but that it failed.
+    """Report in this round that this rank failed.
 
-    What all ranks raise now: that it did, or what another one told before, which may well be the cause. None outside
-    a distributed run.
+    Return the error that all ranks raise: this failure, or an earlier one of another rank, its likely cause. Return
+    None outside a distributed run.
     """
-    meeting = _next_meeting()
-    if meeting is None:
+    current = _next_round()
+    if current is None:
         return None
     try:
-        return meeting.fail(f"rank {meeting.rank} failed: {_in_short(error)}", (meeting.rank,))
+        return current.fail(f"rank {current.rank} failed: {_one_line(error)}", (current.rank,))
     except RuntimeError as unreachable:
-        return _unreachable(unreachable)
+        return _store_unreachable(unreachable)
 
 
-def collectives_begun() -> dict[str, int]:
-    """How many collectives this rank has begun, by group. Where two ranks have begun a different number, one of them
-    waits for the other, or will: nothing further can be done in that group.
+def collectives_started() -> dict[str, int]:
+    """Return how many collectives this rank has started, by process group. If two ranks have started different numbers,
+    one of them waits for the other, or will, and the group is no longer usable.
     """
     if not _is_distributed():
         return {}
     from torch.distributed import distributed_c10d
 
-    groups = distributed_c10d._world.pg_names  # of which this rank is a member; there is no public list
+    groups = distributed_c10d._world.pg_names  # the groups of this rank; there is no public list
     return {str(name): int(group._get_sequence_number_for_group()) for group, name in groups.items()}
 
 
 @dataclass(frozen=True)
-class _Meeting:
+class _Round:
     """One round in the store."""
 
     store: Store
@@ -119,58 +121,61 @@ class _Meeting:
     rank: int
     size: int
 
-    def say(self, word: str) -> None:
-        """The last one to speak closes the round."""
-        self.store.set(self._of(self.rank), word)
+    def post(self, message: str) -> None:
+        """Post a message; the last rank to post closes the round."""
+        self.store.set(self._rank_key(self.rank), message)
         if self.store.add(self._key("count"), 1) == self.size:
-            self._decide({"words": self._words()})
+            self._decide({"messages": self._messages()})
 
     def fail(self, reason: str, ranks: Sequence[int]) -> AgreementError:
-        """What was told first, this or another rank's failure. Not once every rank has spoken."""
-        decided = self._decide({"failure": reason, "ranks": list(ranks), "by": self.rank})
-        self._leave()
+        """Return the first failure reported in this round, this or another rank's. It has no effect once every rank has
+        posted.
+        """
+        decided = self._decide({"failure": reason, "ranks": list(ranks), "reported_by": self.rank})
+        self._mark_read()
         return _failure(decided)
 
     def outcome(self, timeout_seconds: float) -> tuple[str, ...]:
+        """Return the messages of all ranks, or raise AgreementError."""
         try:
             self.store.wait([self._key("outcome")], timedelta(seconds=timeout_seconds))
-        except RuntimeError:  # each kind of store has its own for a wait that was too long
+        except RuntimeError:  # each kind of store raises its own error for a timeout
             self._close(timeout_seconds)
         decided = json.loads(self.store.get(self._key("outcome")))
-        self._leave()
-        if "words" not in decided:
+        self._mark_read()
+        if "messages" not in decided:
             raise _failure(decided)
-        return tuple(decided["words"])
+        return tuple(decided["messages"])
 
     def _close(self, timeout_seconds: float) -> None:
-        """Nobody decided in time: whoever is missing is the reason."""
-        missing = [rank for rank in range(self.size) if not self.store.check([self._of(rank)])]
-        if not missing:  # the last one ended before it could close the round
-            self._decide({"words": self._words()})
+        """Close a round that timed out; the missing ranks are the reason."""
+        missing = [rank for rank in range(self.size) if not self.store.check([self._rank_key(rank)])]
+        if not missing:  # the last rank ended before it could close the round
+            self._decide({"messages": self._messages()})
             return
         who = f"rank {missing[0]}" if len(missing) == 1 else f"ranks {', '.join(map(str, missing))}"
         reason = (
-            f"{who} of {self.size} did not come to an agreement within {timeout_seconds:g} s: ended, still at work, or "
-            f"waiting in a collective for a rank that came here"
+            f"{who} of {self.size} did not respond within {timeout_seconds:g} s: ended, still working, or "
+            f"waiting in a collective for a rank that is waiting here"
         )
-        self._decide({"failure": reason, "ranks": missing, "by": self.rank})
+        self._decide({"failure": reason, "ranks": missing, "reported_by": self.rank})
 
-    def _leave(self) -> None:
+    def _mark_read(self) -> None:
         if self.store.add(self._key("readers"), 1) == self.size:
-            self.store.set(self._key("read"), "by all")
+            self.store.set(self._key("read"), "by all ranks")
         if self.rank == 0:
             with contextlib.suppress(RuntimeError):
                 self.store.wait([self._key("read")], timedelta(seconds=LINGER_SECONDS))
 
     def _decide(self, outcome: dict[str, Any]) -> dict[str, Any]:
-        """What was decided: this, unless something was before."""
+        """Decide the outcome unless it is decided already; return the decided one."""
         decided: dict[str, Any] = json.loads(self.store.compare_set(self._key("outcome"), "", json.dumps(outcome)))
         return decided
 
-    def _words(self) -> list[str]:
-        return [self.store.get(self._of(rank)).decode() for rank in range(self.size)]
+    def _messages(self) -> list[str]:
+        return [self.store.get(self._rank_key(rank)).decode() for rank in range(self.size)]
 
-    def _of(self, rank: int) -> str:
+    def _rank_key(self, rank: int) -> str:
         return self._key(f"rank/{rank}")
 
     def _key(self, name: str) -> str:
@@ -183,31 +188,33 @@ def _is_distributed() -> bool:
     return bool(distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1)
 
 
-def _next_meeting() -> _Meeting | None:
-    """None where there is nobody to meet."""
+def _next_round() -> _Round | None:
+    """Return the next round, or None outside a distributed run."""
     if not _is_distributed():
         return None
     from torch import distributed
     from torch.distributed import distributed_c10d
 
-    store = distributed_c10d._get_default_store()  # there is no public name for it
+    store = distributed_c10d._get_default_store()  # there is no public accessor
     if store is None:
-        raise AgreementError(f"the backend {distributed.get_backend()} has no store for the ranks to meet in")
-    return _Meeting(store, next(_rounds), distributed.get_rank(), distributed.get_world_size())
+        raise AgreementError(
+            f"the backend {distributed.get_backend()} has no store through which the ranks could agree"
+        )
+    return _Round(store, next(_rounds), distributed.get_rank(), distributed.get_world_size())
 
 
 def _failure(decided: dict[str, Any]) -> AgreementError:
-    return AgreementError(decided["failure"], tuple(decided["ranks"]), decided["by"])
+    return AgreementError(decided["failure"], tuple(decided["ranks"]), decided["reported_by"])
 
 
-def _unreachable(error: RuntimeError) -> AgreementError:
+def _store_unreachable(error: RuntimeError) -> AgreementError:
     return AgreementError(
-        f"the store in which the ranks meet does not answer; the process that keeps it, without torchrun that of rank "
-        f"0, has probably ended: {_in_short(error)}"
+        f"the store of the process group does not respond; the process that hosts it (rank 0, unless torchrun started "
+        f"the ranks) has probably ended: {_one_line(error)}"
     )
 
 
-def _in_short(error: BaseException) -> str:
+def _one_line(error: BaseException) -> str:
     line = next(iter(str(error).splitlines()), "")
-    said = f"{type(error).__name__}: {line}" if line else type(error).__name__
-    return said if len(said) <= LONGEST_REASON else said[: LONGEST_REASON - 1] + "…"
+    text = f"{type(error).__name__}: {line}" if line else type(error).__name__
+    return text if len(text) <= MAX_REASON_LENGTH else text[: MAX_REASON_LENGTH - 1] + "…"

@@ -1,4 +1,4 @@
-"""The command as one process of several: under ``accelerate launch`` or ``torchrun`` each rank sizes its own card.
+"""Runs the command as one of several processes: with ``accelerate launch`` or ``torchrun`` each rank sizes its own GPU.
 
 accelerate launch --num_processes 2 find_optimal_batch_size.py --model dmis-lab/biobert-v1.1
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..errors import UsageError
 
-MEETING_SECONDS = 600
+RENDEZVOUS_SECONDS = 600
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Launch:
 
     @classmethod
     def here(cls) -> Launch:
-        """As torchrun tells its processes. Alone where nobody does."""
+        """Return the launch that torchrun describes in the environment; a single process if there is none."""
         names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
         try:
             return cls(*(int(os.environ[name]) for name in names))
@@ -35,41 +35,41 @@ class Launch:
             return cls()
 
     @property
-    def tells(self) -> bool:
-        """Whether this process prints, and writes files."""
+    def is_main_process(self) -> bool:
+        """True if this process prints and writes files."""
         return self.rank == 0
 
     @contextlib.contextmanager
-    def voice(self) -> Iterator[None]:
-        """While it lasts, only the first process is heard."""
-        if self.tells:
+    def output_on_rank_zero_only(self) -> Iterator[None]:
+        """Silence stdout and stderr except on rank 0."""
+        if self.is_main_process:
             yield
             return
-        nobody = Path(os.devnull).open("w")  # noqa: SIM115  closed below
-        with nobody, contextlib.redirect_stdout(nobody), contextlib.redirect_stderr(nobody):
+        devnull = Path(os.devnull).open("w")  # noqa: SIM115  closed below
+        with devnull, contextlib.redirect_stdout(devnull), contextlib.redirect_stderr(devnull):
             yield
 
-    def processes(self, asked: int) -> int:
-        """For the plan. Raises UsageError where the command says another number than the launcher."""
-        if self.size > 1 and asked not in (1, self.size):
-            raise UsageError(f"--num_processes {asked}, and the launcher started {self.size}: leave it out")
-        return self.size if self.size > 1 else asked
+    def processes(self, requested: int) -> int:
+        """Return the number of processes of the plan. Raise UsageError if the command and the launcher disagree."""
+        if self.size > 1 and requested not in (1, self.size):
+            raise UsageError(f"--num_processes {requested}, but the launcher started {self.size}: omit it")
+        return self.size if self.size > 1 else requested
 
     @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
-        """While it lasts, this process can agree with the others, and sees one card, its own. The others are met on
-        the host: nothing is allocated on a card for it.
+    def process_group(self) -> Iterator[None]:
+        """Initialize a process group with the other ranks and let this process see only its own GPU. The group
+        communicates on the host, so it allocates nothing on a GPU.
         """
         if self.size == 1:
             yield
             return
         from torch import distributed
 
-        seen = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        cards = seen.split(",") if seen else [str(number) for number in range(self.local_rank + 1)]
-        if self.local_rank < len(cards):
-            os.environ["CUDA_VISIBLE_DEVICES"] = cards[self.local_rank]
-        distributed.init_process_group("gloo", timeout=datetime.timedelta(seconds=MEETING_SECONDS))
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        gpus = visible.split(",") if visible else [str(number) for number in range(self.local_rank + 1)]
+        if self.local_rank < len(gpus):
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpus[self.local_rank]
+        distributed.init_process_group("gloo", timeout=datetime.timedelta(seconds=RENDEZVOUS_SECONDS))
         try:
             yield
         finally:

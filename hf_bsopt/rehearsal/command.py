@@ -16,8 +16,8 @@ from typing import NoReturn
 
 from ..data import catalog
 from ..errors import BatchSizeError, UsageError
-from ..records import GpuSpec
 from ..options import MAX_ATTEMPTS, MULTIPLE_OF, TARGET, check_target
+from ..records import GpuSpec
 from .find import ScriptBatchSearch, Verdict
 from .formatting import format_outcome
 from .outcome import ScriptOutcome

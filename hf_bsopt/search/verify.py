@@ -20,7 +20,6 @@ from .limits import Limits, Prediction
 from .policies import FREE, Policy
 from .recovery import after_nothing_fitted, between
 
-
 TRUSTED_ATTEMPTS = 3
 """Most sizes that are run while each run agrees with the prediction."""
 MOST_GROWTH = 4

@@ -1,13 +1,14 @@
-"""Processes of one distributed run on this machine, without torchrun: each runs a function as its part.
+"""Runs the processes of one distributed run on this machine, without torchrun; each runs a function as one rank.
 
     run(takes, 48, 32)  # rank 0 runs takes(48), rank 1 takes(32)
 
-What a part returns, or the error that it ended with, is the answer of its rank.
+The answer of a rank is what its function returned or the error that it raised.
 """
 
 from __future__ import annotations
 
 import datetime
+import gc
 import multiprocessing
 import os
 import socket
@@ -17,34 +18,37 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
-LONG_SECONDS = 120
+TIMEOUT_SECONDS = 120
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["torch.distributed", "accelerate.utils"])
+PRELOADED = ["torch.distributed", "accelerate.utils", "transformers.trainer", "hf_bsopt.api", "datasets"]
+_PROCESSES.set_forkserver_preload(PRELOADED)  # imported once, and not by each process
 
 
 @dataclass(frozen=True)
 class Answer:
-    """value: what the part returned. error: the type of what it raised; words: its message; cause: the type of what it
-    was raised from. seconds: since the ranks had met. Nothing of it where the process ended without a word.
+    """The outcome of one rank; empty if its process ended without an answer.
+
+    value: what the function returned. error: the type of what it raised; message: its text; cause: the type of what it
+    was raised from. seconds: since the process group was ready.
     """
 
     value: Any = None
     error: str = ""
-    words: str = ""
+    message: str = ""
     cause: str = ""
     seconds: float = 0.0
 
 
 @dataclass
 class _Store:
-    """Where the ranks meet: in this process, as with torchrun in the agent's, or in that of rank 0."""
+    """The store of the process group: in this process, as torchrun's agent has it, or in that of rank 0."""
 
-    is_apart: bool
+    is_separate: bool
     port: int = 0
     server: Any = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if self.is_apart:
+        if self.is_separate:
             from torch.distributed import TCPStore
 
             self.server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -57,55 +61,59 @@ class _Store:
     @property
     def variables(self) -> dict[str, str]:
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.port)}
-        return {**address, "TORCHELASTIC_USE_AGENT_STORE": str(self.is_apart)}
+        return {**address, "TORCHELASTIC_USE_AGENT_STORE": str(self.is_separate)}
 
 
-def run(part: Callable[[Any], Any], *given: Any, store_is_apart: bool = True) -> list[Answer]:
-    """The answers by rank."""
-    store = _Store(store_is_apart)
-    started = [_start(part, mine, {**store.variables, **_place(rank, len(given))}) for rank, mine in enumerate(given)]
+def run(part: Callable[[Any], Any], *given: Any, store_is_separate: bool = True) -> list[Answer]:
+    """Return the answers by rank."""
+    store = _Store(store_is_separate)
+    started = [
+        _start(part, argument, {**store.variables, **_rank_variables(rank, len(given))})
+        for rank, argument in enumerate(given)
+    ]
     try:
-        return [_heard(listener) for _, listener in started]
+        return [_receive(receiver) for _, receiver in started]
     finally:
-        for process, listener in started:
+        for process, receiver in started:
             process.kill()
             process.join()
             process.close()
-            listener.close()
+            receiver.close()
 
 
-def _place(rank: int, size: int) -> dict[str, str]:
+def _rank_variables(rank: int, size: int) -> dict[str, str]:
     return {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
 
 
-def _start(part: Callable[[Any], Any], mine: Any, variables: dict[str, str]) -> tuple[Any, Connection]:
-    listener, speaker = _PROCESSES.Pipe(duplex=False)
-    process = _PROCESSES.Process(target=_play, args=(part, mine, variables, speaker))
+def _start(part: Callable[[Any], Any], argument: Any, variables: dict[str, str]) -> tuple[Any, Connection]:
+    receiver, sender = _PROCESSES.Pipe(duplex=False)
+    process = _PROCESSES.Process(target=_run_rank, args=(part, argument, variables, sender))
     process.start()
-    speaker.close()
-    return process, listener
+    sender.close()
+    return process, receiver
 
 
-def _heard(listener: Connection) -> Answer:
-    if not listener.poll(LONG_SECONDS):
-        raise TimeoutError(f"no answer in {LONG_SECONDS} s")
+def _receive(receiver: Connection) -> Answer:
+    if not receiver.poll(TIMEOUT_SECONDS):
+        raise TimeoutError(f"no answer in {TIMEOUT_SECONDS} s")
     try:
-        answer: Answer = listener.recv()
+        answer: Answer = receiver.recv()
     except EOFError:
         return Answer()
     return answer
 
 
-def _play(part: Callable[[Any], Any], mine: Any, variables: dict[str, str], speaker: Connection) -> None:
+def _run_rank(part: Callable[[Any], Any], argument: Any, variables: dict[str, str], sender: Connection) -> None:
     import torch.distributed
 
+    gc.freeze()  # collections of the tested code skip what was preloaded
     os.environ.update(variables)
     torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
     torch.distributed.barrier()
-    begun = time.monotonic()
+    started_at = time.monotonic()
     try:
-        said: dict[str, Any] = {"value": part(mine)}
+        outcome: dict[str, Any] = {"value": part(argument)}
     except Exception as error:
-        said = {"error": type(error).__name__, "words": str(error), "cause": type(error.__cause__).__name__}
-    speaker.send(Answer(**said, seconds=time.monotonic() - begun))
+        outcome = {"error": type(error).__name__, "message": str(error), "cause": type(error.__cause__).__name__}
+    sender.send(Answer(**outcome, seconds=time.monotonic() - started_at))
     os._exit(0)  # without waiting for ranks that may be gone

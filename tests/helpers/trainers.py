@@ -1,4 +1,4 @@
-"""Small trainers for the tests, and what can be seen of their training."""
+"""Small trainers for the tests, and observers of their training."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Texts(Dataset[dict[str, Any]]):
 
 
 class Pad:
-    """A collator that pads to the longest of its examples."""
+    """A collator that pads to the longest example."""
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         length = max(len(example["input_ids"]) for example in examples)
@@ -102,7 +102,7 @@ def trainer(
 
 
 class Seen:
-    """The shapes of the token ids that reach a model while it lasts."""
+    """Records the shapes of the token ids that reach a model."""
 
     def __init__(self, model: nn.Module) -> None:
         self.shapes: list[tuple[int, ...]] = []

@@ -1,4 +1,4 @@
-"""The command as one process of several."""
+"""The command as one of several processes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from hf_bsopt.parallel.launch import Launch
 
 SCRIPT = Path(__file__).parents[2] / "find_optimal_batch_size.py"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-ASK = ["--model", "bert-tiny", "--max_length", "64", "--device", "predict", "--no-evaluation"]
+OPTIONS = ["--model", "bert-tiny", "--max_length", "64", "--device", "predict", "--no-evaluation"]
 
 
-def launched(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*TORCHRUN, SCRIPT, *ASK, *words], capture_output=True, text=True, timeout=300)
+def launched(*options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*TORCHRUN, SCRIPT, *OPTIONS, *options], capture_output=True, text=True, timeout=300)
 
 
-def test_two_processes_share_the_effective_batch_and_one_of_them_tells(tmp_path: Path) -> None:
+def test_two_processes_split_the_effective_batch_and_rank_zero_prints(tmp_path: Path) -> None:
     done = launched("--effective_batch_size", "1024", "--json", str(tmp_path / "report.json"))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("OPTIMAL BATCH SIZE") == 1
@@ -28,30 +28,30 @@ def test_two_processes_share_the_effective_batch_and_one_of_them_tells(tmp_path:
     assert (tmp_path / "report.json").exists()
 
 
-def test_what_can_not_be_is_told_once() -> None:
+def test_conflicting_number_of_processes_is_reported_once() -> None:
     done = launched("--effective_batch_size", "1024", "--num_processes", "3")
     assert done.returncode != 0
-    assert done.stderr.count("--num_processes 3, and the launcher started 2: leave it out") == 1
+    assert done.stderr.count("--num_processes 3, but the launcher started 2: omit it") == 1
 
 
-def test_alone_there_is_nobody_to_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_launcher_there_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
     alone = Launch.here()
-    assert (alone.size, alone.tells, alone.processes(4)) == (1, True, 4)
+    assert (alone.size, alone.is_main_process, alone.processes(4)) == (1, True, 4)
 
 
-def test_the_launchers_number_is_the_number_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_number_of_processes_comes_from_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     second = Launch.here()
-    assert (second, second.tells, second.processes(1)) == (Launch(1, 1, 2), False, 2)
+    assert (second, second.is_main_process, second.processes(1)) == (Launch(1, 1, 2), False, 2)
     with pytest.raises(UsageError, match="started 2"):
         second.processes(3)
 
 
-def test_only_the_first_is_heard(capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_rank_zero_prints(capsys: pytest.CaptureFixture[str]) -> None:
     for rank in (0, 1):
-        with Launch(rank, rank, 2).voice():
+        with Launch(rank, rank, 2).output_on_rank_zero_only():
             print(f"rank {rank}")
             print(f"rank {rank}", file=sys.stderr)
     heard = capsys.readouterr()

@@ -1,4 +1,6 @@
-"""Training loops of accelerate: its decorator with a better search, and a search for its Accelerator."""
+"""accelerate training loops: a drop-in for find_executable_batch_size, and find_batch_size for an Accelerator. Front
+door: accelerator.py.
+"""
 
 from __future__ import annotations
 

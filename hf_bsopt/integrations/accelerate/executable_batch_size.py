@@ -1,4 +1,4 @@
-"""A training that is started with smaller and smaller batch sizes until memory suffices, on every rank alike."""
+"""Restarts a training with smaller batch sizes until it fits in memory, with the same size on every rank."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from ...errors import AgreementError, ReachedZeroError
-from ...parallel.agreement import agree, collectives_begun, exchange, leave_word, report_failure
+from ...parallel.agreement import agree, collectives_started, exchange, post_message, report_failure
 from ...records import Peak
-from .next_size import Next, Shortage, next_size
-from .oom_observer import Watch
+from .next_size import NextSize, OomFacts, next_size
+from .oom_observer import OomObserver
 
 PATIENT_SECONDS = 600.0
-"""For ranks whose first forward pass takes longer than another's, as long as none of them has failed."""
+"""Timeout at the end of the first forward pass, which can take longer on one rank than on another."""
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One size with which the training was started. peak: of the memory in it, where it is known: what PyTorch's
-    allocator held on a CUDA card, what of the process was resident on a CPU. detail: why it failed, and what was made
-    of it.
+    """One batch size that the training was started with.
+
+    peak: peak memory of the attempt if known: bytes held by PyTorch's allocator on a CUDA device, resident bytes of the
+    process on a CPU. detail: why it ran out of memory, and which size follows.
     """
 
     batch_size: int
@@ -37,7 +38,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class SearchReport:
-    """What was tried so far. batch_size: the size that the training runs with, or ran; 0 where none was left."""
+    """The attempts so far. batch_size: the size that the training runs or ran with; 0 if no size was left."""
 
     batch_size: int
     attempts: tuple[Attempt, ...]
@@ -57,12 +58,12 @@ class Executable(Generic[Result]):
         self._size = starting_batch_size
         self._reduce = reduce_batch_size_fn
         self._attempts: tuple[Attempt, ...] = ()
-        self._doubts = 0
-        self._watch: Watch | None = None
+        self._contradictions = 0
+        self._observer: OomObserver | None = None
 
     @property
     def report(self) -> SearchReport:
-        """Of the call that runs or ran last."""
+        """The report of the current or most recent call."""
         return SearchReport(self._size, self._attempts)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Result:
@@ -71,54 +72,55 @@ class Executable(Generic[Result]):
         clear_device_cache(garbage_collection=True)
         self._check(args)
         self._attempts = ()
-        self._doubts = 0
-        self._watch = None
+        self._contradictions = 0
+        self._observer = None
         if self._size >= 1:
             self._size = agree(self._size).batch_size
         while self._size >= 1:
             ended = self._attempt(args, kwargs)
-            if isinstance(ended, _Through):
+            if isinstance(ended, _Finished):
                 return ended.value
-            clear_device_cache(garbage_collection=True)  # only here: an error that is being handled holds its tensors
+            # not in the except block: there the error still holds its tensors
+            clear_device_cache(garbage_collection=True)
             self._size = self._smaller(ended)
         raise ReachedZeroError("No executable batch size found, reached zero.")
 
-    def _attempt(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Through[Result] | _Shortages | Shortage:
-        self._watch = Watch(after=self._watch, at_end_of_forward=_meet_after_forward)
-        ended: _Through[Result] | _Shortages | Shortage
-        with self._watch as watch:
+    def _attempt(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Finished[Result] | _RankOutcomes | OomFacts:
+        self._observer = OomObserver(after=self._observer, at_end_of_forward=_synchronize_after_forward)
+        ended: _Finished[Result] | _RankOutcomes | OomFacts
+        with self._observer as observer:
             try:
-                ended = _Through(self._function(self._size, *args, **kwargs))
-            except _OthersRanOutError as error:
-                ended = error.shortages
+                ended = _Finished(self._function(self._size, *args, **kwargs))
+            except _OtherRankOutOfMemoryError as error:
+                ended = error.outcomes
             except Exception as error:
-                shortage = watch.shortage(error, self._size)
-                if shortage is None:
-                    _tell_others(error)
+                facts = observer.oom_facts(error, self._size)
+                if facts is None:
+                    _report_to_other_ranks(error)
                     raise
-                ended = shortage
-            self._attempts += (Attempt(self._size, isinstance(ended, _Through), watch.peak()),)
-        if isinstance(ended, _Through):
-            leave_word(json.dumps({"through": True}))
+                ended = facts
+            self._attempts += (Attempt(self._size, isinstance(ended, _Finished), observer.peak()),)
+        if isinstance(ended, _Finished):
+            post_message(json.dumps({"finished": True}))
         return ended
 
-    def _smaller(self, ended: Shortage | _Shortages) -> int:
-        """The largest size that every rank that ran out of memory would try next."""
+    def _smaller(self, ended: OomFacts | _RankOutcomes) -> int:
+        """Return the largest size that every rank that ran out of memory would try next."""
         size = self._size
-        if isinstance(ended, _Shortages):
+        if isinstance(ended, _RankOutcomes):
             agreed = ended.agreed(size)
-            self._explain(f"another rank ran out of memory; {agreed} is tried next")
+            self._explain(f"another rank ran out of memory; trying {agreed} next")
             return agreed
         if self._reduce is not None:
-            following = Next(self._reduce(), "as reduce_batch_size_fn says")
+            following = NextSize(self._reduce(), "from reduce_batch_size_fn")
         else:
-            following = next_size(ended, len(self._attempts), self._doubts)
-        self._doubts += following.is_doubted
+            following = next_size(ended, len(self._attempts), self._contradictions)
+        self._contradictions += following.contradicts_estimate
         proposed = following.batch_size
         self._explain(f"{ended.message}; {proposed}: {following.reason}")
-        agreed = _told_and_heard(size, proposed).agreed(size)
+        agreed = _exchange_proposals(size, proposed).agreed(size)
         if agreed < proposed:
-            logger.warning("%d is tried next, as another rank can take no more", agreed)
+            logger.warning("trying %d next, the largest size for another rank", agreed)
         return agreed
 
     def _explain(self, detail: str) -> None:
@@ -127,7 +129,7 @@ class Executable(Generic[Result]):
         logger.warning("%d sequences: %s", last.batch_size, detail)
 
     def _check(self, args: tuple[Any, ...]) -> None:
-        """Raises TypeError where the batch size was given by the caller too."""
+        """Raise TypeError if the caller passed the batch size too."""
         parameters = inspect.signature(self._function).parameters
         if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters.values()):
             return
@@ -136,82 +138,87 @@ class Executable(Generic[Result]):
             name = getattr(self._function, "__name__", "function")
             rest = ", ".join(f"{known}={value}" for known, value in zip(names[1:], args[1:], strict=False))
             raise TypeError(
-                f"Batch size was passed into `{name}` as the first argument when called. The decorator does that: "
+                f"Batch size was passed into `{name}` as the first argument when called. The decorator passes it: "
                 f"remove it, as in `{name}({rest})`"
             )
 
 
 @dataclass(frozen=True)
-class _Through(Generic[Result]):
+class _Finished(Generic[Result]):
     value: Result
 
 
 @dataclass(frozen=True)
-class _Shortages:
-    """What every rank said after an attempt, or at the end of its forward pass, by rank. A size to try "next" is from
-    those that ran out of memory.
+class _RankOutcomes:
+    """The messages of all ranks, by rank, after an attempt or at the end of its forward pass.
+
+    Ranks that ran out of memory propose the "next" size.
     """
 
-    heard: tuple[dict[str, Any], ...]
+    messages: tuple[dict[str, Any], ...]
 
     @property
     def sizes(self) -> list[int]:
-        return [word["next"] for word in self.heard if "next" in word]
+        return [message["next"] for message in self.messages if "next" in message]
 
     def agreed(self, failed: int) -> int:
-        """The size to go on with. Raises AgreementError where the ranks can't go on together."""
+        """Return the size to continue with. Raise AgreementError if the ranks cannot continue together."""
         size = min(self.sizes)
-        through = tuple(rank for rank, word in enumerate(self.heard) if "through" in word)
-        if through:
-            reason = f"rank {through[0]} came through, and all ranks take the same size"
-            raise AgreementError(f"{_instead(failed, size)}: {reason}", through)
+        finished = tuple(rank for rank, message in enumerate(self.messages) if "finished" in message)
+        if finished:
+            reason = f"rank {finished[0]} finished, and all ranks must use the same size"
+            raise AgreementError(f"{_restart_advice(failed, size)}: {reason}", finished)
         counts: dict[str, set[int]] = {}
-        for word in self.heard:
-            for group, count in word["collectives"].items():
+        for message in self.messages:
+            for group, count in message["collectives"].items():
                 counts.setdefault(group, set()).add(count)
         if any(len(different) > 1 for different in counts.values()):
-            reason = "the ranks did not stop in the same place: one has begun a collective that another has not"
-            raise AgreementError(f"{_instead(failed, size)}: {reason}, and their group can't be used any more")
+            reason = "the ranks did not stop at the same point: one has started a collective that another has not"
+            raise AgreementError(
+                f"{_restart_advice(failed, size)}: {reason}, so their process group is no longer usable"
+            )
         return size
 
 
-class _OthersRanOutError(RuntimeError):
-    """Raised out of a training whose forward pass came through where another rank's did not."""
+class _OtherRankOutOfMemoryError(RuntimeError):
+    """Raised out of a training whose forward pass fits when another rank's does not."""
 
-    def __init__(self, shortages: _Shortages) -> None:
+    def __init__(self, outcomes: _RankOutcomes) -> None:
         super().__init__("another rank ran out of memory in its forward pass")
-        self.shortages = shortages
+        self.outcomes = outcomes
 
 
-def _meet_after_forward() -> None:
-    """Before the backward pass, whose collectives would wait for a rank that never gets there."""
-    words = exchange(json.dumps({"collectives": collectives_begun()}), timeout_seconds=PATIENT_SECONDS)
-    shortages = _Shortages(tuple(json.loads(word) for word in words))
-    if shortages.sizes:
-        raise _OthersRanOutError(shortages)
+def _synchronize_after_forward() -> None:
+    """Exchange outcomes before the backward pass, whose collectives would wait for a rank that never gets there."""
+    messages = exchange(json.dumps({"collectives": collectives_started()}), timeout_seconds=PATIENT_SECONDS)
+    outcomes = _RankOutcomes(tuple(json.loads(message) for message in messages))
+    if outcomes.sizes:
+        raise _OtherRankOutOfMemoryError(outcomes)
 
 
-def _told_and_heard(failed: int, proposed: int) -> _Shortages:
-    word = json.dumps({"next": proposed, "collectives": collectives_begun()})
+def _exchange_proposals(failed: int, proposed: int) -> _RankOutcomes:
+    own = json.dumps({"next": proposed, "collectives": collectives_started()})
     try:
-        return _Shortages(tuple(json.loads(said) for said in exchange(word)))
+        return _RankOutcomes(tuple(json.loads(message) for message in exchange(own)))
     except AgreementError as error:
-        message = f"{_instead(failed, proposed)}, since all ranks have to: {error}"
+        message = f"{_restart_advice(failed, proposed)}, on all ranks: {error}"
         raise AgreementError(message, error.ranks, error.told_by) from error
 
 
-def _instead(failed: int, following: int) -> str:
+def _restart_advice(failed: int, following: int) -> str:
     return f"{failed} sequences ran out of memory; start again with {following}" if following else "nothing fits"
 
 
-def _tell_others(error: Exception) -> None:
-    """Raises AgreementError where another rank had given up before, which may well be the cause."""
-    if isinstance(error, AgreementError):  # all ranks have it
+def _report_to_other_ranks(error: Exception) -> None:
+    """Report the failure to the other ranks. Raise AgreementError if another rank failed first, the likely cause of
+    this error.
+    """
+    if isinstance(error, AgreementError):  # every rank has it already
         return
-    told = report_failure(error)
-    if told is None:
+    failure = report_failure(error)
+    if failure is None:
         return
     from torch import distributed
 
-    if told.told_by != distributed.get_rank():
-        raise told from error
+    if failure.told_by != distributed.get_rank():
+        raise failure from error

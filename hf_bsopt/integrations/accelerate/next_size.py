@@ -1,84 +1,89 @@
-"""Which size to try after those that ran out of memory. Pure: imports no torch.
+"""Chooses the next batch size to try after an out-of-memory error. Pure: imports no torch.
 
-    next_size(Shortage(128, capacity_bytes=…, fixed_bytes=…, coming_bytes=…, reached_bytes=…, progress=0.4))
+    next_size(OomFacts(128, capacity_bytes=…, fixed_bytes=…, pending_bytes=…, reached_bytes=…, progress=0.4))
 
-The first size that comes through is trained with and is not run again, so that sizes only fall: what is jumped over is
-lost, and what is tried too early costs one more error. So a jump goes where the memory that was counted says, without a
-margin. What was counted is the least that was needed, so that the next size may fail too; then more was counted.
+The first size that fits is the training itself, so sizes only decrease: a size that is skipped is lost, and a size that
+is still too large costs one more error. The next size is therefore the largest that is expected to fit, without a
+margin. The measured bytes are a lower bound, so it may fail too; the next estimate then rests on more of them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-LEAST_STEPS = (32, 24, 16, 8, 6, 4)
-"""At least this part of the size is taken off: the first as long as memory leads the way, the next one after each size
-for which it did not."""
+MINIMUM_STEPS = (32, 24, 16, 8, 6, 4)
+"""The size is reduced by at least 1/32 as long as the estimate is below it; each time that it is not, the next fraction
+applies."""
 PATIENCE = 12
-"""After so many errors each further one counts as one for which it did not: however wrong the belief, errors end."""
-FARTHEST = 4
-"""No jump goes below this part of the size. The farther from the end of the step it failed, the less is known."""
+"""After this many errors each further one moves on to the next fraction, so the search ends whatever the estimates."""
+LARGEST_FACTOR = 4
+"""No step goes below a quarter of the size: the earlier the training step failed, the less reliable the estimate."""
 
 
 @dataclass(frozen=True)
-class Shortage:
-    """What is known of an attempt that ran out of memory, in bytes.
+class OomFacts:
+    """What is known about an attempt that ran out of memory, in bytes.
 
-    capacity_bytes: what the training could have at most; None where nothing is known. fixed_bytes: what was there
-    whatever the size: weights, gradients, the optimizer's state. coming_bytes: the same, as far as it was not there
-    yet. reached_bytes: what was there and what was asked for. progress: the share of the forward pass that was done,
-    1 once it was. message: the error's.
+    capacity_bytes: the most that the training could have; None if nothing is known. fixed_bytes: memory in use whatever
+    the batch size: weights, gradients, optimizer state. pending_bytes: the part of these that was not allocated yet.
+    reached_bytes: memory in use plus the failed request. progress: the fraction of the forward pass that was done, 1
+    after it. message: the message of the error.
     """
 
     batch_size: int
     capacity_bytes: int | None = None
     fixed_bytes: int = 0
-    coming_bytes: int = 0
+    pending_bytes: int = 0
     reached_bytes: int = 0
     progress: float = 1.0
     message: str = ""
 
     @property
     def sequence_bytes(self) -> float | None:
-        """What one sequence needs at the end of the forward pass, believed to grow evenly from module to module."""
+        """Bytes per sequence at the end of the forward pass, if memory grows evenly from module to module."""
         grown = self.reached_bytes - self.fixed_bytes
         if self.capacity_bytes is None or grown <= 0 or self.progress <= 0:
             return None
         return grown / self.progress / self.batch_size
 
     @property
-    def believed(self) -> int | None:
-        """The largest size that is believed to fit; None where nothing is known."""
-        each = self.sequence_bytes
-        if each is None or self.capacity_bytes is None:
+    def estimate(self) -> int | None:
+        """The largest size that is expected to fit, or None if nothing is known."""
+        per_sequence = self.sequence_bytes
+        if per_sequence is None or self.capacity_bytes is None:
             return None
-        return max(0, int((self.capacity_bytes - self.fixed_bytes - self.coming_bytes) / each))
+        return max(0, int((self.capacity_bytes - self.fixed_bytes - self.pending_bytes) / per_sequence))
 
 
 @dataclass(frozen=True)
-class Next:
-    """batch_size: to be tried next, 0 where none is left. is_doubted: what was believed to fit had just failed."""
+class NextSize:
+    """The size to try next, 0 if none is left. contradicts_estimate: a size expected to fit has just failed."""
 
     batch_size: int
     reason: str
-    is_doubted: bool = False
+    contradicts_estimate: bool = False
 
 
-def next_size(shortage: Shortage, failures: int = 1, doubts: int = 0) -> Next:
-    """``failures``: errors so far, this one too. ``doubts``: how many sizes so far were chosen against belief."""
-    size = shortage.batch_size
-    believed = shortage.believed
+def next_size(facts: OomFacts, failures: int = 1, contradictions: int = 0) -> NextSize:
+    """Return the size to try next. ``failures``: errors so far, including this one. ``contradictions``: how many sizes
+    so far were chosen below what was expected to fit.
+    """
+    size = facts.batch_size
+    estimate = facts.estimate
     if size <= 1:
-        return Next(0, "not even one sequence fits")
-    if believed is None:
-        return Next(size // 2, "half, since what it needed is not known")
-    strictness = doubts + max(0, failures - PATIENCE)
-    least = max(1, size // LEAST_STEPS[min(strictness, len(LEAST_STEPS) - 1)])
-    chosen = min(size - least, max(believed, size // FARTHEST, 1))
-    each = (shortage.sequence_bytes or 0) / 2**20
-    reason = f"{each:,.1f} MiB a sequence, judged by {shortage.progress:.0%} of the forward pass, let {believed} fit"
-    if chosen < believed:
-        reason += f"; at least {least} fewer are tried"
-    if chosen > believed:
-        reason += "; less than a quarter is not tried at once"
-    return Next(chosen, reason, chosen < believed)
+        return NextSize(0, "not even one sequence fits")
+    if estimate is None:
+        return NextSize(size // 2, "half, because the memory that it needed is unknown")
+    strictness = contradictions + max(0, failures - PATIENCE)
+    minimum_step = max(1, size // MINIMUM_STEPS[min(strictness, len(MINIMUM_STEPS) - 1)])
+    chosen = min(size - minimum_step, max(estimate, size // LARGEST_FACTOR, 1))
+    per_sequence = (facts.sequence_bytes or 0) / 2**20
+    reason = (
+        f"{per_sequence:,.1f} MiB per sequence, estimated from {facts.progress:.0%} of the forward pass: "
+        f"{estimate} should fit"
+    )
+    if chosen < estimate:
+        reason += f", but the size is reduced by at least {minimum_step}"
+    if chosen > estimate:
+        reason += "; no step goes below a quarter"
+    return NextSize(chosen, reason, chosen < estimate)

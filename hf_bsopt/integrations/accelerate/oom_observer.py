@@ -1,14 +1,13 @@
-"""What can be seen of a training from outside, while it runs and where it fails, without taking part in it.
+"""Observes the memory of a training from outside, while it runs and when it runs out of memory.
 
-with Watch(after=None, at_end_of_forward=tell) as watch:
+with OomObserver(after=None, at_end_of_forward=synchronize) as observer:
     try:
         train(48)
     except Exception as error:
-        shortage = watch.shortage(error, 48)  # None for an error that says nothing of memory
+        facts = observer.oom_facts(error, 48)  # None for an error that is not out of memory
 
-Hooks of PyTorch take notes of the memory, before the first forward pass of a training and after the optimizer's first
-step, and are gone afterwards, but for that of the optimizer.
-Where the forward pass had come to is read from the frames of the error. A Shortage holds figures and no tensor.
+PyTorch hooks record the memory before the first forward pass and after the first optimizer step, and are removed
+afterwards. How far the forward pass got is read from the frames of the error. OomFacts hold numbers and no tensors.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from ...probing.oom import out_of_memory
 from ...records import Peak
-from ..memory_gauges import Gauge, gauge
-from .next_size import Shortage
+from ..memory_usage import MemoryReader, memory_reader
+from .next_size import OomFacts
 
 if TYPE_CHECKING:
     import torch
@@ -30,33 +29,35 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
 UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-ASKED_FOR = re.compile(r"[Tt]ried to allocate (?P<amount>[\d.]+) (?P<unit>bytes|KiB|MiB|GiB)")
+REQUESTED = re.compile(r"[Tt]ried to allocate (?P<amount>[\d.]+) (?P<unit>bytes|KiB|MiB|GiB)")
 """Source: PyTorch, c10/cuda/CUDACachingAllocator.cpp and c10/core/impl/alloc_cpu.cpp."""
 MOMENTS = 2
-"""Adam's, each as large as the parameters: Trainer's default optimizer, assumed until one has stepped."""
+"""States of Adam, Trainer's default, each as large as the parameters; assumed until an optimizer has stepped."""
 
 
-class Watch:
-    """Of one attempt, ``after`` another one, None for the first. A further attempt begins its first forward pass with a
-    collection: what the last one left may only be garbage since the training has thrown away its references to it.
+class OomObserver:
+    """Observes one attempt; ``after`` is the previous attempt, None for the first.
+
+    A further attempt starts its first forward pass with a garbage collection: memory of the previous attempt may become
+    garbage only once the training has dropped its references to it.
     """
 
-    def __init__(self, *, after: Watch | None, at_end_of_forward: Callable[[], None]) -> None:
-        """``at_end_of_forward`` is called once, when the first forward pass of a training is through."""
+    def __init__(self, *, after: OomObserver | None, at_end_of_forward: Callable[[], None]) -> None:
+        """``at_end_of_forward`` is called once, at the end of the first forward pass of a training."""
         self._at_end = at_end_of_forward
         self._end_of_forward: RemovableHandle | None = None
         self._is_retry = after is not None
-        self._earlier = None if after is None else after._before_forward
+        self._previous_before_forward = None if after is None else after._before_forward
         self._before_forward: int | None = None
         self._after_step: int | None = None
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> OomObserver:
         from torch.nn.modules.module import register_module_forward_pre_hook
         from torch.optim.optimizer import register_optimizer_step_post_hook
 
-        self._begun = gauge()
-        if self._begun is not None:
-            self._begun.start()
+        self._reader = memory_reader()
+        if self._reader is not None:
+            self._reader.start()
         self._forward = register_module_forward_pre_hook(self._at_first_forward)
         self._step = register_optimizer_step_post_hook(self._at_first_step)
         return self
@@ -70,29 +71,33 @@ class Watch:
             self._end_of_forward.remove()
 
     def peak(self) -> Peak | None:
-        """Of the memory that counted in the end: a card may be in use only since the training began."""
-        now = self._gauge()
+        """Return the peak of the memory that limits the training now: a GPU may be in use only since the training
+        began.
+        """
+        now = self._current_reader()
         return None if now is None else now.peak()
 
-    def shortage(self, error: Exception, batch_size: int) -> Shortage | None:
-        """None where ``error`` is no want of memory. Called where it is caught: its frames still hold the tensors."""
-        judged = out_of_memory(error)
-        if judged is None:
-            return Shortage(batch_size, message=str(error)) if _is_one_for_accelerate(error) else None
-        now = self._gauge()
-        if now is None or now.where != judged.where:
-            return Shortage(batch_size, message=judged.message)
-        reached = now.held() + _asked_for(str(error))
+    def oom_facts(self, error: Exception, batch_size: int) -> OomFacts | None:
+        """Return what is known about the failure, or None if ``error`` is not out of memory. Call it in the except
+        block: the frames of the error must still hold the tensors.
+        """
+        oom = out_of_memory(error)
+        if oom is None:
+            return OomFacts(batch_size, message=str(error)) if _accelerate_would_retry(error) else None
+        now = self._current_reader()
+        if now is None or now.where != oom.where:
+            return OomFacts(batch_size, message=oom.message)
+        reached = now.held() + _requested_bytes(str(error))
         if self._after_step is not None and now.where == "device":
-            fixed, coming, progress = self._after_step, 0, 1.0
-        else:  # of the host it is not known: malloc keeps what the first step has given back
-            fixed, coming, progress = _judged(error, self._before_forward or 0, self._after_step is not None)
-        return Shortage(batch_size, now.capacity(), fixed, coming, reached, progress, judged.message)
+            fixed, pending, progress = self._after_step, 0, 1.0
+        else:  # unknown for the host: malloc keeps what the first step freed
+            fixed, pending, progress = _estimate(error, self._before_forward or 0, self._after_step is not None)
+        return OomFacts(batch_size, now.capacity(), fixed, pending, reached, progress, oom.message)
 
-    def _gauge(self) -> Gauge | None:
-        now = gauge()
-        is_the_same = now is not None and self._begun is not None and now.where == self._begun.where
-        return self._begun if is_the_same else now
+    def _current_reader(self) -> MemoryReader | None:
+        now = memory_reader()
+        is_the_same = now is not None and self._reader is not None and now.where == self._reader.where
+        return self._reader if is_the_same else now
 
     def _at_first_forward(self, module: nn.Module, inputs: Any) -> None:
         import torch
@@ -105,8 +110,10 @@ class Watch:
         if self._is_retry:
             clear_device_cache(garbage_collection=True)
         self._before_forward = _in_use()
-        if self._earlier and self._before_forward and not torch.cuda.is_initialized():
-            self._before_forward = min(self._earlier, self._before_forward)  # malloc keeps some of what it was given
+        if self._previous_before_forward and self._before_forward and not torch.cuda.is_initialized():
+            self._before_forward = min(
+                self._previous_before_forward, self._before_forward
+            )  # malloc keeps some of the freed memory
 
     def _at_end_of_forward(self, module: nn.Module, inputs: Any, output: Any) -> None:
         assert self._end_of_forward is not None
@@ -119,17 +126,19 @@ class Watch:
 
 
 def _in_use() -> int | None:
-    now = gauge()
+    now = memory_reader()
     return None if now is None else now.in_use()
 
 
-def _asked_for(message: str) -> int:
-    found = ASKED_FOR.search(message)
+def _requested_bytes(message: str) -> int:
+    found = REQUESTED.search(message)
     return round(float(found["amount"]) * UNITS[found["unit"]]) if found else 0
 
 
-def _is_one_for_accelerate(error: Exception) -> bool:
-    """It tries again after some that have no known meaning here; a drop-in has to."""
+def _accelerate_would_retry(error: Exception) -> bool:
+    """Return whether accelerate would retry. It does so for some errors that mean nothing here; a drop-in has to do the
+    same.
+    """
     from accelerate.utils.memory import should_reduce_batch_size
 
     return (
@@ -139,10 +148,8 @@ def _is_one_for_accelerate(error: Exception) -> bool:
     )
 
 
-def _judged(error: Exception, before_forward: int, has_stepped: bool) -> tuple[int, int, float]:
-    """(fixed, coming, progress) of a Shortage, by the model in sight of the frames and the module of it that ran
-    last.
-    """
+def _estimate(error: Exception, before_forward: int, has_stepped: bool) -> tuple[int, int, float]:
+    """Return (fixed, pending, progress) of OomFacts from the model in the frames and its module that ran last."""
     frames = list(_frames(error))
     model = _largest_module(frames)
     if model is None:
@@ -158,7 +165,7 @@ def _judged(error: Exception, before_forward: int, has_stepped: bool) -> tuple[i
 
 
 def _bytes(tensor: torch.Tensor) -> int:
-    """A sparse one has no bytes of its own, but for its indices and values."""
+    """Return the bytes of a tensor; a sparse one has only its indices and values."""
     import torch
 
     if tensor.layout is torch.sparse_coo:
@@ -167,7 +174,9 @@ def _bytes(tensor: torch.Tensor) -> int:
 
 
 def _state_bytes(parameters: list[nn.Parameter]) -> int:
-    """What optimizers already keep for these; accelerate's shows the state of the one that it wraps as its own."""
+    """Return the bytes of the optimizer states of these parameters. accelerate's wrapper exposes the state of the
+    optimizer that it wraps, which is counted once.
+    """
     from torch import Tensor
     from torch.optim import Optimizer
 
@@ -179,7 +188,7 @@ def _state_bytes(parameters: list[nn.Parameter]) -> int:
 
 
 def _frames(error: Exception) -> Iterator[FrameType]:
-    """From the training to where it was raised, without the frame that caught it."""
+    """Yield the frames from the training to the raise, without the frame that caught the error."""
     trace = error.__traceback__.tb_next if error.__traceback__ else None
     while trace is not None:
         yield trace.tb_frame
@@ -187,7 +196,9 @@ def _frames(error: Exception) -> Iterator[FrameType]:
 
 
 def _largest_module(frames: list[FrameType]) -> nn.Module | None:
-    """With the most parameters, of those that the frames know by a name; the outermost of equals."""
+    """Return the module with the most parameters among the local variables of the frames; the outermost if several are
+    equal.
+    """
     from torch import nn
 
     found = {
@@ -197,8 +208,8 @@ def _largest_module(frames: list[FrameType]) -> nn.Module | None:
 
 
 def _progress(model: nn.Module, frames: list[FrameType]) -> float:
-    """The share of the model's modules, in their order, that the forward pass had come to; 1 outside of it. One that
-    has modules of its own is taken to be at its end: what it does by itself mostly follows them.
+    """Return the fraction of the model's modules, in their order, that the forward pass had reached; 1 outside of it. A
+    module with submodules counts as finished, because its own operations mostly follow theirs.
     """
     if any(frame.f_code.co_name == "backward" for frame in frames):
         return 1.0

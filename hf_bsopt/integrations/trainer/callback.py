@@ -26,9 +26,9 @@ from ...option_keywords import TrainerKeywords
 from ...options import Options
 from ...parallel.agreement import exchange
 from ...report.report import Report
-from ..preserve_state import same_random_numbers
-from .checkpoint_state import Remembered, remembered_in
-from .memory_logging import GaugeLog
+from ..preserve_state import preserve_random_state
+from .checkpoint_state import CheckpointState, read_checkpoint_state
+from .memory_logging import MemoryLogger
 from .recovery import Recovery
 from .sizing import apply, check, effective_batch, format_line, report_of, set_size
 from .workload import trainer_workload
@@ -57,7 +57,7 @@ class BatchSizeCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         self.recovery = Recovery() if recover else None
         device = self.options.device
         is_here = device.gpu is None and device.device not in ("predict", "rehearse")
-        self._log = GaugeLog(self.options.search.target, device.memory if is_here else None) if log else None
+        self._log = MemoryLogger(self.options.search.target, device.memory if is_here else None) if log else None
         self._trainers: list[weakref.ref[Trainer]] = []  # mostly one
 
     # ---- events, in their order
@@ -131,28 +131,28 @@ class BatchSizeCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             self._trainers.append(weakref.ref(trainer))
         before = None if checkpoint is None else self._remembered_in(Path(checkpoint), trainer)
         if before is not None:
-            with same_random_numbers():
+            with preserve_random_state():
                 workload = trainer_workload(trainer, self.options.model.max_length)
                 set_size(trainer, before.micro_batch, before.accumulation, workload)
-            self.remembered = Remembered.of(trainer, self._arguments).to_dict()
+            self.remembered = CheckpointState.of(trainer, self._arguments).to_dict()
             logger.info("batch size %d of the checkpoint: it was found on the same device", before.micro_batch)
             return
         self.report = report_of(trainer, self.options)
         apply(self.report, trainer, self.options)
-        self.remembered = Remembered.of(trainer, self._arguments).to_dict()
+        self.remembered = CheckpointState.of(trainer, self._arguments).to_dict()
         if trainer.is_world_process_zero():
             print(f"BatchSizeCallback: {format_line(self.report)}", file=sys.stderr)
 
-    def _remembered_in(self, checkpoint: Path, trainer: Trainer) -> Remembered | None:
+    def _remembered_in(self, checkpoint: Path, trainer: Trainer) -> CheckpointState | None:
         """Return what every rank can take from the checkpoint; None if one has to search, so that all do."""
-        before, why = remembered_in(checkpoint), NOTHING_KEPT
+        before, why = read_checkpoint_state(checkpoint), NOTHING_KEPT
         if before is not None:
             asked = (
                 None
                 if self.options.search.fill
                 else self.options.search.effective_batch_size or effective_batch(trainer)
             )
-            why = before.difference(Remembered.of(trainer, self._arguments), asked)
+            why = before.difference(CheckpointState.of(trainer, self._arguments), asked)
         told_by_all = exchange(why, timeout_seconds=self.options.device.probe_timeout)
         reason = next((word for word in told_by_all if word), "")
         if reason not in ("", NOTHING_KEPT):

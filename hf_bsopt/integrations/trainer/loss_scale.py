@@ -1,10 +1,10 @@
-"""Whether a model's loss is a mean over its own micro-batch, whatever Trainer tells it of the others.
+"""Tells whether a model's loss is a mean over its own micro-batch, whatever Trainer passes about the others.
 
-Trainer hands ``num_items_in_batch``, the number of labels in an optimizer step, to every forward that takes keywords,
-and then does not divide the loss by the accumulation. Heads that take the keyword and leave it alone (those of BERT for
-sequences and tokens are among them) so train with gradients as many times as large as there are micro-batches.
-Source: https://github.com/huggingface/transformers/issues/47688. A search that brings accumulation into a training
-must not bring that: then Trainer is told, by ``model_accepts_loss_kwargs = False``, to divide.
+Trainer passes ``num_items_in_batch``, the number of labels in an optimizer step, to every forward that takes keywords,
+and then does not divide the loss by the accumulation. Heads that accept the keyword and ignore it (BERT's for sequence
+and token classification among them) then get gradients that are too large by the number of micro-batches. Source:
+https://github.com/huggingface/transformers/issues/47688. A search that introduces accumulation must not introduce that:
+it makes Trainer divide, by ``model_accepts_loss_kwargs = False``.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ ITEM_COUNT = "num_items_in_batch"
 
 
 def is_mean_of_micro_batch(trainer: Trainer, model: nn.Module, batch: Mapping[str, Any]) -> bool:
-    """Of the loss that ``trainer`` computes; ``model`` and ``batch`` are a copy of its model on ``meta`` and what that
-    takes.
+    """Return whether the loss that ``trainer`` computes is a mean over the micro-batch. ``model`` is a copy of its
+    model on ``meta``, and ``batch`` is an input for it.
     """
     if never_names_item_count(type(trainer).compute_loss):
         return True
@@ -45,15 +45,15 @@ def is_mean_of_micro_batch(trainer: Trainer, model: nn.Module, batch: Mapping[st
 
 
 def is_divided(trainer: Trainer, items: Any) -> bool:
-    """Whether Trainer divides the loss of a micro-batch by their number. Source: Trainer.training_step."""
-    own = getattr(trainer, "loss_is_scaled_for_ga", None)
-    if own is not None:
-        return not own
+    """Return whether Trainer divides the loss of a micro-batch by their number. Source: Trainer.training_step."""
+    is_scaled = getattr(trainer, "loss_is_scaled_for_ga", None)
+    if is_scaled is not None:
+        return not is_scaled
     return not ((trainer.model_accepts_loss_kwargs and items is not None) or trainer.compute_loss_func is not None)
 
 
 def divide(trainer: Trainer) -> None:
-    """From here on Trainer divides."""
+    """Make Trainer divide the loss of a micro-batch by their number from here on."""
     trainer.model_accepts_loss_kwargs = False
     if trainer.compute_loss_func is None:
         return
@@ -61,30 +61,30 @@ def divide(trainer: Trainer) -> None:
         trainer.loss_is_scaled_for_ga = False
     else:
         logger.warning(
-            "this release of transformers never divides what a compute_loss_func returns: divide it there by "
+            "this release of transformers never divides the result of compute_loss_func: divide it there by "
             "num_items_in_batch, or gradients grow with the accumulation"
         )
 
 
 def ignores_item_count(model: nn.Module, batch: Mapping[str, Any]) -> bool:
-    """Runs ``model``, which is on ``meta``, and looks whether any operation reads the count. False where it can't be
-    run so, or takes no such keyword.
+    """Run ``model``, which is on ``meta``, and return whether no operation reads the count. Return False if the model
+    cannot be run so or does not take the keyword.
     """
     count = torch.ones((), dtype=torch.int64, device=META)
-    reads = _Reads(count)
+    reads = _ReadDetector(count)
     try:
         with as_device(A100_LIKE), META, reads:
             model(**batch, num_items_in_batch=count)
-    except Exception:  # whatever a model raises that does not take it, or can't be run on meta
+    except Exception:  # a model that lacks the keyword or cannot run on meta may raise anything
         return False
     return not reads.is_read
 
 
 def never_names_item_count(function: Callable[..., Any]) -> bool:
-    """Whether a ``compute_loss`` leaves the count alone, by its code: neither it nor the keywords that it may be among
-    are named there. A subclass's own is not run to find out, since it may keep what it is given.
+    """Return whether the code of a ``compute_loss`` never names the count or the ``**kwargs`` that may hold it. The
+    code of a subclass is not run to find out, since it may keep what it is given.
     """
-    code = getattr(_written(function), "__code__", None)
+    code = getattr(_python_function(function), "__code__", None)
     if code is None:
         return False
     names = _keywords(code) | {ITEM_COUNT}
@@ -95,8 +95,8 @@ def never_names_item_count(function: Callable[..., Any]) -> bool:
     return not names & {name for entry in read for name in (entry if isinstance(entry, tuple) else (entry,))}
 
 
-def _written(function: Any) -> Any:
-    """What was written in Python behind a partial, a wrapper, or an object that is called like a function."""
+def _python_function(function: Any) -> Any:
+    """Return the Python function behind a partial, a wrapper or a callable object."""
     while isinstance(function, functools.partial):
         function = function.func
     function = inspect.unwrap(function)
@@ -107,15 +107,15 @@ def _written(function: Any) -> Any:
 
 
 def _keywords(code: CodeType) -> set[str]:
-    """The name of ``**kwargs``, if there is one."""
+    """Return the name of ``**kwargs``, if there is one."""
     if not code.co_flags & inspect.CO_VARKEYWORDS:
         return set()
-    before = code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & inspect.CO_VARARGS)
-    return {code.co_varnames[before]}
+    index = code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & inspect.CO_VARARGS)
+    return {code.co_varnames[index]}
 
 
-class _Reads(Recorder):
-    """Follows a step as a prediction does, and sees whether it takes a look at ``tensor``."""
+class _ReadDetector(Recorder):
+    """Follows a step like a prediction and records whether any operation reads ``tensor``."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         super().__init__(A100_LIKE)

@@ -1,4 +1,4 @@
-"""Memory and speed of a training that runs, for its log."""
+"""Memory use and speed of a running training, for its log."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import time
 
 from ...report.wording import HIGH_UTILIZATION, LOW_UTILIZATION
 from ...search.device_choice import memory_bytes
-from ..memory_gauges import device_use
+from ..memory_usage import device_usage
 
 GIB = 2**30
 logger = logging.getLogger(__name__)
 
 
-class GaugeLog:
-    """From the first optimizer step on, since the optimizer's state and the allocator's cache appear in it."""
+class MemoryLogger:
+    """Measures from the first optimizer step on, when the optimizer state and the allocator's cache are there."""
 
     def __init__(self, target: tuple[float, float], memory: str | None = None) -> None:
-        """``memory``: such as "15GiB", of which the share is told where it is not the whole device."""
+        """``memory``: a size such as "15GiB" that utilization refers to, if it is not the whole device."""
         self._target = target
         self._limit = None if memory is None else memory_bytes(memory)
         self._has_warned: set[str] = set()
@@ -28,45 +28,47 @@ class GaugeLog:
         self._started, self._samples = time.monotonic(), 0
 
     def step(self, samples: int) -> None:
-        """An optimizer step of so many sequences is done."""
+        """Count the sequences of a finished optimizer step."""
         self._samples += samples
 
     def figures(self) -> dict[str, float]:
-        """memory_used_gib (gone from the device, as the driver sees it), memory_utilization (its share),
-        alloc_retries (how often the allocator had to give its cache back) and samples_per_second, since the last time.
-        Empty where the device can't be asked.
+        """Return memory_used_gib (in use on the device, as the driver reports it), memory_utilization (used ÷ total),
+        alloc_retries (how often the allocator had to release its cache) and samples_per_second since the last call.
+        Return an empty dict if the device cannot be queried.
         """
-        use = device_use(self._limit)
-        if use is None:
+        usage = device_usage(self._limit)
+        if usage is None:
             return {}
         seconds = time.monotonic() - self._started
         figures = {
-            "memory_used_gib": round(use.used_bytes / GIB, 3),
-            "memory_utilization": round(use.share, 4),
-            "alloc_retries": float(use.alloc_retries),
+            "memory_used_gib": round(usage.used_bytes / GIB, 3),
+            "memory_utilization": round(usage.utilization, 4),
+            "alloc_retries": float(usage.alloc_retries),
             "samples_per_second": round(self._samples / seconds, 2) if seconds > 0 else 0.0,
         }
-        self._warn(use.share, is_shared=use.is_host and self._limit is None)
+        self._warn(usage.utilization, is_shared=usage.is_host and self._limit is None)
         self.begin()
         return figures
 
-    def _warn(self, share: float, *, is_shared: bool) -> None:
-        """Once each. ``is_shared``: the memory is there for others too, so that none of it is wasted."""
+    def _warn(self, utilization: float, *, is_shared: bool) -> None:
+        """Warn once about low and once about high utilization. ``is_shared``: the memory also serves other processes,
+        so unused memory is not wasted.
+        """
         low, high = self._target
-        if share < min(low, LOW_UTILIZATION) and not is_shared:
-            self._once(
+        if utilization < min(low, LOW_UTILIZATION) and not is_shared:
+            self._warn_once(
                 "low",
-                f"{share:.0%} of the memory is used, under {LOW_UTILIZATION:.0%}: a larger effective batch "
+                f"{utilization:.0%} of the memory is used, under {LOW_UTILIZATION:.0%}: a larger effective batch "
                 f"(effective_batch_size=…, or fill=True) or longer sequences would use the rest",
             )
-        elif share > max(high, HIGH_UTILIZATION):
-            self._once(
+        elif utilization > max(high, HIGH_UTILIZATION):
+            self._warn_once(
                 "high",
-                f"{share:.0%} of the memory is used, over {HIGH_UTILIZATION:.0%}: a longer batch can run out of it; "
-                f"BatchSizeCallback(recover=True) survives that",
+                f"{utilization:.0%} of the memory is used, over {HIGH_UTILIZATION:.0%}: a batch of longer sequences "
+                f"may run out of memory; BatchSizeCallback(recover=True) recovers from that",
             )
 
-    def _once(self, which: str, message: str) -> None:
+    def _warn_once(self, which: str, message: str) -> None:
         if which not in self._has_warned:
             self._has_warned.add(which)
             logger.warning(message)

@@ -1,12 +1,12 @@
-"""An optimizer step of a Trainer that ran out of memory, done again in smaller parts.
+"""Repeats an optimizer step of a Trainer that ran out of memory, in smaller parts.
 
 BatchSizeCallback(recover=True)
 
-A backward pass that fails has left a part of the gradients behind, so that the whole step is begun again: gradients are
-cleared, random numbers set back to where they were, and every micro-batch so far runs once more, in twice as many
-parts. The loader goes on handing out what it did: effective batch, data order and ``global_step`` stay, and the smaller
-parts are kept for the rest of the training. Parts of a micro-batch are worth what they hold: by labels where there is
-one for each token, else by examples; where Trainer divides by the number of labels in the step, that is so already.
+A failed backward pass leaves some of the gradients behind, so the whole step is repeated: gradients are cleared, random
+generators reset to the start of the step, and every micro-batch so far runs again, in twice as many parts. The
+dataloader continues as it was: effective batch size, data order and ``global_step`` stay the same, and the smaller
+parts are kept for the rest of the training. The loss of each part is weighted by its labels if there is one per token,
+else by its examples; if Trainer divides by the number of labels in the step, the weights are right already.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import RecoveryError
 from ...probing.oom import out_of_memory
-from ..preserve_state import RandomNumbers
+from ..preserve_state import RandomState
 from .loss_scale import divide, is_divided, is_mean_of_micro_batch
 from .step import clean_copy_on_meta
 
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 IGNORED_LABEL = -100
 SHADOWED = ("training_step", "get_batch_samples")
-DIVIDING = ("current_gradient_accumulation_steps", "model_accepts_loss_kwargs", "loss_is_scaled_for_ga")
-"""What decides by how much Trainer divides a loss."""
+LOSS_DIVISORS = ("current_gradient_accumulation_steps", "model_accepts_loss_kwargs", "loss_is_scaled_for_ga")
+"""Attributes that decide by how much Trainer divides a loss."""
 
 
 class Recovery:
-    """Of one training at a time. parts: in which every micro-batch is run now."""
+    """Recovers one training at a time. parts: the number of parts that every micro-batch is run in now."""
 
     def __init__(self) -> None:
         self.parts = 1
@@ -45,11 +45,11 @@ class Recovery:
         self._before: dict[str, Any] = {}
         self._samples: list[Any] = []
         self._at = 0
-        self._begun_with: RandomNumbers | None = None
-        self._means: bool | None = None
+        self._random_state: RandomState | None = None
+        self._loss_is_mean: bool | None = None
 
     def watch(self, trainer: Trainer) -> None:
-        """Shadows two methods of this one instance, until :meth:`end`."""
+        """Shadow two methods of this one instance, until :meth:`end`."""
         self.end()
         self._trainer = trainer
         self._before = {name: vars(trainer)[name] for name in SHADOWED if name in vars(trainer)}
@@ -62,7 +62,7 @@ class Recovery:
         for name in SHADOWED:
             vars(self._trainer).pop(name, None)
         vars(self._trainer).update(self._before)
-        self._trainer, self._samples, self._begun_with = None, [], None
+        self._trainer, self._samples, self._random_state = None, [], None
 
     def _get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         fetched = self._fetch(*args, **kwargs)
@@ -71,22 +71,22 @@ class Recovery:
 
     def _training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         if self._at == 0:
-            self._begun_with = RandomNumbers.now()
+            self._random_state = RandomState.capture()
         self._at += 1
-        begin = self._at - 1  # of the micro-batches, the first that is still to be run
+        begin = self._at - 1  # index of the first micro-batch that is still to be run
         while True:
             try:
                 for batch in self._samples[begin : self._at - 1]:
-                    self._in_parts(model, batch, num_items_in_batch)
-                return self._in_parts(model, inputs, num_items_in_batch)
+                    self._run_in_parts(model, batch, num_items_in_batch)
+                return self._run_in_parts(model, inputs, num_items_in_batch)
             except Exception as error:
-                self._check(error, inputs)
-            # only here: an error that is being handled holds the tensors of its frames
+                self._raise_unless_repeatable(error, inputs)
+            # not in the except block: there the error still holds the tensors of its frames
             begin = 0
-            self._begin_again(model, inputs)
+            self._restart_step(model, inputs)
 
-    def _check(self, error: Exception, inputs: Any) -> None:
-        """Raises what can't be mended."""
+    def _raise_unless_repeatable(self, error: Exception, inputs: Any) -> None:
+        """Raise if the step cannot be repeated."""
         trainer = self._trainer
         assert trainer is not None
         if out_of_memory(error) is None:
@@ -94,86 +94,86 @@ class Recovery:
         if trainer.args.world_size > 1:
             raise RecoveryError(
                 f"rank {trainer.args.process_index} ran out of memory in step {trainer.state.global_step + 1}; the "
-                f"other ranks wait for it in a collective that it can't join any more, so that it can't be done again. "
-                f"{_saved(trainer)} Begin again from there with a smaller per_device_train_batch_size and as much more "
-                f"accumulation"
+                f"other ranks wait in a collective that it can no longer join, so the step cannot be repeated. "
+                f"{_save_checkpoint(trainer)} Resume from there with a smaller per_device_train_batch_size and more "
+                f"gradient_accumulation_steps to match"
             ) from error
         if not _can_be_split(inputs):
-            error.add_note("it can't be done again in parts: its tensors have different first dimensions")
+            error.add_note("the batch cannot be split into parts: its tensors have different first dimensions")
             raise error
         if _batch_size(inputs) <= self.parts:
             error.add_note(
-                "not even one sequence at a time fits: a shorter max_length, activation checkpointing or LoRA"
+                "not even one sequence at a time fits: use a shorter max_length, activation checkpointing or LoRA"
             )
             raise error
 
-    def _begin_again(self, model: Any, inputs: Any) -> None:
+    def _restart_step(self, model: Any, inputs: Any) -> None:
         import torch
 
         trainer = self._trainer
-        assert trainer is not None and self._begun_with is not None
+        assert trainer is not None and self._random_state is not None
         self.parts *= 2
         model.zero_grad()
         gc.collect()
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
-        self._begun_with.restore()
+        self._random_state.restore()
         size = _batch_size(inputs)
         logger.warning(
-            "out of memory in step %d with %d sequences at once: it is done again with %d, and so are all that follow; "
-            "the effective batch is the same",
+            "out of memory in step %d with micro-batches of %d sequences: repeating it and continuing with %d; "
+            "the effective batch size is unchanged",
             trainer.state.global_step + 1,
             -(-size // (self.parts // 2)),
             -(-size // self.parts),
         )
 
-    def _in_parts(self, model: Any, inputs: Any, items: Any) -> torch.Tensor:
-        """The loss of the micro-batch, as Trainer counts it."""
+    def _run_in_parts(self, model: Any, inputs: Any, items: Any) -> torch.Tensor:
+        """Return the loss of the micro-batch, as Trainer counts it."""
         trainer = self._trainer
         assert trainer is not None
         parts = _split(inputs, self.parts)
         if len(parts) == 1:
             loss: torch.Tensor = self._step(model, inputs, items)
             return loss
-        shares = _shares(parts)
+        weights = _weights(parts)
         steps = trainer.current_gradient_accumulation_steps
-        before = {name: vars(trainer)[name] for name in DIVIDING if name in vars(trainer)}
+        before = {name: vars(trainer)[name] for name in LOSS_DIVISORS if name in vars(trainer)}
         if not is_divided(trainer, items) and self._is_mean(inputs):
-            divide(trainer)  # else it would add up the means of the parts as they are
+            divide(trainer)  # else Trainer would add up the means of the parts
             steps = 1
         losses = []
         try:
-            for part, share in zip(parts, shares, strict=True):
-                if not share:  # without a label there is no mean
+            for part, weight in zip(parts, weights, strict=True):
+                if not weight:  # a part without labels has no mean
                     continue
-                trainer.current_gradient_accumulation_steps = steps / share
+                trainer.current_gradient_accumulation_steps = steps / weight
                 losses.append(self._step(model, part, items))
         finally:
-            for name in DIVIDING:
+            for name in LOSS_DIVISORS:
                 vars(trainer).pop(name, None)
             vars(trainer).update(before)
-        together: torch.Tensor = sum(losses[1:], start=losses[0])
-        return together
+        total: torch.Tensor = sum(losses[1:], start=losses[0])
+        return total
 
     def _is_mean(self, inputs: Any) -> bool:
-        """Looked at once, on a copy that has no memory."""
-        if self._means is None:
+        """Return whether the loss is a mean over the micro-batch; determined once, on a copy on meta."""
+        if self._loss_is_mean is None:
             trainer = self._trainer
             assert trainer is not None
             shapes = {name: value.to("meta") if hasattr(value, "to") else value for name, value in inputs.items()}
-            self._means = is_mean_of_micro_batch(trainer, clean_copy_on_meta(trainer.model).train(), shapes)
-        return self._means
+            self._loss_is_mean = is_mean_of_micro_batch(trainer, clean_copy_on_meta(trainer.model).train(), shapes)
+        return self._loss_is_mean
 
 
 def _batch_size(inputs: Any) -> int:
-    """Sequences in a micro-batch."""
+    """Return the number of sequences in a micro-batch."""
     from accelerate.utils import find_batch_size
 
     return int(find_batch_size(inputs) or 1)
 
 
 def _can_be_split(inputs: Any) -> bool:
-    """Whether every tensor holds one thing for each sequence, or the same for all."""
+    """Return whether every tensor holds one entry per sequence, or one for all."""
     import torch
     from torch.utils._pytree import tree_leaves
 
@@ -183,7 +183,7 @@ def _can_be_split(inputs: Any) -> bool:
 
 
 def _split(inputs: Any, count: int) -> list[Any]:
-    """In at most ``count`` parts of nearly the same size."""
+    """Split into at most ``count`` parts of nearly the same size."""
     size = _batch_size(inputs)
     count = min(count, size)
     edges = [size * index // count for index in range(count + 1)]
@@ -195,14 +195,14 @@ def _slice(value: Any, size: int, part: slice) -> Any:
 
     if isinstance(value, Mapping):
         made: Callable[[Any], Any] = type(value)
-        return made({name: _slice(one, size, part) for name, one in value.items()})
+        return made({name: _slice(item, size, part) for name, item in value.items()})
     if isinstance(value, torch.Tensor):
         return value[part] if value.dim() and value.size(0) == size else value
     return value[part] if isinstance(value, (list, tuple)) and len(value) == size else value
 
 
-def _shares(parts: list[Any]) -> list[float]:
-    """Of each part in the mean over them all."""
+def _weights(parts: list[Any]) -> list[float]:
+    """Return the weight of each part in the mean over all of them."""
     import torch
 
     labels = [part.get("labels") for part in parts]
@@ -216,7 +216,7 @@ def _shares(parts: list[Any]) -> list[float]:
 
 @contextlib.contextmanager
 def _as_first_rank(model: Any) -> Iterator[None]:
-    """Transformers 5.23 saves on the first rank alone, whatever it is told."""
+    """Make the model save on this rank; transformers 5.23 saves only on the first rank, whatever its arguments say."""
     if not hasattr(model, "should_save_on_this_rank"):
         yield
         return
@@ -227,15 +227,15 @@ def _as_first_rank(model: Any) -> Iterator[None]:
         del vars(model)["should_save_on_this_rank"]
 
 
-def _saved(trainer: Trainer) -> str:
-    """A sentence on the checkpoint that this rank has written by itself: every rank has the same weights, of before the
-    step, and what Trainer's own saving does together can't be done any more.
+def _save_checkpoint(trainer: Trainer) -> str:
+    """Save a checkpoint from this rank alone and return a sentence that names it. Every rank has the same weights,
+    those before the step, and Trainer's own saving needs collectives that no longer work.
     """
     import torch
 
     folder = Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.global_step}"
     if (folder / "trainer_state.json").exists():
-        return f"{folder} has the state of before."
+        return f"{folder} has the state before the step."
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _as_first_rank(trainer.model):
@@ -247,6 +247,6 @@ def _saved(trainer: Trainer) -> str:
         torch.save(trainer.lr_scheduler.state_dict(), folder / "scheduler.pt")
         trainer._save_rng_state(str(folder))
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
-    except Exception as error:  # whatever stands in the way of it, the want of memory is what is to be told
+    except Exception as error:  # whatever prevented it, the out-of-memory error is the one to report
         return f"No checkpoint could be written ({error})."
-    return f"The state of before is saved in {folder}."
+    return f"The state before the step is saved in {folder}."

@@ -17,7 +17,7 @@ from ...parallel.agreement import exchange
 from ...report.report import Report
 from ...search.answer import PhaseAnswer
 from ...search.pipeline import run_on_every_rank
-from ..preserve_state import off_the_card, same_random_numbers
+from ..preserve_state import model_on_host, preserve_random_state
 from .loss_scale import divide, is_divided, is_mean_of_micro_batch
 from .workload import TrainerWorkload, trainer_workload
 
@@ -51,7 +51,7 @@ def report_of(trainer: Trainer, options: Options) -> Report:
     """As :func:`find_batch_size`, and nothing is set."""
     check(trainer)
     device = trainer.args.device
-    with same_random_numbers(), off_the_card(trainer.model, device):
+    with preserve_random_state(), model_on_host(trainer.model, device):
         workload = trainer_workload(trainer, options.model.max_length)
         options = replace(options, device=_device_options(trainer, options.device))
         search = _search_options(trainer, options, workload)

@@ -1,4 +1,4 @@
-"""How a Trainer trains: precision, optimizer, loss and checkpointing, and a copy of its model that has no memory."""
+"""How a Trainer trains: precision, optimizer, loss and checkpointing, and a copy of its model on the meta device."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LIBRARIES = ("torch.", "transformers.", "peft.", "accelerate.", "bitsandbytes.")
 
 
 def clean_copy_on_meta(module: nn.Module) -> Any:
-    """Without the wrapped forward of an earlier training, and without what only looks at one."""
+    """Return a copy on ``meta`` without the wrapped forward of an earlier training and without the user's hooks."""
     from accelerate.hooks import remove_hook_from_submodules
 
     model: Any = copy_on_meta(module)
@@ -33,8 +33,8 @@ def clean_copy_on_meta(module: nn.Module) -> Any:
 
 
 def _remove_own_hooks(model: nn.Module) -> None:
-    """From a copy: what the user has hung on the modules, to look at a training, is not to see a search. Hooks that are
-    a part of the model, such as peft's for the gradients of its inputs, stay.
+    """Remove the user's hooks from a copy, so that they do not observe a search. Hooks that are part of the model, such
+    as peft's for the gradients of its inputs, stay.
     """
     for module in model.modules():
         for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks):
@@ -45,17 +45,17 @@ def _remove_own_hooks(model: nn.Module) -> None:
 
 
 def precision_of(trainer: Trainer) -> Precision:
-    """By accelerate, which may have been told by its launcher where the arguments say nothing."""
+    """Return the precision that accelerate uses, which its launcher may set even if the arguments do not."""
     mixed = trainer.accelerator.mixed_precision
     if mixed in ("fp16", "bf16"):
         return cast("Precision", mixed)
     if mixed != "no":
-        raise UsageError(f"mixed precision in {mixed} can't be predicted; fp16 and bf16 can")
+        raise UsageError(f"mixed precision {mixed} is not supported; fp16 and bf16 are")
     return own_precision(trainer.model)
 
 
 def optimizer_of(trainer: Trainer) -> tuple[str, Callable[[nn.Module], torch.optim.Optimizer] | None]:
-    """(name, how to make it where it is none of Trainer's that are known here)."""
+    """Return the optimizer's name, and a factory if it is not one of Trainer's that are predicted by name."""
     name = str(getattr(trainer.args.optim, "value", trainer.args.optim))
     if trainer.optimizer is None and trainer.optimizer_cls_and_kwargs is None:
         if ALIASES.get(name, name) in OPTIMIZERS and not trainer.args.optim_args:
@@ -82,7 +82,7 @@ class OptimizerLike:
 
 
 def own_methods_of(trainer: Trainer) -> list[str]:
-    """What of the step a subclass does in its own way, as far as it is not followed."""
+    """Return a note on the methods of the step that a subclass overrides, as far as they are not followed."""
     from transformers import Trainer as Base
 
     kind = type(trainer)
@@ -90,12 +90,13 @@ def own_methods_of(trainer: Trainer) -> list[str]:
     if not own:
         return []
     return [
-        f"{kind.__name__} has its own {' and '.join(own)}: what that does beside the model's forward and backward pass "
-        f"is not counted; BatchSizeCallback(recover=True) survives it"
+        f"{kind.__name__} overrides {' and '.join(own)}: memory that it needs besides the model's forward and backward "
+        f"pass is not counted; BatchSizeCallback(recover=True) recovers if it runs out"
     ]
 
 
 def own_loss_of(trainer: Trainer) -> OwnLoss | None:
+    """Return the loss of the trainer if the model does not compute it, else None."""
     if trainer.compute_loss_func is None and trainer.label_smoother is None:
         return None
     return OwnLoss(trainer.compute_loss_func, trainer.label_smoother, trainer._loss_shifts_labels)
@@ -103,7 +104,7 @@ def own_loss_of(trainer: Trainer) -> OwnLoss | None:
 
 @dataclass(frozen=True)
 class OwnLoss:
-    """As Trainer.compute_loss has it, where labels are not the model's affair."""
+    """The loss as in Trainer.compute_loss when it is not computed by the model."""
 
     function: Callable[..., Any] | None
     smoother: Callable[..., Any] | None
@@ -123,9 +124,9 @@ class OwnLoss:
 
 
 def checkpoint_kwargs_of(args: TrainingArguments) -> Mapping[str, Any] | None:
-    """Of activation checkpointing, where it is asked for. Transformers 5.23 gave both arguments new names."""
-    asked = getattr(args, "activation_checkpointing", None) or getattr(args, "gradient_checkpointing", None)
-    if not asked:
+    """Return the arguments of activation checkpointing, None if it is off. Transformers 5.23 renamed both options."""
+    is_on = getattr(args, "activation_checkpointing", None) or getattr(args, "gradient_checkpointing", None)
+    if not is_on:
         return None
     kwargs = getattr(args, "activation_checkpointing_kwargs", None) or getattr(
         args, "gradient_checkpointing_kwargs", None
@@ -134,7 +135,7 @@ def checkpoint_kwargs_of(args: TrainingArguments) -> Mapping[str, Any] | None:
 
 
 def turn_on_checkpointing(model: Any, kwargs: Mapping[str, Any]) -> None:
-    """As Trainer.train does."""
+    """Turn on activation checkpointing as Trainer.train does."""
     enable = getattr(model, "activation_checkpointing_enable", None)
     if enable is not None:
         own = {name: value for name, value in kwargs.items() if name in ("every_n_layers", "offload")}

@@ -1,10 +1,10 @@
-"""The longest examples of a dataset, and batches of them as the training's own collator makes them.
+"""The longest examples of a dataset, and batches of them from the training's own collator.
 
     worst = worst_case(dataset, collate)
-    worst.batch(48)  # 48 examples, none of which is shorter than the longest of the dataset, but one
+    worst.batch(48)  # 48 examples, all but one as long as the longest of the dataset
 
-A batch is padded to its longest example, so that a size that was tried on the first batch of a dataset with a long tail
-may run out of memory hours later.
+A batch is padded to its longest example, so a size that fits on the first batch of a dataset with a long tail may run
+out of memory hours later.
 """
 
 from __future__ import annotations
@@ -19,19 +19,21 @@ import numpy as np
 from ...errors import UsageError
 
 LONGEST = 8
-"""Examples that a batch is made of, in turns."""
-MOST_READ = 5000
-"""Examples that are read, evenly over the dataset, where their lengths are not in columns."""
+"""Number of examples that a batch is made of, repeated in turn."""
+MAX_READ = 5000
+"""Examples that are read, evenly over the dataset, if their lengths are not in columns."""
 CHUNK = 10_000
 
-Lengths = Mapping[Any, "np.ndarray[Any, Any]"]
+ColumnLengths = Mapping[Any, "np.ndarray[Any, Any]"]
 
 
 @dataclass(frozen=True)
 class WorstCase:
-    """longest: examples, of which the first holds in each of its sequences the longest of all. shorter: another one,
-    beside which the others are not padded and it is; None where all are equal. length: of the longest, in tokens.
-    read: examples whose lengths are known, of ``total``.
+    """The longest examples of a dataset.
+
+    longest: examples, the first of which has the longest version of each of its sequences. shorter: another example,
+    which needs padding next to them; None if all have the same length. length: tokens of the longest. read: examples
+    whose lengths are known, out of ``total``.
     """
 
     longest: tuple[Any, ...]
@@ -42,83 +44,91 @@ class WorstCase:
     total: int
 
     def batch(self, size: int, *, padded: bool = True) -> Any:
-        """What the collator makes of so many examples. ``padded``: one of them needs padding, if any does."""
+        """Return the collated batch of ``size`` examples. ``padded``: one of them needs padding, if any in the dataset
+        does.
+        """
         others = [self.shorter] if padded and size > 1 and self.shorter is not None else []
-        # a copy each: there are collators that take out of an example what they have used
-        longest = [_copied(example) for example in itertools.islice(itertools.cycle(self.longest), size - len(others))]
-        return self.collate([*longest, *map(_copied, others)])
+        # copies, because some collators pop what they have used from an example
+        longest = [
+            _shallow_copy(example) for example in itertools.islice(itertools.cycle(self.longest), size - len(others))
+        ]
+        return self.collate([*longest, *map(_shallow_copy, others)])
 
     @property
     def note(self) -> str:
-        """For the report."""
+        """One sentence for the report."""
         known = f"all {self.total:,}" if self.read == self.total else f"{self.read:,} of the {self.total:,}"
-        return f"sized on the longest examples of the dataset ({self.length} tokens), by the lengths of {known}"
+        return f"sized on the longest examples of the dataset ({self.length} tokens), from the lengths of {known}"
 
 
 def worst_case(dataset: Any, collate: Callable[[list[Any]], Any]) -> WorstCase:
-    """Reads the lengths of ``dataset`` (``__len__``, ``__getitem__``) from its columns if it is one of ``datasets``,
-    from its examples otherwise. Raises UsageError for a dataset without examples.
+    """Return the worst case of ``dataset`` (``__len__``, ``__getitem__``). Its lengths are read from its columns if it
+    is a ``datasets.Dataset``, else from its examples. Raise UsageError for a dataset without examples.
     """
     if not len(dataset):
         raise UsageError("the train_dataset has no examples")
-    places, lengths = _column_lengths(dataset) or _read_lengths(dataset)
+    indices, lengths = _column_lengths(dataset) or _read_lengths(dataset)
     if not lengths:
         example = dataset[0]
-        return WorstCase((example,), None, collate, 1, len(places), len(dataset))
+        return WorstCase((example,), None, collate, 1, len(indices), len(dataset))
     if not any(values.max() for values in lengths.values()):
-        raise UsageError("the examples of the train_dataset are empty: not one has a token")
+        raise UsageError("the examples of the train_dataset are empty: none has a token")
     total = np.sum([*lengths.values()], axis=0)
     order = np.argsort(-total, kind="stable")
     main = max(lengths, key=lambda name: (name == "input_ids", int(lengths[name].max())))
-    first = dataset[int(places[order[0]])]
-    first = _with_the_longest(first, dataset, places, lengths, int(order[0]))
-    others = [dataset[int(places[place])] for place in order[1:LONGEST]]
+    first = dataset[int(indices[order[0]])]
+    first = _with_longest_sequences(first, dataset, indices, lengths, int(order[0]))
+    others = [dataset[int(indices[index])] for index in order[1:LONGEST]]
     shortest = int(np.argmin(lengths[main]))
     needs_padding = int(lengths[main][shortest]) < int(lengths[main].max())
-    whole = [example for example, place in zip(others, order[1:LONGEST], strict=True) if _is_longest(lengths, place)]
+    whole = [example for example, index in zip(others, order[1:LONGEST], strict=True) if _is_longest(lengths, index)]
     return WorstCase(
         longest=(first, *whole),
-        shorter=dataset[int(places[shortest])] if needs_padding else None,
+        shorter=dataset[int(indices[shortest])] if needs_padding else None,
         collate=collate,
         length=int(lengths[main].max()),
-        read=len(places),
+        read=len(indices),
         total=len(dataset),
     )
 
 
-def _is_longest(lengths: Lengths, place: int) -> bool:
-    return all(values[place] == values.max() for values in lengths.values())
+def _is_longest(lengths: ColumnLengths, index: int) -> bool:
+    return all(values[index] == values.max() for values in lengths.values())
 
 
-def _with_the_longest(example: Any, dataset: Any, places: Sequence[int], lengths: Lengths, place: int) -> Any:
-    """The example, with those of its sequences that are longer in another one from there: a summary beside its text.
-    Sequences whose lengths are always the same, such as token ids and their mask, come from the same example.
+def _with_longest_sequences(
+    example: Any, dataset: Any, indices: Sequence[int], lengths: ColumnLengths, index: int
+) -> Any:
+    """Replace each sequence that is longer in another example by that one: a summary next to its text. Sequences that
+    always have the same lengths, such as token ids and their mask, come from the same example.
     """
     if not isinstance(example, Mapping):
         return example
     merged = dict(example)
-    for names in _together(lengths):
+    for names in _columns_of_equal_length(lengths):
         values = lengths[names[0]]
         longest = int(np.argmax(values))
-        if values[place] < values[longest]:
-            other = dataset[int(places[longest])]
+        if values[index] < values[longest]:
+            other = dataset[int(indices[longest])]
             merged |= {name: other[name] for name in names}
     return merged
 
 
-def _together(lengths: Lengths) -> list[list[Any]]:
+def _columns_of_equal_length(lengths: ColumnLengths) -> list[list[Any]]:
     groups: dict[bytes, list[Any]] = {}
     for name, values in lengths.items():
         groups.setdefault(np.ascontiguousarray(values, dtype=np.int64).tobytes(), []).append(name)
     return [*groups.values()]
 
 
-def _copied(example: Any) -> Any:
+def _shallow_copy(example: Any) -> Any:
     return dict(example) if type(example) is dict else example
 
 
-def _column_lengths(dataset: Any) -> tuple[Sequence[int], Lengths] | None:
-    """From a datasets.Dataset whose examples are its rows; None for anything else."""
+def _column_lengths(dataset: Any) -> tuple[Sequence[int], ColumnLengths] | None:
+    """Return row indices and lengths by column of a datasets.Dataset whose examples are its rows; None for anything
+    else.
+    """
     import datasets
 
     if not isinstance(dataset, datasets.Dataset) or dataset.format["type"] == "custom":
@@ -149,31 +159,33 @@ def _is_list(kind: Any) -> bool:
 
 
 def _elements(column: Any) -> Any:
-    """Of each list; of a list of lists as many times as the longest of them has, to which the others are padded."""
+    """Return the number of elements of each list. In a list of lists each inner list counts as the longest, to which
+    the others are padded.
+    """
     import pyarrow
     import pyarrow.compute as compute
 
-    if isinstance(column, pyarrow.ChunkedArray):  # of no chunk or several, in some releases
+    if isinstance(column, pyarrow.ChunkedArray):  # with no chunk or several, in some releases
         column = pyarrow.concat_arrays(column.chunks) if column.num_chunks else pyarrow.array([], column.type)
     counted = compute.fill_null(compute.list_value_length(column), 0).to_numpy(zero_copy_only=False).astype(np.int64)
     if _is_list(column.type.value_type):
         longest = np.zeros(len(column), dtype=np.int64)
-        places = compute.list_parent_indices(column).to_numpy(zero_copy_only=False)
-        np.maximum.at(longest, places, np.asarray(_elements(compute.list_flatten(column))))
+        indices = compute.list_parent_indices(column).to_numpy(zero_copy_only=False)
+        np.maximum.at(longest, indices, np.asarray(_elements(compute.list_flatten(column))))
         counted = counted * longest
     return pyarrow.array(counted)
 
 
-def _read_lengths(dataset: Any) -> tuple[Sequence[int], Lengths]:
-    count = min(len(dataset), MOST_READ)
-    places = sorted({int(place) for place in np.linspace(0, len(dataset) - 1, count)})
-    read = [_lengths_of(dataset[place]) for place in places]
+def _read_lengths(dataset: Any) -> tuple[Sequence[int], ColumnLengths]:
+    count = min(len(dataset), MAX_READ)
+    indices = sorted({int(index) for index in np.linspace(0, len(dataset) - 1, count)})
+    read = [_lengths_of(dataset[index]) for index in indices]
     names = [name for name in read[0] if all(name in lengths for lengths in read)]
-    return places, {name: np.array([lengths[name] for lengths in read]) for name in names}
+    return indices, {name: np.array([lengths[name] for lengths in read]) for name in names}
 
 
 def _lengths_of(example: Any) -> dict[Any, int]:
-    """Of the sequences in an example; of what has a shape the number of elements."""
+    """Return the lengths of the sequences in an example; for a value with a shape, its number of elements."""
     parts: Iterable[tuple[Any, Any]]
     if isinstance(example, Mapping):
         parts = example.items()
@@ -190,12 +202,12 @@ def _lengths_of(example: Any) -> dict[Any, int]:
             if len(shape):
                 found[name] = int(np.prod(shape))
         elif isinstance(value, (str, list, tuple)):
-            found[name] = _padded(value)
+            found[name] = _padded_length(value)
     return found
 
 
-def _padded(value: Any) -> int:
-    """Elements of a sequence, where those that are sequences themselves are as long as the longest of them."""
+def _padded_length(value: Any) -> int:
+    """Return the number of elements of a sequence; nested sequences count as long as the longest of them."""
     if isinstance(value, (list, tuple)) and value and all(isinstance(one, (list, tuple)) for one in value):
-        return len(value) * max(map(_padded, value))
+        return len(value) * max(map(_padded_length, value))
     return len(value)

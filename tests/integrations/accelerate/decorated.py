@@ -1,9 +1,9 @@
-"""The same training under accelerate's decorator and under ours, on the card that this process sees; facts in JSON.
+"""The same training with accelerate's decorator and with ours, on the visible GPU; prints facts in JSON.
 
     python decorated.py ours outside bert-mini 128 fp16 2048  # whose, where, model, length, precision, start
 
-outside: model and optimizer are made once, as in the docstring of accelerate's decorator; inside: by the training, as
-in its guide on memory.
+outside: model and optimizer are created once, as in the docstring of accelerate's decorator; inside: by the training
+function, as in its guide on memory.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A Trainer on a CPU, in a process whose memory is limited, that asks for more than fits; facts in JSON.
+"""Trains on a CPU, in a process with limited memory, with a batch size that does not fit; prints facts in JSON.
 
 python limited.py callback 620MiB    # with BatchSizeCallback; or: auto_find, plain
 """
@@ -16,27 +16,27 @@ from hf_bsopt import BatchSizeCallback
 from hf_bsopt.data.catalog import memory_size
 from hf_bsopt.probing.host_memory import limit_this_process
 
-ASKED, STEPS, LENGTH = 192, 2, 128
+REQUESTED, STEPS, LENGTH = 192, 2, 128
 MODEL = {"hidden_size": 128, "num_hidden_layers": 1, "intermediate_size": 512}
 
 
 def main() -> None:
-    way, memory = sys.argv[1:]
+    mode, memory = sys.argv[1:]
     model = classifier(**MODEL)
     seen = Seen(model)
     arguments = TrainingArguments(
         tempfile.mkdtemp(),
-        per_device_train_batch_size=ASKED,
+        per_device_train_batch_size=REQUESTED,
         max_steps=STEPS,
-        auto_find_batch_size=way == "auto_find",
+        auto_find_batch_size=mode == "auto_find",
         use_cpu=True,
         report_to=[],
         save_strategy="no",
         disable_tqdm=True,
     )
     callback = BatchSizeCallback(memory=memory)
-    callbacks = [callback] if way == "callback" else []
-    trainer = Trainer(model, arguments, Pad(), Texts([LENGTH] * 2 * ASKED), callbacks=callbacks)
+    callbacks = [callback] if mode == "callback" else []
+    trainer = Trainer(model, arguments, Pad(), Texts([LENGTH] * 2 * REQUESTED), callbacks=callbacks)
     limit_this_process(memory_size(memory) or 0)
     error = ""
     try:

@@ -1,4 +1,4 @@
-"""The decorator: what accelerate's tests ask of theirs (tests/test_memory_utils.py), and what only ours does."""
+"""The decorator: the claims of accelerate's tests (tests/test_memory_utils.py), and those of this package."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.utils.memory import find_executable_batch_size as accelerates
+from ranks import PRELOADED
 from torch import nn
 from torch.nn.modules import module
 from torch.optim import optimizer
@@ -24,8 +25,8 @@ from hf_bsopt.integrations.accelerate.accelerator import find_executable_batch_s
 from hf_bsopt.integrations.accelerate.executable_batch_size import Attempt, Executable, SearchReport
 from hf_bsopt.probing.host_memory import limit_this_process, why_no_limit
 
-ROOM = 600 * 2**20
-START = 64
+MEMORY_BYTES = 600 * 2**20
+START = 32
 LENGTH = 2**17
 
 
@@ -34,7 +35,7 @@ def fake_out_of_memory() -> None:
 
 
 def training(fits: Callable[[int], bool], start: int = 128) -> tuple[Executable[int], list[int]]:
-    """One that runs out of memory where its size does not fit, and the sizes that it was called with."""
+    """Return a training that runs out of memory unless its size fits, and the list of sizes it was called with."""
     tried: list[int] = []
 
     @find_executable_batch_size(starting_batch_size=start)
@@ -47,10 +48,10 @@ def training(fits: Callable[[int], bool], start: int = 128) -> tuple[Executable[
     return train, tried
 
 
-# ---- as accelerate's
+# ---- claims of accelerate's tests
 
 
-def test_what_the_function_returns_is_returned_and_what_it_is_given_is_passed_on() -> None:
+def test_arguments_and_return_value_are_passed_through() -> None:
     @find_executable_batch_size(starting_batch_size=128)
     def train(batch_size: int, word: str, *, other: str) -> tuple[int, str, str]:
         if batch_size != 8:
@@ -60,25 +61,25 @@ def test_what_the_function_returns_is_returned_and_what_it_is_given_is_passed_on
     assert train("hello", other="world") == (8, "hello", "world")
 
 
-def test_it_decorates_without_parentheses_and_with_all_arguments_at_once() -> None:
+def test_decorates_without_parentheses_and_with_positional_arguments() -> None:
     plain = find_executable_batch_size(lambda batch_size: batch_size)
     assert plain() == 128
     assert find_executable_batch_size(lambda batch_size: batch_size, 16)() == 16
 
 
 @pytest.mark.parametrize("start", [0, 16])
-def test_at_zero_it_says_so(start: int) -> None:
+def test_reaching_zero_raises(start: int) -> None:
     train, tried = training(lambda size: size < 1, start)
     with pytest.raises(RuntimeError, match="No executable batch size found, reached zero"):
         train()
     assert 0 not in tried
 
 
-def test_at_zero_it_is_an_error_of_this_package_too() -> None:
+def test_reached_zero_error_is_a_nothing_fits_error() -> None:
     assert issubclass(ReachedZeroError, NothingFitsError)
 
 
-def test_a_batch_size_that_the_caller_passes_is_refused() -> None:
+def test_batch_size_passed_by_the_caller_is_rejected() -> None:
     @find_executable_batch_size(starting_batch_size=128)
     def train(batch_size: int, first: str, second: str) -> None:
         raise AssertionError("not called")
@@ -88,12 +89,12 @@ def test_a_batch_size_that_the_caller_passes_is_refused() -> None:
     assert "`train(first=hello, second=world)`" in str(refused.value)
 
 
-def test_a_function_of_any_number_of_arguments_is_not_refused() -> None:
+def test_function_with_variadic_arguments_is_accepted() -> None:
     train = find_executable_batch_size(lambda *arguments: arguments, 8)
     assert train("a", "b") == (8, "a", "b")
 
 
-def test_any_other_error_passes_as_it_is() -> None:
+def test_other_errors_are_raised_unchanged() -> None:
     error = ValueError("out of ideas")
 
     @find_executable_batch_size(starting_batch_size=16)
@@ -106,7 +107,7 @@ def test_any_other_error_passes_as_it_is() -> None:
     assert train.report == SearchReport(16, ())
 
 
-def test_a_function_that_reduces_is_obeyed_in_either_form() -> None:
+def test_reduce_batch_size_fn_is_used_in_both_forms() -> None:
     def sizes(decorate: Callable[..., Any]) -> list[int]:
         tried: list[int] = []
         reduced = iter([100, 99, 5])
@@ -128,7 +129,7 @@ def test_a_function_that_reduces_is_obeyed_in_either_form() -> None:
     assert sizes(at_once) == sizes(decorated) == [256, 100, 99, 5]
 
 
-def test_a_method_that_is_bound_is_a_function_too() -> None:
+def test_bound_method_can_be_decorated() -> None:
     class Trainer:
         def loop(self, batch_size: int, steps: int) -> tuple[int, int]:
             return batch_size, steps
@@ -136,31 +137,31 @@ def test_a_method_that_is_bound_is_a_function_too() -> None:
     assert find_executable_batch_size(Trainer().loop, 32)(3) == (32, 3)
 
 
-def test_a_further_call_begins_where_the_last_one_ended() -> None:
+def test_second_call_starts_with_the_size_of_the_first() -> None:
     train, tried = training(lambda size: size <= 16)
     assert (train(), train()) == (16, 16)
     assert tried == [128, 64, 32, 16, 16]
 
 
-# ---- ours
+# ---- claims of this package
 
 
-def test_the_name_and_the_documentation_stay() -> None:
+def test_name_and_docstring_are_kept() -> None:
     @find_executable_batch_size(starting_batch_size=8)
     def train(batch_size: int) -> None:
-        """Of the training."""
+        """Train."""
 
-    assert (train.__name__, train.__doc__) == ("train", "Of the training.")
+    assert (train.__name__, train.__doc__) == ("train", "Train.")
 
 
-def test_a_partial_has_no_name_and_can_be_decorated() -> None:
+def test_partial_without_name_can_be_decorated() -> None:
     train = find_executable_batch_size(functools.partial(lambda batch_size, by: batch_size * by, by=3), 8)
     assert train() == 24
     with pytest.raises(TypeError, match="passed into `function`"):
         train(1, 2)
 
 
-def test_the_report_tells_every_attempt() -> None:
+def test_report_lists_every_attempt() -> None:
     train, _ = training(lambda size: size <= 32)
     assert train.report == SearchReport(128, ())
     train()
@@ -170,10 +171,12 @@ def test_the_report_tells_every_attempt() -> None:
         (64, False),
         (32, True),
     ]
-    assert train.report.attempts[0].detail == "CPU out of memory.; 64: half, since what it needed is not known"
+    assert (
+        train.report.attempts[0].detail == "CPU out of memory.; 64: half, because the memory that it needed is unknown"
+    )
 
 
-def test_the_report_can_be_read_while_the_training_runs() -> None:
+def test_report_can_be_read_during_the_training() -> None:
     seen: list[SearchReport] = []
 
     @find_executable_batch_size(starting_batch_size=8)
@@ -188,15 +191,17 @@ def test_the_report_can_be_read_while_the_training_runs() -> None:
     assert [type(attempt) for attempt in seen[1].attempts] == [Attempt]
 
 
-def test_a_size_that_failed_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_failed_size_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     train, _ = training(lambda size: size <= 64)
     with caplog.at_level(logging.WARNING):
         train()
-    assert caplog.messages == ["128 sequences: CPU out of memory.; 64: half, since what it needed is not known"]
+    assert caplog.messages == [
+        "128 sequences: CPU out of memory.; 64: half, because the memory that it needed is unknown"
+    ]
 
 
 @pytest.mark.parametrize("said", ["CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"])
-def test_errors_that_accelerate_does_not_know_are_tried_again(said: str) -> None:
+def test_oom_errors_unknown_to_accelerate_are_retried(said: str) -> None:
     @find_executable_batch_size(starting_batch_size=4)
     def train(batch_size: int) -> int:
         if batch_size > 1:
@@ -206,7 +211,7 @@ def test_errors_that_accelerate_does_not_know_are_tried_again(said: str) -> None
     assert train() == 1
 
 
-def test_an_error_without_words_is_another_error() -> None:
+def test_error_without_text_is_not_retried() -> None:
     @find_executable_batch_size(starting_batch_size=4)
     def train(batch_size: int) -> None:
         raise RuntimeError(17)
@@ -215,7 +220,7 @@ def test_an_error_without_words_is_another_error() -> None:
         train()
 
 
-def test_what_a_failed_attempt_held_is_released_before_the_next() -> None:
+def test_tensors_of_a_failed_attempt_are_released_before_the_next() -> None:
     held: list[weakref.ref[torch.Tensor]] = []
     alive: list[bool] = []
 
@@ -233,7 +238,7 @@ def test_what_a_failed_attempt_held_is_released_before_the_next() -> None:
 
 
 def test_garbage_of_a_failed_attempt_is_collected_before_the_first_forward() -> None:
-    """A model in a cycle, which the training throws away only after it was called again (``free_memory``)."""
+    """A model in a reference cycle is dropped by the training only when it is called again (``free_memory``)."""
     kept: list[nn.Module] = []
     seen: list[weakref.ref[nn.Module]] = []
     alive: list[bool] = []
@@ -258,7 +263,7 @@ def test_garbage_of_a_failed_attempt_is_collected_before_the_first_forward() -> 
     assert alive == [False]
 
 
-def test_sparse_gradients_are_counted_too() -> None:
+def test_sparse_gradients_are_counted() -> None:
     tried: list[int] = []
 
     @find_executable_batch_size(starting_batch_size=8)
@@ -274,7 +279,7 @@ def test_sparse_gradients_are_counted_too() -> None:
     assert tried[0] == 8
 
 
-def test_no_hook_is_left() -> None:
+def test_hooks_are_removed() -> None:
     for fits in (lambda size: size < 100, lambda size: False):
         train, _ = training(fits)
         with contextlib.suppress(ReachedZeroError):
@@ -283,11 +288,11 @@ def test_no_hook_is_left() -> None:
         assert not optimizer._global_optimizer_post_hooks
 
 
-# ---- where memory really runs out: a process that is limited
+# ---- a real out-of-memory error, in a process with limited memory
 
 
 def build() -> tuple[nn.Module, torch.optim.Optimizer]:
-    """Little to compute, and tensors so large that malloc takes each from the system and gives it back."""
+    """Return a model with little to compute and tensors so large that malloc maps each and unmaps it when freed."""
     model = nn.Sequential(*(layer for _ in range(5) for layer in (nn.Linear(8, 8), nn.Tanh())))
     return model, torch.optim.AdamW(model.parameters())
 
@@ -295,7 +300,7 @@ def build() -> tuple[nn.Module, torch.optim.Optimizer]:
 def search_in_little_memory(decorate: Callable[..., Any], answers: Any) -> None:
     torch.set_num_threads(1)
     model, optimizer = build()
-    limit_this_process(resident() + ROOM)
+    limit_this_process(resident() + MEMORY_BYTES)
     tried: list[int] = []
 
     def train(batch_size: int) -> int:
@@ -319,7 +324,7 @@ def resident() -> int:
 
 def in_a_process(decorate: Callable[..., Any]) -> tuple[int, list[int], SearchReport | None]:
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["torch.distributed", "accelerate.utils"])
+    processes.set_forkserver_preload(PRELOADED)
     answers, answer = processes.Pipe(duplex=False)
     process = processes.Process(target=search_in_little_memory, args=(decorate, answer))
     process.start()
@@ -332,7 +337,7 @@ def in_a_process(decorate: Callable[..., Any]) -> tuple[int, list[int], SearchRe
 
 
 @pytest.mark.skipif(why_no_limit() is not None, reason=str(why_no_limit()))
-def test_in_a_process_of_little_memory_fewer_errors_find_no_less_than_accelerates() -> None:
+def test_limited_process_finds_at_least_the_size_of_accelerate_with_fewer_errors() -> None:
     found, tried, report = in_a_process(find_executable_batch_size)
     others, others_tried, _ = in_a_process(accelerates)
     assert report is not None
@@ -342,10 +347,10 @@ def test_in_a_process_of_little_memory_fewer_errors_find_no_less_than_accelerate
     assert "of the forward pass" in report.attempts[0].detail
     peak = report.attempts[-1].peak
     assert peak is not None
-    assert peak.allocated_bytes > ROOM / 2
+    assert peak.allocated_bytes > MEMORY_BYTES / 2
 
 
-def test_without_proc_nothing_is_known_and_sizes_are_halved(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sizes_are_halved_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
 
     @find_executable_batch_size(starting_batch_size=8)

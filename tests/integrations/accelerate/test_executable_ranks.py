@@ -1,20 +1,21 @@
-"""The decorator and the search in two processes that train together."""
+"""The decorator and find_batch_size in two processes that train together."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from accelerate import DistributedType
-from ranks import run
+from ranks import Answer, run
 from torch import distributed, nn
 
 from hf_bsopt.data import catalog
 from hf_bsopt.errors import UsageError
-from hf_bsopt.integrations.accelerate import accelerator as room
+from hf_bsopt.integrations.accelerate import accelerator as accelerator_module
 from hf_bsopt.integrations.accelerate import executable_batch_size
 from hf_bsopt.integrations.accelerate.accelerator import find_batch_size, find_executable_batch_size
 from hf_bsopt.probing.host_memory import ProcessStatus, limit_this_process, why_no_limit
@@ -22,27 +23,27 @@ from hf_bsopt.search.device_choice import DeviceChoice
 from hf_bsopt.search.wishes import Wishes
 from hf_bsopt.workloads.workload import Trainable
 
-MOMENT = 30.0
-SOON = 2.0
+SLACK_SECONDS = 30.0
+TIMEOUT_SECONDS = 1.0
 LAYERS = 6
 
 
-def synchronised_training(batch_size: int, largest: int) -> int:
-    """Every rank needs memory before the collective of its step."""
+def synchronized_training(batch_size: int, largest: int) -> int:
+    """Allocate on every rank before the collective of the step."""
     if batch_size > largest:
         raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 MiB.")
     distributed.all_reduce(torch.ones(1))
     return batch_size
 
 
-# ---- what the ranks do
+# ---- functions that the ranks run
 
 
 def train_where_both_run_out(largest: int) -> list[Any]:
-    """The smaller rank fails alone at sizes that the other one could take, but both fail at first."""
+    """Run out of memory on both ranks; the smaller rank then proposes less."""
     proposals = iter([largest, 1])
     train = find_executable_batch_size(
-        lambda batch_size: synchronised_training(batch_size, 40), 64, lambda: next(proposals)
+        lambda batch_size: synchronized_training(batch_size, 40), 64, lambda: next(proposals)
     )
     return [train(), [attempt.batch_size for attempt in train.report.attempts]]
 
@@ -53,7 +54,7 @@ def start_with(size: int) -> int:
 
 def train_where_one_waits(largest: int) -> int:
     executable_batch_size.exchange = with_a_short_timeout(executable_batch_size.exchange)
-    return find_executable_batch_size(lambda batch_size: synchronised_training(batch_size, largest), 64)()
+    return find_executable_batch_size(lambda batch_size: synchronized_training(batch_size, largest), 64)()
 
 
 def train_where_one_is_through(largest: int) -> int:
@@ -83,8 +84,8 @@ def train_with_an_error(words: str) -> int:
     return find_executable_batch_size(train, 64)()
 
 
-class WithScratch(nn.Module):
-    """Needs more in its forward pass than in the backward pass, where nobody could wait for another."""
+class WithLargeForward(nn.Module):
+    """Needs more memory in its forward than in its backward pass, in which no rank could wait for another."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,13 +98,13 @@ class WithScratch(nn.Module):
 
 
 def train_in_parallel_in(mebibytes: int) -> list[Any]:
-    """DistributedDataParallel in a process that is limited."""
+    """Train with DistributedDataParallel in a process with limited memory."""
     torch.set_num_threads(1)
     limit_this_process(ProcessStatus.read().resident_bytes + mebibytes * 2**20)
 
     @find_executable_batch_size(starting_batch_size=512)
     def train(batch_size: int) -> int:
-        model = nn.parallel.DistributedDataParallel(WithScratch())
+        model = nn.parallel.DistributedDataParallel(WithLargeForward())
         model(torch.zeros(batch_size, 128, 256)).backward()  # a second step needs what malloc has kept of the first
         return batch_size
 
@@ -111,7 +112,7 @@ def train_in_parallel_in(mebibytes: int) -> list[Any]:
 
 
 class Limited(nn.Module):
-    """Its forward has room for so many sequences."""
+    """Runs out of memory in its forward above ``largest`` sequences."""
 
     def __init__(self, largest: int) -> None:
         super().__init__()
@@ -125,7 +126,7 @@ class Limited(nn.Module):
 
 
 def train_a_model_that_takes(largest: int) -> list[Any]:
-    """It meets the other one's in the collectives of its backward pass."""
+    """Train a model that synchronizes with the other rank's in the collectives of its backward pass."""
 
     @find_executable_batch_size(starting_batch_size=64)
     def train(batch_size: int) -> int:
@@ -145,77 +146,82 @@ def model_hooks_are_gone() -> bool:
 
 
 def with_a_short_timeout(exchange: Any) -> Any:
-    return lambda word: exchange(word, timeout_seconds=SOON)
+    return lambda word: exchange(word, timeout_seconds=TIMEOUT_SECONDS)
 
 
-# ---- what comes of it
+# ---- outcomes
 
 
-def test_all_begin_with_the_smallest_start() -> None:
+def test_all_ranks_start_with_the_smallest_starting_size() -> None:
     first, second = run(start_with, 64, 48)
     assert (first.value, second.value) == (48, 48)
 
 
-def test_all_go_on_with_the_smallest_size_that_any_would_try() -> None:
+def test_all_ranks_continue_with_the_smallest_proposed_size() -> None:
     first, second = run(train_where_both_run_out, 32, 24)
     assert first.value == second.value == [24, [64, 24]]
 
 
-def test_a_rank_that_waits_in_a_collective_is_named_and_the_size_to_start_with_is_told() -> None:
-    first, second = run(train_where_one_waits, 32, 64)
+@pytest.fixture(scope="module")
+def one_waits(once: Callable[..., Any]) -> list[Answer]:
+    """Rank 0 runs out of memory while rank 1 waits for it in a collective."""
+    answers: list[Answer] = once("one_waits", lambda: run(train_where_one_waits, 32, 64))
+    return answers
+
+
+def test_rank_waiting_in_a_collective_is_named_with_the_size_to_restart_with(one_waits: list[Answer]) -> None:
+    first, second = one_waits
     assert first.error == "AgreementError"
-    assert first.words.startswith(
-        "64 sequences ran out of memory; start again with 32, since all ranks have to: rank 1"
-    )
-    assert max(first.seconds, second.seconds) < SOON + MOMENT
+    assert first.message.startswith("64 sequences ran out of memory; start again with 32, on all ranks: rank 1")
+    assert max(first.seconds, second.seconds) < TIMEOUT_SECONDS + SLACK_SECONDS
 
 
-def test_a_rank_that_a_collective_failed_in_hears_whose_end_it_was() -> None:
-    _, second = run(train_where_one_waits, 32, 64)
+def test_error_in_a_collective_is_attributed_to_the_rank_that_ended(one_waits: list[Answer]) -> None:
+    _, second = one_waits
     assert (second.error, second.cause) == ("AgreementError", "RuntimeError")
-    assert second.words.startswith("rank 1 of 2 did not come to an agreement")
+    assert second.message.startswith("rank 1 of 2 did not respond")
 
 
-def test_a_rank_that_came_through_is_not_trained_again() -> None:
+def test_rank_that_finished_is_not_trained_again() -> None:
     first, second = run(train_where_one_is_through, 32, 64)
     assert second.value == 64
     assert first.error == "AgreementError"
-    assert first.words.endswith("start again with 32: rank 1 came through, and all ranks take the same size")
+    assert first.message.endswith("start again with 32: rank 1 finished, and all ranks must use the same size")
 
 
-def test_ranks_that_failed_in_different_places_do_not_go_on() -> None:
+def test_ranks_that_failed_after_different_collectives_stop() -> None:
     for answer in run(train_out_of_step, 1, 2):
         assert answer.error == "AgreementError"
-        assert answer.words.startswith("64 sequences ran out of memory; start again with 32: the ranks did not stop")
+        assert answer.message.startswith("64 sequences ran out of memory; start again with 32: the ranks did not stop")
 
 
-def test_ranks_that_failed_after_the_same_collectives_go_on() -> None:
+def test_ranks_that_failed_after_the_same_collectives_continue() -> None:
     for answer in run(train_out_of_step, 1, 1):
         assert answer.error == "ReachedZeroError"
 
 
-def test_another_error_passes_on_its_rank_and_is_told_on_the_others() -> None:
+def test_other_error_is_raised_on_its_rank_and_reported_on_the_others() -> None:
     first, second = run(train_with_an_error, "", "no such layer")
-    assert (second.error, second.words) == ("ValueError", "no such layer")
+    assert (second.error, second.message) == ("ValueError", "no such layer")
     assert first.error == "AgreementError"
-    assert first.words.endswith("rank 1 failed: ValueError: no such layer")
-    assert first.seconds < MOMENT
+    assert first.message.endswith("rank 1 failed: ValueError: no such layer")
+    assert first.seconds < SLACK_SECONDS
 
 
 @pytest.mark.skipif(why_no_limit() is not None, reason=str(why_no_limit()))
-def test_a_parallel_training_in_different_limits_ends_with_one_size() -> None:
+def test_ranks_with_different_memory_limits_end_with_one_size() -> None:
     first, second = run(train_in_parallel_in, 200, 120)
-    assert first.value is not None, first.words
-    assert second.value is not None, second.words
+    assert first.value is not None, first.message
+    assert second.value is not None, second.message
     assert first.value[0] == second.value[0] < 512
     assert first.value[1] == second.value[1]
 
 
-def test_a_forward_pass_that_failed_on_one_rank_ends_the_others_before_their_collectives() -> None:
+def test_failed_forward_on_one_rank_stops_the_others_before_their_collectives() -> None:
     first, second = run(train_a_model_that_takes, 100, 20)
-    assert first.value == [16, [f"another rank ran out of memory; {size} is tried next" for size in (32, 16)], True]
+    assert first.value == [16, [f"another rank ran out of memory; trying {size} next" for size in (32, 16)], True]
     assert second.value[0] == 16
-    assert max(first.seconds, second.seconds) < MOMENT
+    assert max(first.seconds, second.seconds) < SLACK_SECONDS
 
 
 # ---- find_batch_size
@@ -256,9 +262,9 @@ def predict_or_fail(memory: str) -> None:
     )
 
 
-def test_two_ranks_of_different_memory_find_the_smaller_size() -> None:
+def test_ranks_with_different_memory_agree_on_the_smaller_size() -> None:
     first, second = run(predict_for, "2GiB", "1GiB")
-    assert first.value is not None, first.words
+    assert first.value is not None, first.message
     assert first.value[:2] == second.value[:2]
     size = second.value[0]
     assert first.value[2] == "limit"
@@ -269,18 +275,18 @@ def test_two_ranks_of_different_memory_find_the_smaller_size() -> None:
     assert first.value[1] == 2 * size
 
 
-def test_a_search_that_fails_on_one_rank_fails_on_all_at_once() -> None:
+def test_failed_search_on_one_rank_fails_on_all() -> None:
     first, second = run(predict_or_fail, "2GiB", "nonsense")
     assert first.error == second.error == "AgreementError"
-    assert first.words == second.words
-    assert first.words.startswith("rank 1 failed: UsageError: memory is a size such as 15GiB")
+    assert first.message == second.message
+    assert first.message.startswith("rank 1 failed: UsageError: memory is a size such as 15GiB")
     assert second.cause == "UsageError"
-    assert first.seconds < 3 * MOMENT
+    assert first.seconds < 3 * SLACK_SECONDS
 
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What the search was asked for, and which cards it saw."""
+    """Record the options of the search and the visible GPUs."""
     found: dict[str, Any] = {}
 
     def choose(device: str, gpu: str | None, memory: str | None) -> DeviceChoice:
@@ -291,8 +297,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         found.update(precision=workload.settings.precision, wishes=wishes)
         raise UsageError("enough")
 
-    monkeypatch.setattr(room, "choose_device", choose)
-    monkeypatch.setattr(room, "answered", answer)
+    monkeypatch.setattr(accelerator_module, "choose_device", choose)
+    monkeypatch.setattr(accelerator_module, "answered", answer)
     return found
 
 
@@ -301,12 +307,12 @@ def ask(of: Any, model: nn.Module | None = None, **options: Any) -> None:
         find_batch_size(model or Classifier(), accelerator=of, example_batch=EXAMPLE, **options)
 
 
-def test_the_accelerator_says_how_it_is_trained(asked: dict[str, Any]) -> None:
+def test_settings_are_read_from_the_accelerator(asked: dict[str, Any]) -> None:
     ask(accelerator(4, "bf16", 8))
     assert (asked["precision"], asked["wishes"].processes, asked["wishes"].accumulation) == ("bf16", 4, 8)
 
 
-def test_the_device_is_the_accelerators_unless_one_is_named(asked: dict[str, Any]) -> None:
+def test_device_is_the_accelerators_unless_one_is_named(asked: dict[str, Any]) -> None:
     ask(accelerator(device="cuda:0"))
     assert asked["device"] == "cuda"
     ask(accelerator(), gpu="T4")
@@ -319,13 +325,15 @@ def test_the_device_is_the_accelerators_unless_one_is_named(asked: dict[str, Any
     ("dtype", "precision"),
     [(torch.float32, "fp32"), (torch.bfloat16, "bf16-weights"), (torch.float16, "fp16-weights")],
 )
-def test_without_mixed_precision_the_weights_decide(asked: dict[str, Any], dtype: torch.dtype, precision: str) -> None:
+def test_weights_decide_the_precision_without_mixed_precision(
+    asked: dict[str, Any], dtype: torch.dtype, precision: str
+) -> None:
     ask(accelerator(), Classifier().to(dtype))
     assert asked["precision"] == precision
 
 
 @pytest.mark.parametrize(("visible", "cards"), [(None, "2"), ("4,5,6,7", "6"), ("0,GPU-1,GPU-2", "GPU-2")])
-def test_each_rank_searches_on_its_own_card(
+def test_each_rank_searches_on_its_own_gpu(
     asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch, visible: str | None, cards: str
 ) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -336,20 +344,20 @@ def test_each_rank_searches_on_its_own_card(
     assert os.environ.get("CUDA_VISIBLE_DEVICES") == visible
 
 
-def test_a_precision_that_is_not_known_is_refused(asked: dict[str, Any]) -> None:
+def test_unsupported_precision_is_rejected(asked: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="'fp8' can't be predicted; fp16 and bf16 can"):
         find_batch_size(Classifier(), accelerator=accelerator(precision="fp8"), example_batch=EXAMPLE)
 
 
 @pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
-def test_sharding_is_refused(name: str) -> None:
+def test_sharding_is_rejected(name: str) -> None:
     of = accelerator()
     of.distributed_type = DistributedType[name]
     with pytest.raises(UsageError, match=f"{name} does not hold a whole model"):
         find_batch_size(Classifier(), accelerator=of, example_batch=EXAMPLE)
 
 
-def test_a_model_that_is_prepared_is_refused() -> None:
+def test_prepared_model_is_rejected() -> None:
     model = Classifier()
     model._original_forward = model.forward
     for prepared in (model, nn.DataParallel(Classifier())):

@@ -1,4 +1,4 @@
-"""BatchSizeCallback: a Trainer with nothing but it in its callbacks trains with the right size."""
+"""BatchSizeCallback: a Trainer with only this callback trains with the right size."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from trainers import Pad, Seen, Texts, arguments, classifier, language_model, lo
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainerCallback
 
 from hf_bsopt import BatchSizeCallback, NothingFitsError, UsageError, find_batch_size
-from hf_bsopt.integrations.trainer import callback as room
-from hf_bsopt.integrations.trainer.checkpoint_state import Remembered
+from hf_bsopt.integrations.trainer import callback as callback_module
+from hf_bsopt.integrations.trainer.checkpoint_state import CheckpointState
 from hf_bsopt.integrations.trainer.sizing import Sizing, report_of
 
 SMALL = {"device": "predict", "memory": "1GiB"}
-"""A T4 of which there is so much: nothing is run, so that these tests take no time."""
+"""A T4 with this much memory: the size is predicted and nothing is run, so these tests are fast."""
 LONG = Texts([8] * 40 + [128] * 24)
 
 
-def sized(folder: Path, asked: int = 64, most: int = 16, **values: Any) -> tuple[Trainer, BatchSizeCallback]:
-    """A trainer whose arguments ask for ``asked`` sequences at once, of which ``most`` are allowed."""
-    callback = BatchSizeCallback(**SMALL, batch_size=most, **values.pop("options", {}))
-    values = {"per_device_train_batch_size": asked, "dataset": LONG, **values}
+def sized(folder: Path, requested: int = 64, limit: int = 16, **values: Any) -> tuple[Trainer, BatchSizeCallback]:
+    """Return a trainer that requests ``requested`` sequences at once, limited to ``limit``, and its callback."""
+    callback = BatchSizeCallback(**SMALL, batch_size=limit, **values.pop("options", {}))
+    values = {"per_device_train_batch_size": requested, "dataset": LONG, **values}
     return trainer(folder, callbacks=[callback], **values), callback
 
 
-def test_the_size_is_set_and_the_effective_batch_is_kept(tmp_path: Path) -> None:
+def test_batch_size_is_set_and_effective_batch_is_kept(tmp_path: Path) -> None:
     model = classifier()
     made, callback = sized(tmp_path, model=model)
     seen = Seen(model)
@@ -47,20 +47,20 @@ def test_the_size_is_set_and_the_effective_batch_is_kept(tmp_path: Path) -> None
     assert made.state.global_step == 3
 
 
-def test_a_micro_batch_is_never_larger_than_the_arguments_ask_for(tmp_path: Path) -> None:
-    made, _ = sized(tmp_path, asked=4, most=64)
+def test_micro_batch_never_exceeds_the_requested_batch_size(tmp_path: Path) -> None:
+    made, _ = sized(tmp_path, requested=4, limit=64)
     made.train()
     assert (made.args.per_device_train_batch_size, made.args.gradient_accumulation_steps) == (4, 1)
 
 
-def test_nothing_happens_before_the_training(tmp_path: Path) -> None:
+def test_no_search_runs_before_train_is_called(tmp_path: Path) -> None:
     made, callback = sized(tmp_path)
     assert len(made.get_train_dataloader()) == 1
     assert callback.report is None
     assert made.args.per_device_train_batch_size == 64
 
 
-def test_what_changes_after_the_construction_counts(tmp_path: Path) -> None:
+def test_changes_after_construction_are_used_by_the_search(tmp_path: Path) -> None:
     made, callback = sized(tmp_path)
     made.train_dataset = Texts([32] * 64)
     made.args.gradient_accumulation_steps = 2
@@ -70,13 +70,13 @@ def test_what_changes_after_the_construction_counts(tmp_path: Path) -> None:
     assert callback.report.plan.effective_batch == 128
 
 
-def test_the_shadow_is_gone_once_it_has_done_its_work(tmp_path: Path) -> None:
+def test_shadowed_dataloader_method_is_removed_after_sizing(tmp_path: Path) -> None:
     made, _ = sized(tmp_path)
     made.train()
     assert "get_train_dataloader" not in vars(made)
 
 
-def test_a_copy_of_a_trainer_is_sized_by_itself(tmp_path: Path) -> None:
+def test_copied_trainer_is_sized_separately(tmp_path: Path) -> None:
     made, callback = sized(tmp_path)
     copied = copy.deepcopy(made)
     copied.train()
@@ -87,7 +87,7 @@ def test_a_copy_of_a_trainer_is_sized_by_itself(tmp_path: Path) -> None:
     assert made.args.per_device_train_batch_size == 16
 
 
-def test_a_subclass_with_a_dataloader_of_its_own_is_sized_by_it(tmp_path: Path) -> None:
+def test_overridden_get_train_dataloader_decides_the_workload(tmp_path: Path) -> None:
     class Own(Trainer):
         def get_train_dataloader(self) -> Any:
             data = Texts([16] * 64)
@@ -100,7 +100,7 @@ def test_a_subclass_with_a_dataloader_of_its_own_is_sized_by_it(tmp_path: Path) 
     assert made.args.per_device_train_batch_size == 16
 
 
-def test_seq2seq_trainer_is_a_trainer(tmp_path: Path) -> None:
+def test_seq2seq_trainer_is_sized(tmp_path: Path) -> None:
     callback = BatchSizeCallback(**SMALL, batch_size=8)
     values = arguments(tmp_path, per_device_train_batch_size=32).to_dict()
     args = Seq2SeqTrainingArguments(**{name: values[name] for name in ("output_dir", "use_cpu", "max_steps")})
@@ -110,20 +110,22 @@ def test_seq2seq_trainer_is_a_trainer(tmp_path: Path) -> None:
     assert made.args.per_device_train_batch_size == 8
 
 
-def test_the_class_instead_of_an_instance_is_made_by_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "report_of", lambda trainer, sizing: report_of(trainer, Sizing(**SMALL, batch_size=8)))
+def test_callback_class_is_accepted_in_place_of_an_instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        callback_module, "report_of", lambda trainer, sizing: report_of(trainer, Sizing(**SMALL, batch_size=8))
+    )
     made = trainer(tmp_path, dataset=LONG, callbacks=[BatchSizeCallback], per_device_train_batch_size=16)
     made.train()
     assert made.args.per_device_train_batch_size == 8
 
 
-# ---- the gradient, not only the number of sequences
+# ---- losses and gradients
 
 
-@pytest.mark.parametrize("model", [classifier, language_model], ids=["ignores the labels' number", "takes it"])
-def test_accumulation_that_is_brought_in_leaves_losses_as_they_were(tmp_path: Path, model: Callable[[], Any]) -> None:
+@pytest.mark.parametrize("model", [classifier, language_model], ids=["ignores the label count", "uses it"])
+def test_introduced_accumulation_does_not_change_losses(tmp_path: Path, model: Callable[[], Any]) -> None:
     data = Texts([16] * 64, labels_for_tokens=model is language_model)
-    made, _ = sized(tmp_path, model=model(), dataset=data, max_steps=4, asked=32, most=8)
+    made, _ = sized(tmp_path, model=model(), dataset=data, max_steps=4, requested=32, limit=8)
     made.train()
     assert made.args.gradient_accumulation_steps == 4
     plain = trainer(tmp_path, model(), data, max_steps=4, per_device_train_batch_size=32)
@@ -156,8 +158,8 @@ class LossObject:
     [mean_loss, functools.partial(weighted_loss, 1.0), LossModule(), LossObject()],
     ids=["function", "partial", "module", "object"],
 )
-def test_a_loss_function_that_leaves_the_number_alone_is_averaged(tmp_path: Path, loss: Any) -> None:
-    made, _ = sized(tmp_path, model=classifier(), dataset=Texts([16] * 64), max_steps=3, asked=32, most=8)
+def test_loss_function_that_ignores_the_label_count_is_averaged(tmp_path: Path, loss: Any) -> None:
+    made, _ = sized(tmp_path, model=classifier(), dataset=Texts([16] * 64), max_steps=3, requested=32, limit=8)
     made.compute_loss_func = loss
     made.train()
     assert made.args.gradient_accumulation_steps == 4
@@ -167,7 +169,7 @@ def test_a_loss_function_that_leaves_the_number_alone_is_averaged(tmp_path: Path
     assert losses(made) == pytest.approx(losses(plain), abs=2e-4)
 
 
-def test_an_optimizer_that_was_handed_over_keeps_its_rate_and_that_is_told(
+def test_existing_optimizer_keeps_its_learning_rate_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = trainer(tmp_path, dataset=LONG, per_device_train_batch_size=64, learning_rate=1e-3)
@@ -178,15 +180,15 @@ def test_an_optimizer_that_was_handed_over_keeps_its_rate_and_that_is_told(
     assert "for the effective batch of 256 it would be 0.002 in place of 0.001" in caplog.text
 
 
-# ---- nothing else changes
+# ---- nothing else of the training changes
 
 
-def state_of_the_world() -> list[Any]:
+def random_states() -> list[Any]:
     return [random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state().tolist()]
 
 
 class OwnLoss(Trainer):
-    """Leaves the number of labels alone, which GPT-2 would have read."""
+    """Ignores the number of labels, which GPT-2 would have used."""
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -195,7 +197,7 @@ class OwnLoss(Trainer):
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
 
-def test_a_loss_of_a_subclass_that_leaves_the_count_alone_is_averaged(tmp_path: Path) -> None:
+def test_compute_loss_that_ignores_the_label_count_is_averaged(tmp_path: Path) -> None:
     data = Texts([16] * 128, labels_for_tokens=True)
     values = {"dataset": data, "kind": OwnLoss, "learning_rate": 1e-2}
     whole = trainer(tmp_path, language_model(), per_device_train_batch_size=64, **values)
@@ -206,18 +208,18 @@ def test_a_loss_of_a_subclass_that_leaves_the_count_alone_is_averaged(tmp_path: 
     assert losses(made) == pytest.approx(losses(whole), rel=1e-3)
 
 
-def test_the_search_leaves_no_trace(tmp_path: Path) -> None:
+def test_search_changes_no_state_of_the_training(tmp_path: Path) -> None:
     made = trainer(tmp_path, classifier(0.1), LONG, per_device_train_batch_size=64, eval_dataset=LONG)
     made.create_optimizer()
     made.model.eval()
     callbacks = [*made.callback_handler.callbacks]
-    world = state_of_the_world()
+    states = random_states()
     weights = [(id(p), p.detach().clone(), p.requires_grad, p.grad) for p in made.model.parameters()]
     buffers = [(id(b), b.detach().clone()) for b in made.model.buffers()]
     optimizer = json.dumps(made.optimizer.state_dict(), default=str)
     history = [*made.state.log_history]
     find_batch_size(made, **SMALL, batch_size=16)
-    assert state_of_the_world() == world
+    assert random_states() == states
     for (identity, value, trained, gradient), now in zip(weights, made.model.parameters(), strict=True):
         assert (identity, trained, gradient) == (id(now), now.requires_grad, now.grad)
         assert torch.equal(value, now)
@@ -229,10 +231,10 @@ def test_the_search_leaves_no_trace(tmp_path: Path) -> None:
     assert made.lr_scheduler is None
 
 
-def test_the_first_twenty_losses_are_those_of_a_run_that_began_with_the_size(tmp_path: Path) -> None:
+def test_first_twenty_losses_equal_those_of_a_run_with_that_size(tmp_path: Path) -> None:
     model = language_model(0.1)
     data = Texts([8, 12, 16, 24] * 40, labels_for_tokens=True)
-    made, _ = sized(tmp_path, model=model, dataset=data, max_steps=20, asked=32, most=8)
+    made, _ = sized(tmp_path, model=model, dataset=data, max_steps=20, requested=32, limit=8)
     made.train()
     found = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 4}
     fresh = trainer(tmp_path, language_model(0.1), data, max_steps=20, **found)
@@ -242,7 +244,7 @@ def test_the_first_twenty_losses_are_those_of_a_run_that_began_with_the_size(tmp
     assert all(torch.equal(a, b) for a, b in zip(made.model.parameters(), fresh.model.parameters(), strict=True))
 
 
-def test_the_learning_rate_is_left_alone_unless_another_effective_batch_is_asked_for(tmp_path: Path) -> None:
+def test_learning_rate_changes_only_with_a_requested_effective_batch(tmp_path: Path) -> None:
     made, _ = sized(tmp_path, learning_rate=1e-3)
     made.train()
     assert made.args.learning_rate == 1e-3
@@ -256,7 +258,7 @@ def test_the_learning_rate_is_left_alone_unless_another_effective_batch_is_asked
     assert same.args.learning_rate == 1e-3
 
 
-def test_fill_takes_what_the_device_can(tmp_path: Path) -> None:
+def test_fill_uses_the_largest_size_of_the_device(tmp_path: Path) -> None:
     callback = BatchSizeCallback(**SMALL, fill=True)
     made = trainer(tmp_path, dataset=Texts([128] * 4096), callbacks=[callback], per_device_train_batch_size=2)
     find_batch_size(made, **SMALL, fill=True)
@@ -268,7 +270,7 @@ def test_fill_takes_what_the_device_can(tmp_path: Path) -> None:
         BatchSizeCallback(fill=True, effective_batch_size=8)
 
 
-def test_an_evaluation_batch_is_made_smaller_where_nothing_was_run(tmp_path: Path) -> None:
+def test_predicted_evaluation_batch_is_only_ever_reduced(tmp_path: Path) -> None:
     made = trainer(tmp_path, dataset=LONG, eval_dataset=LONG, per_device_eval_batch_size=8)
     find_batch_size(made, **SMALL)
     assert made.args.per_device_eval_batch_size == 8
@@ -277,7 +279,7 @@ def test_an_evaluation_batch_is_made_smaller_where_nothing_was_run(tmp_path: Pat
     assert made.args.per_device_eval_batch_size == len(LONG)
 
 
-# ---- while it trains
+# ---- during the training
 
 
 def test_memory_and_speed_are_logged_with_the_losses(tmp_path: Path) -> None:
@@ -300,7 +302,7 @@ def test_memory_and_speed_are_logged_with_the_losses(tmp_path: Path) -> None:
     assert not [entry for entry in silent.state.log_history if "memory_used_gib" in entry]
 
 
-def test_too_little_and_too_much_are_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_low_and_high_utilization_are_warned_about_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for memory, words in (("1000GiB", "under 70%"), ("64MiB", "over 95%")):
         caplog.clear()
         callback = BatchSizeCallback(memory=memory)
@@ -310,13 +312,13 @@ def test_too_little_and_too_much_are_told_once(tmp_path: Path, caplog: pytest.Lo
         assert [words in record.message for record in caplog.records] == [True]
 
 
-def test_one_line_says_what_was_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_choice_is_printed_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made, _ = sized(tmp_path)
     made.train()
     assert "batch size 16 × accumulation 4 × 1 = effective 64" in capsys.readouterr().err
 
 
-def test_recovery_is_a_part_of_it(tmp_path: Path) -> None:
+def test_recover_repeats_a_failed_step_in_smaller_parts(tmp_path: Path) -> None:
     model = classifier()
 
     def full(module: Any, args: Any, kwargs: Any) -> None:
@@ -334,7 +336,7 @@ def test_recovery_is_a_part_of_it(tmp_path: Path) -> None:
     assert "training_step" not in vars(made)
 
 
-# ---- going on from a checkpoint
+# ---- resuming from a checkpoint
 
 
 def first_part(folder: Path, **values: Any) -> str:
@@ -343,18 +345,23 @@ def first_part(folder: Path, **values: Any) -> str:
     return str(folder / "checkpoint-2")
 
 
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the checkpoint of two steps with micro-batches of 16; it is only read."""
+    return first_part(tmp_path_factory.mktemp("first_part"))
+
+
 def resumed(made: Trainer, checkpoint: str, caplog: pytest.LogCaptureFixture) -> str:
-    """What is warned of meanwhile."""
+    """Train from the checkpoint and return the warnings."""
     with caplog.at_level(logging.WARNING, "hf_bsopt"):
         made.train(resume_from_checkpoint=checkpoint)
     return caplog.text
 
 
-def test_on_the_same_device_the_size_of_the_checkpoint_is_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_resuming_on_the_same_device_reuses_the_size_of_the_checkpoint(
+    tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoint = first_part(tmp_path)
-    monkeypatch.setattr(room, "report_of", lambda *_: pytest.fail("it was searched again"))
+    monkeypatch.setattr(callback_module, "report_of", lambda *_: pytest.fail("the search ran again"))
     made, callback = sized(tmp_path, max_steps=3)
     made.train(resume_from_checkpoint=checkpoint)
     assert callback.report is None
@@ -362,29 +369,30 @@ def test_on_the_same_device_the_size_of_the_checkpoint_is_taken(
     assert made.state.global_step == 3
 
 
-def test_with_other_options_it_is_sized_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """After an out-of-memory error somebody asks for less."""
-    checkpoint = first_part(tmp_path)
-    made, callback = sized(tmp_path, max_steps=3, most=4)
+def test_resuming_with_other_options_searches_again(
+    tmp_path: Path, checkpoint: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A user lowers the limit after an out-of-memory error."""
+    made, callback = sized(tmp_path, max_steps=3, limit=4)
     words = resumed(made, checkpoint, caplog)
     assert callback.report is not None
     assert (made.args.per_device_train_batch_size, made.args.gradient_accumulation_steps) == (4, 16)
-    assert "it was found with batch_size=16, and here it is 4" in words
+    assert "it was found with batch_size=16, and this training has batch_size=4" in words
 
 
 @pytest.mark.parametrize("options", [{"effective_batch_size": 32}, {"fill": True}], ids=["named", "filled"])
-def test_an_effective_batch_of_the_callbacks_own_is_the_checkpoints_too(
+def test_resuming_with_the_same_requested_effective_batch_reuses_the_size(
     tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = first_part(tmp_path, options=options)
-    monkeypatch.setattr(room, "report_of", lambda *_: pytest.fail("it was searched again"))
+    monkeypatch.setattr(callback_module, "report_of", lambda *_: pytest.fail("the search ran again"))
     made, _ = sized(tmp_path, max_steps=3, options=options)
     made.train(resume_from_checkpoint=checkpoint)
     assert made.args.per_device_train_batch_size == 16
     assert made.args.gradient_accumulation_steps == (2 if "fill" not in options else 1)
 
 
-def test_the_resumed_losses_are_those_of_a_run_without_a_break(tmp_path: Path) -> None:
+def test_resumed_losses_equal_those_of_an_uninterrupted_run(tmp_path: Path) -> None:
     data = Texts([8, 12, 16, 24] * 64, labels_for_tokens=True)
     checkpoint = first_part(tmp_path / "a", model=language_model(), dataset=data)
     made, _ = sized(tmp_path / "a", model=language_model(), dataset=data, max_steps=4)
@@ -395,88 +403,86 @@ def test_the_resumed_losses_are_those_of_a_run_without_a_break(tmp_path: Path) -
     assert losses(made)[2:] == pytest.approx(losses(whole)[2:], rel=1e-2)  # the schedule knew of two steps before
 
 
-def test_a_resumed_training_averages_over_the_micro_batches_as_well(tmp_path: Path) -> None:
-    checkpoint = first_part(tmp_path)
+def test_resumed_training_averages_over_micro_batches(tmp_path: Path, checkpoint: str) -> None:
     made, _ = sized(tmp_path, max_steps=4)
     made.train(resume_from_checkpoint=checkpoint)
     assert made.args.gradient_accumulation_steps == 4
     assert losses(made) == pytest.approx([0.69] * 4, abs=0.05)
 
 
-def test_on_another_device_it_is_sized_again_with_the_same_effective_batch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_resuming_on_another_device_searches_again_with_the_same_effective_batch(
+    tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    checkpoint = first_part(tmp_path)
-    here = Remembered.of
-    elsewhere = classmethod(lambda cls, *given: dataclasses.replace(here(*given), device="another card"))
-    monkeypatch.setattr(Remembered, "of", elsewhere)
-    made, callback = sized(tmp_path, max_steps=3, most=8)
+    here = CheckpointState.of
+    elsewhere = classmethod(lambda cls, *given: dataclasses.replace(here(*given), device="another GPU"))
+    monkeypatch.setattr(CheckpointState, "of", elsewhere)
+    made, callback = sized(tmp_path, max_steps=3, limit=8)
     words = resumed(made, checkpoint, caplog)
     assert callback.report is not None
     assert (made.args.per_device_train_batch_size, made.args.gradient_accumulation_steps) == (8, 8)
-    assert "it was found on CPU, and this is another card" in words
+    assert "it was found on CPU, and this device is another GPU" in words
 
 
-def test_another_effective_batch_than_the_checkpoints_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    checkpoint = first_part(tmp_path)
-    made, callback = sized(tmp_path, asked=32, max_steps=3)
+def test_effective_batch_that_differs_from_the_checkpoint_is_reported(
+    tmp_path: Path, checkpoint: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    made, callback = sized(tmp_path, requested=32, max_steps=3)
     words = resumed(made, checkpoint, caplog)
     assert callback.report is not None
-    assert "its effective batch was 64, and 32 is asked for now" in words
+    assert "its effective batch was 64, and 32 is requested now" in words
 
 
-def test_a_callback_that_trainer_makes_anew_from_the_checkpoint_goes_on(tmp_path: Path) -> None:
-    checkpoint = first_part(tmp_path)
+def test_callback_restored_from_the_checkpoint_continues(tmp_path: Path, checkpoint: str) -> None:
     made, _ = sized(tmp_path, max_steps=3, restore_callback_states_from_checkpoint=True)
     made.train(resume_from_checkpoint=checkpoint)
     assert made.state.global_step == 3
     assert [entry["step"] for entry in made.state.log_history if "memory_used_gib" in entry] == [1, 2, 3]
 
 
-def test_a_checkpoint_without_the_callback_says_nothing(tmp_path: Path) -> None:
+def test_checkpoint_without_the_callback_triggers_a_search(tmp_path: Path) -> None:
     plain = trainer(tmp_path, dataset=LONG, max_steps=1, save_strategy="steps", save_steps=1)
     plain.train()
-    made, callback = sized(tmp_path, asked=8, max_steps=2)
+    made, callback = sized(tmp_path, requested=8, max_steps=2)
     made.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
     assert callback.report is not None
 
 
-# ---- what can't be sized, in words
+# ---- trainers that cannot be sized
 
 
-def test_two_callbacks_are_one_too_many(tmp_path: Path) -> None:
+def test_two_callbacks_on_one_trainer_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="2 BatchSizeCallbacks"):
         trainer(tmp_path, callbacks=[BatchSizeCallback(), BatchSizeCallback()])
 
 
-def test_auto_find_batch_size_beside_it_is_refused_at_once(tmp_path: Path) -> None:
+def test_auto_find_batch_size_is_rejected_at_construction(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="leave out auto_find_batch_size"):
         trainer(tmp_path, callbacks=[BatchSizeCallback()], auto_find_batch_size=True)
 
 
-def test_a_trainer_without_data_is_refused(tmp_path: Path) -> None:
+def test_trainer_without_dataset_is_rejected(tmp_path: Path) -> None:
     made = Trainer(model=classifier(), args=arguments(tmp_path), callbacks=[BatchSizeCallback()])
     with pytest.raises(UsageError, match="no train_dataset"):
         made.train()
 
 
 @pytest.mark.parametrize("name", ["is_deepspeed_enabled", "is_fsdp_enabled"])
-def test_sharded_training_is_refused_with_what_is_supported(tmp_path: Path, name: str) -> None:
+def test_sharded_training_is_rejected_with_the_supported_strategies(tmp_path: Path, name: str) -> None:
     made = trainer(tmp_path)
     setattr(made, name, True)
     with pytest.raises(UsageError, match="DataParallel and DistributedDataParallel"):
         find_batch_size(made)
 
 
-def test_a_search_of_hyperparameters_is_refused(tmp_path: Path) -> None:
-    """Each of its trials sets arguments anew, beside what the last one's sizing has left."""
+def test_hyperparameter_search_is_rejected(tmp_path: Path) -> None:
+    """Each trial sets its own arguments on top of those that the previous sizing changed."""
     made, _ = sized(tmp_path)
     made.hp_search_backend = "optuna"
     with pytest.raises(UsageError, match=r"call find_batch_size\(trainer\) before it"):
         made.train()
 
 
-def test_a_model_in_several_places_is_refused(tmp_path: Path) -> None:
+def test_model_spread_over_devices_is_rejected(tmp_path: Path) -> None:
     model = classifier()
     made = trainer(tmp_path, model)
     model.hf_device_map = {"bert": 0, "classifier": "cpu"}
@@ -486,7 +492,7 @@ def test_a_model_in_several_places_is_refused(tmp_path: Path) -> None:
     assert find_batch_size(made, **SMALL).batch_size
 
 
-def test_batches_of_other_sizes_are_refused(tmp_path: Path) -> None:
+def test_batch_rebalance_sampling_is_rejected(tmp_path: Path) -> None:
     made = trainer(tmp_path)
     made.args.train_sampling_strategy = "batch_rebalance"
     with pytest.raises(UsageError, match="group_by_length"):
@@ -494,37 +500,37 @@ def test_batches_of_other_sizes_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["torch_compile", "use_liger_kernel"])
-def test_what_can_not_be_traced_is_refused(tmp_path: Path, name: str) -> None:
+def test_options_that_prevent_tracing_are_rejected(tmp_path: Path, name: str) -> None:
     made = trainer(tmp_path)
     setattr(made.args, name, True)
     with pytest.raises(UsageError, match=f"{name}=True can't be traced"):
         find_batch_size(made)
 
 
-def test_a_callback_that_comes_too_late_says_where_it_belongs(tmp_path: Path) -> None:
+def test_callback_added_after_construction_is_rejected(tmp_path: Path) -> None:
     made = trainer(tmp_path)
     made.add_callback(BatchSizeCallback())
     with pytest.raises(UsageError, match=r"give it to Trainer\(callbacks="):
         made.train()
 
 
-def test_outside_of_a_trainer_it_says_where_it_belongs(tmp_path: Path) -> None:
+def test_callback_outside_of_a_trainer_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="belongs into Trainer"):
         BatchSizeCallback().on_init_end(arguments(tmp_path), None, None)  # type: ignore[arg-type]
 
 
-def test_options_that_the_trainer_decides_are_refused(tmp_path: Path) -> None:
+def test_options_that_the_trainer_decides_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="precision is read from the Trainer"):
         find_batch_size(trainer(tmp_path), precision="fp16")
 
 
 @pytest.mark.parametrize("name", ["batch_size", "effective_batch_size", "max_length"])
-def test_a_number_that_is_none_is_refused_before_the_training(name: str) -> None:
+def test_zero_is_rejected_at_construction(name: str) -> None:
     with pytest.raises(UsageError, match=f"{name} is at least 1, not 0"):
         BatchSizeCallback(**{name: 0})
 
 
-def test_a_training_that_could_not_be_sized_is_sized_when_it_begins_again(tmp_path: Path) -> None:
+def test_failed_search_runs_again_at_the_next_train(tmp_path: Path) -> None:
     made, callback = sized(tmp_path)
     whole = callback.sizing
     callback.sizing = dataclasses.replace(whole, memory="450MiB")
@@ -537,7 +543,7 @@ def test_a_training_that_could_not_be_sized_is_sized_when_it_begins_again(tmp_pa
     assert "get_train_dataloader" not in vars(made)
 
 
-def test_one_callback_of_two_trainers_follows_the_one_that_trains(tmp_path: Path) -> None:
+def test_callback_shared_by_two_trainers_follows_the_one_that_trains(tmp_path: Path) -> None:
     callback = BatchSizeCallback(**SMALL, batch_size=16, recover=True)
     model = classifier()
     model.register_forward_pre_hook(_more_than_8, with_kwargs=True)
@@ -559,7 +565,7 @@ def _more_than_8(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
 
-def test_a_callback_that_was_removed_sizes_nothing(tmp_path: Path) -> None:
+def test_removed_callback_does_not_size_the_trainer(tmp_path: Path) -> None:
     made, callback = sized(tmp_path, max_steps=1)
     made.remove_callback(BatchSizeCallback)
     made.train()
@@ -567,14 +573,14 @@ def test_a_callback_that_was_removed_sizes_nothing(tmp_path: Path) -> None:
     assert made.args.per_device_train_batch_size == 64
 
 
-def test_nothing_is_set_where_nothing_fits(tmp_path: Path) -> None:
+def test_nothing_is_set_if_nothing_fits(tmp_path: Path) -> None:
     made = trainer(tmp_path, dataset=LONG, per_device_train_batch_size=64)
     with pytest.raises(Exception, match="not even one sequence"):
         find_batch_size(made, device="predict", memory="450MiB")
     assert (made.args.per_device_train_batch_size, made._train_batch_size) == (64, 64)
 
 
-def test_a_callback_of_the_users_sees_the_size_when_the_training_begins(tmp_path: Path) -> None:
+def test_user_callback_sees_the_new_size_at_train_begin(tmp_path: Path) -> None:
     seen: list[int] = []
 
     class Looks(TrainerCallback):
@@ -591,8 +597,8 @@ def test_a_callback_of_the_users_sees_the_size_when_the_training_begins(tmp_path
     assert seen == [8]
 
 
-def test_a_long_tail_would_run_out_if_the_first_batch_decided(tmp_path: Path) -> None:
-    """Of the first 64 examples all would fit at once."""
+def test_long_tail_of_lengths_reduces_the_size(tmp_path: Path) -> None:
+    """The first 64 examples alone would all fit at once."""
     data = Texts([8] * 64 + [128] * 8)
     wide = {"hidden_size": 128, "num_hidden_layers": 4, "intermediate_size": 512}
     memory = "560MiB"

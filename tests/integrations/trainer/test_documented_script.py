@@ -1,4 +1,4 @@
-"""The script of docs/integrations.md trains, on a CPU with little memory, with a size that nobody has chosen."""
+"""The script of docs/integrations.md trains on a CPU with little memory, with a batch size found automatically."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DOCS = SCRIPT.parents[1] / "integrations.md"
 
 
 @pytest.mark.skipif(why_no_limit() is not None, reason=str(why_no_limit()))
-def test_the_script_learns_and_keeps_its_effective_batch(tmp_path: Path) -> None:
+def test_script_learns_and_keeps_its_effective_batch(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, SCRIPT, "450MiB"],
         cwd=tmp_path,
@@ -28,19 +28,19 @@ def test_the_script_learns_and_keeps_its_effective_batch(tmp_path: Path) -> None
         timeout=600,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    told = re.search(
+    choice = re.search(
         r"batch size (\d+) × accumulation (\d+) × 1 = effective 128; \d+% of CPU \(measured\)", done.stderr
     )
-    assert told is not None, done.stderr[-2000:]
-    micro_batch, accumulation = int(told[1]), int(told[2])
+    assert choice is not None, done.stderr[-2000:]
+    micro_batch, accumulation = int(choice[1]), int(choice[2])
     assert micro_batch * accumulation == 128
     assert micro_batch < 128
-    right = re.search(r"right: (\d\.\d+)", done.stdout)
-    assert right is not None
-    assert float(right[1]) > 0.9
+    accuracy = re.search(r"right: (\d\.\d+)", done.stdout)
+    assert accuracy is not None
+    assert float(accuracy[1]) > 0.9
 
 
-def test_it_has_thirty_lines_and_stands_in_the_docs() -> None:
+def test_script_has_at_most_thirty_lines_and_is_in_the_docs() -> None:
     script = SCRIPT.read_text(encoding="utf-8")
     assert len(script.splitlines()) <= 30
     assert script in DOCS.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""An optimizer step that ran out of memory is done again in parts, and the training is the same."""
+"""An optimizer step that ran out of memory is repeated in parts, and the training stays the same."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from torch import nn
 from trainers import Pad, Seen, Texts, classifier, language_model, losses, trainer
 from transformers import Trainer
 
-from hf_bsopt.integrations.trainer.recovery import Recovery, _shares, _split
+from hf_bsopt.integrations.trainer.recovery import Recovery, _split, _weights
 
 OUT = "CUDA out of memory. Tried to allocate 2.00 GiB"
 
 
 class RunsOut:
-    """A hook for a model that has memory for so many sequences at once, from a forward pass on."""
+    """A hook that makes a model run out of memory above ``most`` sequences, from a forward pass on."""
 
     def __init__(self, most: int, first: int = 0, *, in_backward: bool = False) -> None:
         self.most, self.first, self.count = most, first, 0
         self.errors = 0
         self._in_backward = in_backward
 
-    def hang_on(self, model: nn.Module) -> RunsOut:
+    def attach(self, model: nn.Module) -> RunsOut:
         model.register_forward_pre_hook(self._before, with_kwargs=True)
         if self._in_backward:
             next(model.parameters()).register_hook(self._gradient)
@@ -60,10 +60,10 @@ def weights(made: Trainer) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("in_backward", [False, True], ids=["in the forward pass", "in the backward pass"])
-def test_the_step_is_done_again_and_nothing_is_lost(tmp_path: Path, in_backward: bool) -> None:
+def test_repeated_step_matches_a_run_without_error(tmp_path: Path, in_backward: bool) -> None:
     model = classifier()
     seen = Seen(model)
-    full = RunsOut(4, first=2, in_backward=in_backward).hang_on(model)
+    full = RunsOut(4, first=2, in_backward=in_backward).attach(model)
     made = trainer(tmp_path, model, per_device_train_batch_size=16, max_steps=4)
     recovery = Recovery()
     ours = trained(made, recovery)
@@ -77,12 +77,12 @@ def test_the_step_is_done_again_and_nothing_is_lost(tmp_path: Path, in_backward:
 
 
 @pytest.mark.parametrize("model", [classifier, language_model])
-def test_with_accumulation_the_whole_step_is_done_again(tmp_path: Path, model: Any) -> None:
+def test_with_accumulation_the_whole_step_is_repeated(tmp_path: Path, model: Any) -> None:
     def made(hook: RunsOut | None) -> Trainer:
         of_tokens = model is language_model
         with_hook = model()
         if hook is not None:
-            hook.hang_on(with_hook)
+            hook.attach(with_hook)
         data = Texts([8, 12, 16, 24] * 16, of_tokens)
         values = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}
         return trainer(tmp_path, with_hook, data, max_steps=3, **values)
@@ -95,23 +95,23 @@ def test_with_accumulation_the_whole_step_is_done_again(tmp_path: Path, model: A
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 
 
-def test_a_loss_function_of_the_users_own_is_weighted_too(tmp_path: Path) -> None:
+def test_custom_loss_function_is_weighted_by_parts(tmp_path: Path) -> None:
     def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
         return torch.nn.functional.cross_entropy(outputs.logits, labels)
 
     model = classifier()
-    RunsOut(4, first=1).hang_on(model)
+    RunsOut(4, first=1).attach(model)
     made, plain = (trainer(tmp_path, m, per_device_train_batch_size=16, max_steps=3) for m in (model, classifier()))
     made.compute_loss_func = plain.compute_loss_func = loss
     assert trained(made, Recovery()) == pytest.approx(trained(plain), abs=1e-4)
 
 
-def test_random_numbers_begin_where_the_step_began(tmp_path: Path) -> None:
-    """What dropout would draw: the first forward pass of the second beginning draws what that of the first drew."""
+def test_random_state_is_reset_to_the_start_of_the_step(tmp_path: Path) -> None:
+    """As dropout would: the repeated first forward pass draws the same numbers as the failed one."""
     model = classifier()
     drawn: list[float] = []
     model.register_forward_pre_hook(lambda *_: drawn.append(torch.rand(()).item()))
-    RunsOut(8, first=1).hang_on(model)
+    RunsOut(8, first=1).attach(model)
     made = trainer(tmp_path, model, per_device_train_batch_size=16, max_steps=2)
     trained(made, Recovery())
     assert drawn[1] == drawn[2]
@@ -119,7 +119,7 @@ def test_random_numbers_begin_where_the_step_began(tmp_path: Path) -> None:
 
 
 class MeanOfLabels(nn.Module):
-    """Its loss is nan where there is not one label."""
+    """Its loss is nan for a batch without labels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -140,11 +140,11 @@ class HalfWithoutLabels(Texts):
         return {"input_ids": example["input_ids"], "labels": labels}
 
 
-def test_a_part_without_a_label_is_left_out(tmp_path: Path) -> None:
+def test_part_without_labels_is_skipped(tmp_path: Path) -> None:
     values = {"per_device_train_batch_size": 8, "train_sampling_strategy": "sequential", "max_steps": 2}
     data = HalfWithoutLabels([12] * 32, labels_for_tokens=True)
     model = MeanOfLabels()
-    RunsOut(4).hang_on(model)
+    RunsOut(4).attach(model)
     made = trainer(tmp_path, model, data, logging_nan_inf_filter=False, **values)
     plain = trainer(tmp_path, MeanOfLabels(), data, **values)
     assert trained(made, Recovery()) == pytest.approx(trained(plain), rel=1e-4)
@@ -152,8 +152,8 @@ def test_a_part_without_a_label_is_left_out(tmp_path: Path) -> None:
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 
 
-def test_what_can_not_be_divided_by_sequences_is_the_error_itself(tmp_path: Path) -> None:
-    """Patches of pictures in one row: which belong to which sequence is the model's affair."""
+def test_batch_that_cannot_be_split_raises_the_original_error(tmp_path: Path) -> None:
+    """Image patches in one row: only the model knows which belong to which sequence."""
 
     class Patches(Pad):
         def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -168,7 +168,7 @@ def test_what_can_not_be_divided_by_sequences_is_the_error_itself(tmp_path: Path
             return self.inner(**kwargs)
 
     model = Model()
-    RunsOut(4).hang_on(model)
+    RunsOut(4).attach(model)
     values = {"per_device_train_batch_size": 8, "remove_unused_columns": False}
     made = trainer(tmp_path, model, collator=Patches(), **values)
     with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory") as raised:
@@ -176,16 +176,16 @@ def test_what_can_not_be_divided_by_sequences_is_the_error_itself(tmp_path: Path
     assert "different first dimensions" in raised.value.__notes__[0]
 
 
-def test_a_single_sequence_that_does_not_fit_is_the_error_itself(tmp_path: Path) -> None:
+def test_single_sequence_that_does_not_fit_raises_the_original_error(tmp_path: Path) -> None:
     model = classifier()
-    RunsOut(0).hang_on(model)
+    RunsOut(0).attach(model)
     made = trainer(tmp_path, model, per_device_train_batch_size=2)
     with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory") as raised:
         trained(made, Recovery())
     assert "not even one sequence at a time fits" in raised.value.__notes__[0]
 
 
-def test_other_errors_pass_as_they_are(tmp_path: Path) -> None:
+def test_other_errors_are_raised_unchanged(tmp_path: Path) -> None:
     model = classifier()
 
     def fail(*_: Any) -> None:
@@ -196,7 +196,7 @@ def test_other_errors_pass_as_they_are(tmp_path: Path) -> None:
         trained(trainer(tmp_path, model), Recovery())
 
 
-def test_without_an_error_the_training_is_bit_for_bit_the_same(tmp_path: Path) -> None:
+def test_training_without_error_is_bit_identical(tmp_path: Path) -> None:
     watched = trainer(tmp_path, classifier(0.1))
     with_it = trained(watched, Recovery())
     plain = trainer(tmp_path, classifier(0.1))
@@ -205,7 +205,7 @@ def test_without_an_error_the_training_is_bit_for_bit_the_same(tmp_path: Path) -
     assert "training_step" not in vars(watched)
 
 
-def test_a_method_that_was_shadowed_before_is_there_again(tmp_path: Path) -> None:
+def test_previously_shadowed_method_is_restored(tmp_path: Path) -> None:
     made = trainer(tmp_path)
     before = made.training_step
     vars(made)["training_step"] = before
@@ -216,10 +216,10 @@ def test_a_method_that_was_shadowed_before_is_there_again(tmp_path: Path) -> Non
     assert "get_batch_samples" not in vars(made)
 
 
-def test_parts_are_worth_their_labels() -> None:
+def test_parts_are_weighted_by_their_labels() -> None:
     labels = torch.tensor([[1, 2, 3, -100], [1, -100, -100, -100], [-100] * 4, [1, 2, 3, 4]])
     parts = _split({"input_ids": torch.ones(4, 4), "labels": labels, "scale": torch.ones(()), "names": [*"abcd"]}, 3)
     assert [len(part["input_ids"]) for part in parts] == [1, 1, 2]
     assert [part["names"] for part in parts] == [["a"], ["b"], ["c", "d"]]
-    assert _shares(parts) == [3 / 8, 1 / 8, 4 / 8]
-    assert _shares(_split({"x": torch.ones(3, 2), "labels": torch.ones(3)}, 2)) == [1 / 3, 2 / 3]
+    assert _weights(parts) == [3 / 8, 1 / 8, 4 / 8]
+    assert _weights(_split({"x": torch.ones(3, 2), "labels": torch.ones(3)}, 2)) == [1 / 3, 2 / 3]

@@ -14,12 +14,12 @@ from trainers import Seen, Texts, classifier, losses, trainer
 from hf_bsopt import BatchSizeCallback
 from hf_bsopt.integrations.trainer import checkpoint_state
 
-SOON = 30.0
+MAX_SECONDS = 30.0
 LONG = Texts([8] * 40 + [128] * 216)
 
 
 def train_with(memory: str) -> dict[str, Any]:
-    """Each rank on a card of its own size, which is predicted for; the training itself is real."""
+    """Size each rank for a GPU with this much memory, by prediction; the training itself is real."""
     model = classifier(hidden_size=128, num_hidden_layers=2, intermediate_size=512)
     seen = Seen(model)
     callback = BatchSizeCallback(device="predict", gpu="T4", memory=memory, target=(0.0, 1.0))
@@ -41,7 +41,7 @@ def train_with(memory: str) -> dict[str, Any]:
 
 
 def evaluate_with(memory: str) -> dict[str, Any]:
-    """Each rank on a card of its own size; what they compute of an evaluation is gathered."""
+    """Size each rank for a GPU with this much memory; evaluation results are gathered."""
     callback = BatchSizeCallback(device="predict", gpu="T4", memory=memory, target=(0.0, 1.0))
     values = {"per_device_train_batch_size": 4, "per_device_eval_batch_size": 400, "max_steps": 1}
     data = Texts([128] * 600)
@@ -51,7 +51,7 @@ def evaluate_with(memory: str) -> dict[str, Any]:
 
 
 def resume_as(given: tuple[str, str, bool]) -> dict[str, Any]:
-    """On a machine with cards of two kinds, of which the checkpoint knows that of rank 0."""
+    """Resume on a machine with two kinds of GPU, of which the checkpoint knows that of rank 0."""
     device, folder, is_resumed = given
     checkpoint_state.device_name = lambda _: device  # type: ignore[assignment]  # of this process alone
     callback = BatchSizeCallback(device="predict", gpu="T4", memory="1GiB")
@@ -66,7 +66,7 @@ def train_or_fail(memory: str) -> None:
 
 
 def run_out(most: int) -> str:
-    """In the second step, on the rank that has no room for so many."""
+    """Run out of memory in the second step, on the rank that fits fewer sequences."""
     model = classifier()
     count: list[int] = []
 
@@ -80,13 +80,13 @@ def run_out(most: int) -> str:
     folder = Path(tempfile.mkdtemp())
     made = trainer(folder, model, LONG, [callback], per_device_train_batch_size=8, max_steps=3)
     made.train()
-    return "came through"
+    return "finished"
 
 
-def test_both_train_with_the_size_that_the_smaller_takes() -> None:
+def test_both_ranks_train_with_the_size_of_the_smaller_gpu() -> None:
     first, second = run(train_with, "2GiB", "620MiB")
-    assert first.value is not None, first.words
-    assert second.value is not None, second.words
+    assert first.value is not None, first.message
+    assert second.value is not None, second.message
     for name in ("micro_batch", "accumulation", "effective", "steps", "weights"):
         assert first.value[name] == second.value[name]
     assert first.value["micro_batch"] < 128
@@ -96,38 +96,38 @@ def test_both_train_with_the_size_that_the_smaller_takes() -> None:
     assert any("rank 1 can take no more" in note for note in first.value["notes"])
 
 
-def test_both_evaluate_with_the_size_that_the_smaller_takes() -> None:
+def test_both_ranks_evaluate_with_the_size_of_the_smaller_gpu() -> None:
     first, second = run(evaluate_with, "2GiB", "500MiB")
-    assert first.value is not None, first.words
-    assert second.value is not None, second.words
+    assert first.value is not None, first.message
+    assert second.value is not None, second.message
     assert first.value == second.value
     assert first.value["size"] < 400
     assert first.value["predicted"] == (600, 2)
 
 
-def test_where_one_rank_has_to_search_again_all_do(tmp_path: Path) -> None:
+def test_all_ranks_search_again_if_one_has_to(tmp_path: Path) -> None:
     kinds = ("Tesla T4, 14.6 GiB", "Tesla P100, 15.9 GiB")
     for is_resumed in (False, True):
         answers = run(resume_as, *[(kind, str(tmp_path), is_resumed) for kind in kinds])
-        assert [answer.value for answer in answers] == [{"size": 8, "searched": True}] * 2, answers[1].words
+        assert [answer.value for answer in answers] == [{"size": 8, "searched": True}] * 2, answers[1].message
 
 
-def test_a_search_that_fails_on_one_rank_ends_both_at_once_with_the_reason() -> None:
+def test_failed_search_on_one_rank_ends_both_with_the_reason() -> None:
     first, second = run(train_or_fail, "2GiB", "450MiB")
     assert first.error == second.error == "AgreementError"
-    assert first.words.startswith("rank 1 failed: NothingFitsError: not even one sequence")
-    assert max(first.seconds, second.seconds) < SOON
+    assert first.message.startswith("rank 1 failed: NothingFitsError: not even one sequence")
+    assert max(first.seconds, second.seconds) < MAX_SECONDS
 
 
-def test_a_step_that_ran_out_on_one_rank_leaves_a_checkpoint_and_hangs_nobody(tmp_path: Path) -> None:
+def test_out_of_memory_on_one_rank_saves_a_checkpoint_and_does_not_hang(tmp_path: Path) -> None:
     first, second = run(run_out, 100, 4)
     assert second.error == "RecoveryError"
-    assert second.words.startswith("rank 1 ran out of memory in step 2; the other ranks wait for it")
-    saved = re.search(r"The state of before is saved in (\S+)\.", second.words)
-    assert saved is not None, second.words
+    assert second.message.startswith("rank 1 ran out of memory in step 2; the other ranks wait in a collective")
+    saved = re.search(r"The state before the step is saved in (\S+)\.", second.message)
+    assert saved is not None, second.message
     alone = trainer(tmp_path, classifier(), LONG, per_device_train_batch_size=16, max_steps=3)
     alone.train(resume_from_checkpoint=saved[1])
     assert alone.state.global_step == 3
     assert len(losses(alone)) == 3
     assert first.error  # freed by the end of the other
-    assert max(first.seconds, second.seconds) < SOON
+    assert max(first.seconds, second.seconds) < MAX_SECONDS

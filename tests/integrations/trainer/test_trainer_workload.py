@@ -1,4 +1,4 @@
-"""What is read from a Trainer, and how its step is followed."""
+"""The workload that is read from a Trainer, and how its step is followed."""
 
 from __future__ import annotations
 
@@ -52,45 +52,43 @@ def test_shapes_are_those_of_the_longest_example_at_every_size(tmp_path: Path) -
     assert workload.length == 40
 
 
-def test_what_reaches_a_device_is_what_the_collator_made(tmp_path: Path) -> None:
+def test_batches_on_a_device_come_from_the_collator(tmp_path: Path) -> None:
     batch = trainer_workload(trainer(tmp_path, dataset=Texts([8] * 30 + [40]))).batch(4, "cpu")
     assert batch["input_ids"][0].tolist() == Texts([8] * 30 + [40])[30]["input_ids"]
     assert batch["attention_mask"].sum(1).tolist() == [40, 40, 40, 8]
 
 
 @pytest.mark.parametrize(("values", "precision"), [({}, "fp32"), ({"bf16": True}, "bf16")])
-def test_precision_is_the_arguments(tmp_path: Path, values: dict[str, Any], precision: str) -> None:
+def test_precision_comes_from_the_arguments(tmp_path: Path, values: dict[str, Any], precision: str) -> None:
     assert trainer_workload(trainer(tmp_path, **values)).settings.precision == precision
 
 
-def test_precision_is_the_launchers_where_the_arguments_say_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_precision_comes_from_the_launcher_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     assert trainer_workload(trainer(tmp_path)).settings.precision == "bf16"
 
 
 @pytest.mark.parametrize("mixed", ["fp16", "fp8"])
-def test_precision_is_that_of_the_accelerator(tmp_path: Path, mixed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_precision_comes_from_the_accelerator(tmp_path: Path, mixed: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made = trainer(tmp_path)
     monkeypatch.setattr(type(made.accelerator), "mixed_precision", mixed)  # fp16 on a CPU is refused
     if mixed == "fp16":
         assert trainer_workload(made).settings.precision == "fp16"
     else:
-        with pytest.raises(UsageError, match="fp8 can't be predicted"):
+        with pytest.raises(UsageError, match="mixed precision fp8 is not supported"):
             trainer_workload(made)
 
 
-def test_weights_in_half_precision_are_trained_so(tmp_path: Path) -> None:
+def test_half_precision_weights_are_trained_as_such(tmp_path: Path) -> None:
     assert trainer_workload(trainer(tmp_path, classifier().to(torch.bfloat16))).settings.precision == "bf16-weights"
 
 
-def test_clipping_and_optimizer_are_the_arguments(tmp_path: Path) -> None:
+def test_clipping_and_optimizer_come_from_the_arguments(tmp_path: Path) -> None:
     settings = trainer_workload(trainer(tmp_path, max_grad_norm=0.0, optim="adafactor")).settings
     assert (settings.max_grad_norm, settings.optimizer) == (0.0, "adafactor")
 
 
-def test_an_optimizer_that_was_handed_over_is_made_again_for_the_copy(tmp_path: Path) -> None:
+def test_given_optimizer_is_recreated_for_the_copy(tmp_path: Path) -> None:
     model = classifier()
     given = torch.optim.NAdam(model.parameters(), lr=0.25, betas=(0.5, 0.6))
     made = Trainer(model=model, args=trainer(tmp_path).args, train_dataset=Texts([8] * 4), optimizers=(given, None))
@@ -104,7 +102,7 @@ def test_an_optimizer_that_was_handed_over_is_made_again_for_the_copy(tmp_path: 
     assert predicted(workload) == pytest.approx(predicted(with_adam), rel=0.1)
 
 
-def test_an_optimizer_without_state_needs_less(tmp_path: Path) -> None:
+def test_optimizer_without_state_needs_less_memory(tmp_path: Path) -> None:
     big = {"num_hidden_layers": 8, "hidden_size": 256, "intermediate_size": 1024}
     sgd = predicted(trainer_workload(trainer(tmp_path, classifier(**big), optim="sgd")), 1)
     adam = predicted(trainer_workload(trainer(tmp_path, classifier(**big))), 1)
@@ -112,7 +110,7 @@ def test_an_optimizer_without_state_needs_less(tmp_path: Path) -> None:
     assert adam - sgd > 1.5 * weights
 
 
-def test_checkpointing_that_train_would_turn_on_is_on_in_the_copy_alone(tmp_path: Path) -> None:
+def test_checkpointing_is_turned_on_only_in_the_copy(tmp_path: Path) -> None:
     big = {"num_hidden_layers": 6}
     made = trainer(tmp_path, classifier(**big), gradient_checkpointing=True, dataset=Texts([64] * 4))
     workload = trainer_workload(made)
@@ -122,7 +120,7 @@ def test_checkpointing_that_train_would_turn_on_is_on_in_the_copy_alone(tmp_path
     assert ("checkpointing", "activations are recomputed in the backward pass") in workload.describe()
 
 
-def test_a_loss_of_the_users_own_is_in_the_step(tmp_path: Path) -> None:
+def test_custom_loss_function_is_part_of_the_step(tmp_path: Path) -> None:
     kept: list[Any] = []
 
     def expensive(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
@@ -137,22 +135,22 @@ def test_a_loss_of_the_users_own_is_in_the_step(tmp_path: Path) -> None:
     assert kept
 
 
-def test_label_smoothing_computes_the_loss_of_the_logits(tmp_path: Path) -> None:
+def test_label_smoothing_changes_the_prediction(tmp_path: Path) -> None:
     made = trainer(tmp_path, language_model(), Texts([32] * 8, True), label_smoothing_factor=0.1)
     plain = trainer(tmp_path, language_model(), Texts([32] * 8, True))
     assert predicted(trainer_workload(made)) != predicted(trainer_workload(plain))
 
 
-def test_a_loss_in_a_subclass_is_told_not_to_be_counted(tmp_path: Path) -> None:
+def test_overridden_compute_loss_is_reported_as_not_counted(tmp_path: Path) -> None:
     class Own(Trainer):
         def compute_loss(self, model: Any, inputs: Any, **kwargs: Any) -> Any:
             return super().compute_loss(model, inputs, **kwargs)
 
     notes = trainer_workload(trainer(tmp_path, kind=Own)).defaults
-    assert any(note.startswith("Own has its own compute_loss") for note in notes)
+    assert any(note.startswith("Own overrides compute_loss") for note in notes)
 
 
-def test_an_iterable_dataset_is_sized_for_the_longest_that_the_model_takes(tmp_path: Path) -> None:
+def test_iterable_dataset_is_sized_for_the_limit_of_the_model(tmp_path: Path) -> None:
     class Stream(torch.utils.data.IterableDataset[dict[str, Any]]):
         def __iter__(self) -> Any:
             raise AssertionError("a stream is not to be read before the training")
@@ -170,7 +168,7 @@ def test_an_iterable_dataset_is_sized_for_the_longest_that_the_model_takes(tmp_p
         (BertForQuestionAnswering, {"start_positions": (2,), "end_positions": (2,)}),
     ],
 )
-def test_a_stream_has_the_labels_of_the_models_task(tmp_path: Path, kind: Any, labels: dict[str, Any]) -> None:
+def test_iterable_dataset_gets_the_labels_of_the_task(tmp_path: Path, kind: Any, labels: dict[str, Any]) -> None:
     class Stream(torch.utils.data.IterableDataset[dict[str, Any]]):
         def __iter__(self) -> Any:
             return iter(())
@@ -187,7 +185,7 @@ class Stream(torch.utils.data.IterableDataset[dict[str, Any]]):
 
 
 class Bag(nn.Module):
-    """Takes what it names, and nothing else."""
+    """Accepts exactly the arguments that it names."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -197,15 +195,15 @@ class Bag(nn.Module):
         return {"loss": nn.functional.cross_entropy(self.table(input_ids).flatten(0, 1), labels.flatten())}
 
 
-def test_a_stream_for_a_module_holds_what_its_forward_takes(tmp_path: Path) -> None:
+def test_iterable_dataset_for_a_module_gets_the_arguments_of_forward(tmp_path: Path) -> None:
     workload = trainer_workload(trainer(tmp_path, Bag(), dataset=Stream()), max_length=6)
     assert shapes(workload.batch(2, "meta")) == {"input_ids": (2, 6), "labels": (2, 6)}
 
 
-def test_a_stream_of_anything_but_tokens_is_refused_in_words(tmp_path: Path) -> None:
+def test_iterable_dataset_without_tokens_is_rejected(tmp_path: Path) -> None:
     small = ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32)
     pictures = ViTForImageClassification(small)
-    with pytest.raises(UsageError, match="ViTForImageClassification is given no input_ids"):
+    with pytest.raises(UsageError, match="ViTForImageClassification takes no input_ids"):
         trainer_workload(trainer(tmp_path, pictures, dataset=Stream()), max_length=6)
 
 
@@ -214,15 +212,15 @@ def kind_of(kind: Any) -> nn.Module:
     return model
 
 
-def test_batches_that_do_not_grow_evenly_are_refused_in_words(tmp_path: Path) -> None:
+def test_batches_that_do_not_grow_linearly_are_rejected(tmp_path: Path) -> None:
     def uneven(examples: list[Any]) -> dict[str, torch.Tensor]:
         return {"input_ids": torch.ones(len(examples), len(examples) ** 2, dtype=torch.int64)}
 
-    with pytest.raises(TraceError, match="its batches don't grow evenly with the batch size"):
+    with pytest.raises(TraceError, match="its batches do not grow linearly with the batch size"):
         trainer_workload(trainer(tmp_path, collator=uneven))
 
 
-def test_a_model_that_can_not_be_copied_is_refused_in_words(tmp_path: Path) -> None:
+def test_model_that_cannot_be_copied_is_rejected(tmp_path: Path) -> None:
     made = trainer(tmp_path)
     made.model.held = threading.Lock()
     with pytest.raises(UsageError, match=r"BertForSequenceClassification can't be copied: .*lock"):
@@ -230,30 +228,26 @@ def test_a_model_that_can_not_be_copied_is_refused_in_words(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("lengths", [[16] * 8, [8, 16] * 4])
-def test_sequences_in_one_row_whose_attention_grows_with_the_square_are_refused(
-    tmp_path: Path, lengths: list[int]
-) -> None:
+def test_flattened_sequences_with_quadratic_attention_are_rejected(tmp_path: Path, lengths: list[int]) -> None:
     flat = DataCollatorWithFlattening()
     made = trainer(tmp_path, language_model(), Texts(lengths, labels_for_tokens=True), collator=flat)
     with pytest.raises(TraceError, match="does not grow linearly"):
         predicted(trainer_workload(made))
 
 
-def test_a_collator_that_makes_no_dict_is_refused_in_words(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="the data collator makes a list"):
+def test_collator_that_returns_no_dict_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="the data collator returns a list"):
         trainer_workload(trainer(tmp_path, collator=lambda examples: examples))
 
 
-def test_evaluation_has_the_longest_of_its_own_dataset(tmp_path: Path) -> None:
+def test_evaluation_uses_the_longest_examples_of_its_dataset(tmp_path: Path) -> None:
     workload = trainer_workload(trainer(tmp_path, dataset=Texts([8] * 4), eval_dataset=Texts([30] * 4)))
     assert shapes(workload.batch(2, "meta"))["input_ids"] == (2, 8)
     assert shapes(workload.evaluating().batch(2, "meta"))["input_ids"] == (2, 30)
 
 
 @pytest.mark.parametrize("lengths", [(5, 30), (30, 5)])
-def test_of_several_evaluations_the_one_with_the_longest_examples_decides(
-    tmp_path: Path, lengths: tuple[int, int]
-) -> None:
+def test_evaluation_dataset_with_the_longest_examples_decides(tmp_path: Path, lengths: tuple[int, int]) -> None:
     several = {str(length): Texts([length] * (4 + place)) for place, length in enumerate(lengths)}
     workload = trainer_workload(trainer(tmp_path, dataset=Texts([8] * 4), eval_dataset=several))
     assert shapes(workload.evaluating().batch(2, "meta"))["input_ids"] == (2, 30)
@@ -261,14 +255,14 @@ def test_of_several_evaluations_the_one_with_the_longest_examples_decides(
     assert workload.evaluated.total == 5
 
 
-def test_it_goes_to_another_process_without_weights(tmp_path: Path) -> None:
+def test_portable_workload_has_no_weights(tmp_path: Path) -> None:
     made = trainer(tmp_path, dataset=Texts([8] * 30 + [40]))
     there = unpickled(pickled(trainer_workload(made).portable()))
     assert all(parameter.is_meta for parameter in there.build().parameters())
     assert torch.equal(there.batch(3, "cpu")["input_ids"], trainer_workload(made).batch(3, "cpu")["input_ids"])
 
 
-def test_hooks_of_the_user_do_not_see_the_search(tmp_path: Path) -> None:
+def test_user_hooks_do_not_observe_the_search(tmp_path: Path) -> None:
     seen: list[object] = []
     made = trainer(tmp_path)
     made.model.bert.register_forward_hook(lambda *_: seen.append(1))
@@ -276,7 +270,7 @@ def test_hooks_of_the_user_do_not_see_the_search(tmp_path: Path) -> None:
     assert not seen
 
 
-def test_a_model_that_was_trained_before_is_followed_without_its_old_wrapping(tmp_path: Path) -> None:
+def test_wrapped_forward_of_an_earlier_training_is_removed(tmp_path: Path) -> None:
     made = trainer(tmp_path, bf16=True, max_steps=1)
     before = predicted(trainer_workload(made))
     made.train()
@@ -284,14 +278,14 @@ def test_a_model_that_was_trained_before_is_followed_without_its_old_wrapping(tm
     assert predicted(trainer_workload(made)) == before
 
 
-def test_the_dataloader_that_was_made_to_look_is_forgotten(tmp_path: Path) -> None:
+def test_dataloader_of_the_search_is_not_kept(tmp_path: Path) -> None:
     made = trainer(tmp_path, eval_dataset=Texts([8] * 4))
     trainer_workload(made)
     assert made.accelerator._dataloaders == []
 
 
-def test_dataloaders_of_evaluations_that_trainer_keeps_are_its_own(tmp_path: Path) -> None:
-    """With persistent workers it keeps them by a name, "eval", under which the next dataset would find this one's."""
+def test_persistent_evaluation_dataloaders_are_not_replaced(tmp_path: Path) -> None:
+    """With persistent workers Trainer keeps them as "eval", where the next dataset would find this one's."""
     values = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
     several = {"short": Texts([5] * 6), "long": Texts([30] * 4)}
     made = trainer(tmp_path, dataset=Texts([8] * 4), eval_dataset=several, **values)
@@ -304,7 +298,7 @@ def test_dataloaders_of_evaluations_that_trainer_keeps_are_its_own(tmp_path: Pat
 
 
 class Draws(Pad):
-    """A collator that masks by generators of its own; made at the first call, as transformers' are."""
+    """A collator that masks with generators of its own, created at the first call as transformers' are."""
 
     def __init__(self) -> None:
         self.generator: torch.Generator | None = None
@@ -317,7 +311,7 @@ class Draws(Pad):
         return super().__call__(examples)
 
 
-def test_generators_of_the_collator_go_on_as_if_nobody_had_looked(tmp_path: Path) -> None:
+def test_generators_of_the_collator_are_not_advanced(tmp_path: Path) -> None:
     collator = Draws()
     trainer_workload(trainer(tmp_path, collator=collator))
     assert collator.generator is None  # each worker makes one of its own
@@ -330,7 +324,7 @@ def test_generators_of_the_collator_go_on_as_if_nobody_had_looked(tmp_path: Path
     assert again.drawn == collator.drawn
 
 
-def test_a_model_that_accelerate_has_placed_is_followed_without_its_hooks(tmp_path: Path) -> None:
+def test_hooks_of_dispatch_model_are_removed_from_the_copy(tmp_path: Path) -> None:
     before = predicted(trainer_workload(trainer(tmp_path)))
     placed = dispatch_model(classifier(), {"": "cpu"}, force_hooks=True)
     assert predicted(trainer_workload(trainer(tmp_path, placed))) == before
@@ -342,14 +336,14 @@ def test_a_model_that_accelerate_has_placed_is_followed_without_its_hooks(tmp_pa
     [(classifier, True), (lambda: kind_of(BertForTokenClassification), True), (language_model, False)],
     ids=["sequences", "tokens", "language model"],
 )
-def test_heads_that_ignore_the_number_of_labels_are_known(tmp_path: Path, model: Any, ignores: bool) -> None:
+def test_heads_that_ignore_the_label_count_are_detected(tmp_path: Path, model: Any, ignores: bool) -> None:
     of_tokens = model is not classifier
     made = trainer(tmp_path, model(), Texts([8] * 4, of_tokens))
     workload = trainer_workload(made)
     assert ignores_item_count(workload.build(), workload.batch(2, "meta")) is ignores
 
 
-def test_a_container_may_hold_code_of_the_users_own_and_is_verified(tmp_path: Path) -> None:
+def test_torch_container_counts_as_custom_code(tmp_path: Path) -> None:
     workload = trainer_workload(trainer(tmp_path))
     assert not workload.is_custom
     assert dataclasses.replace(workload, module=nn.Sequential(nn.Linear(2, 2))).is_custom
