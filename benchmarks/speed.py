@@ -44,14 +44,13 @@ CASES: dict[str, tuple[list[str], float | None]] = {
 BASELINE = """
 import sys
 sys.path.insert(0, {root!r})
-from hf_bsopt.cli import parse, _quiet
+from hf_bsopt.cli.arguments import parse
+from hf_bsopt.cli.find import silence_libraries
 import hf_bsopt.api, hf_bsopt.memory.predictor, accelerate.utils.operations, torch
 arguments = parse(sys.argv[1:])
-_quiet(False)
-from hf_bsopt.workload import describe
-workload = describe(
-    arguments.model, precision=arguments.precision, lora_r=arguments.lora_r, load_in_4bit=arguments.load_in_4bit
-)
+silence_libraries(False)
+from hf_bsopt.workloads.workload import describe
+workload = describe(arguments.model.model, arguments.options.model)
 with torch.device("meta"):
     workload.build()
 """

@@ -11,7 +11,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "hf_bsopt"
 LAYERS = (
-    {"errors", "records", "options", "_utils", "data"},
+    {"errors", "records", "options", "option_keywords", "_utils", "data"},
     {"workloads", "parallel"},
     {"virtual_gpu"},
     {"memory", "probing"},

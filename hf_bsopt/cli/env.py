@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from .. import virtual_gpu
 from ..parallel.launch import Launch
-from .main import FOUND
+from .exit_codes import FOUND
 
 PACKAGES = ("hf-bsopt", "torch", "transformers", "accelerate", "peft", "bitsandbytes", "datasets", "pandas")
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import logging
 import sys
-import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -18,7 +16,8 @@ from .._utils.files import write_atomically
 from ..errors import NothingFitsError
 from ..parallel.launch import Launch
 from .arguments import Arguments, parse
-from .main import FOUND, NOTHING_FITS
+from .exit_codes import FOUND, NOTHING_FITS
+from .quiet import silence_libraries
 
 if TYPE_CHECKING:
     from ..datasets.length_report import LengthsReport
@@ -147,17 +146,6 @@ def _print_that_nothing_fits(error: NothingFitsError, arguments: Arguments) -> N
     if is_wanted and error.question is not None:
         with contextlib.suppress(KeyboardInterrupt):
             print(f"\n{advise(error)}", file=sys.stderr if output.quiet else sys.stdout, flush=True)
-
-
-def silence_libraries(verbose: bool) -> None:
-    """Silence what transformers warns about while a model is built: it says nothing about its batch size."""
-    import transformers
-
-    if verbose:
-        logging.basicConfig(level=logging.INFO, format="%(message)s")
-        return
-    transformers.utils.logging.set_verbosity_error()
-    warnings.filterwarnings("ignore")
 
 
 def _log_above_progress(verbose: bool) -> AbstractContextManager[None]:

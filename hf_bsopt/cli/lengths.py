@@ -14,8 +14,8 @@ from ..errors import UsageError
 from ..parallel.launch import Launch
 from ..search.device_choice import memory_bytes, named_gpu
 from .arguments import Arguments, parse
-from .find import silence_libraries
-from .main import FOUND
+from .exit_codes import FOUND
+from .quiet import silence_libraries
 
 DESCRIPTION = "Measures how long the sequences of a dataset are, and predicts what each max_length costs."
 

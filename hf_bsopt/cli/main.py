@@ -17,8 +17,10 @@ from collections.abc import Sequence
 
 from ..errors import BatchSizeError, NothingFitsError, SearchInterrupted, UsageError
 from ..parallel.launch import Launch
+from .exit_codes import FOUND, INTERRUPTED, NOTHING_FITS, USAGE
 
-FOUND, NOTHING_FITS, USAGE, INTERRUPTED = 0, 1, 2, 130
+__all__ = ["FOUND", "INTERRUPTED", "NOTHING_FITS", "USAGE", "main"]
+
 SUBCOMMANDS = {
     "find": "the batch size for a model on a GPU, or for each of several lengths",
     "table": "batch sizes for several models, lengths and GPUs",

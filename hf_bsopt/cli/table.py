@@ -15,8 +15,8 @@ from ..parallel.launch import Launch
 from ..tables.table import batch_size_table
 from ..tables.text import FORMATS
 from .arguments import Arguments, parse
-from .find import silence_libraries
-from .main import FOUND, NOTHING_FITS
+from .exit_codes import FOUND, NOTHING_FITS
+from .quiet import silence_libraries
 
 DESCRIPTION = "Predicts the batch sizes of several models, lengths and GPUs, in one table."
 MODEL = {field.name for field in fields(ModelOptions)} - {"generate", "pretrained"}

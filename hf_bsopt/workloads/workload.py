@@ -12,11 +12,12 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Unpack
 
 from ..data import catalog
 from ..errors import MissingExtraError, UsageError
-from ..options import ModelOptions
+from ..option_keywords import FindKeywords
+from ..options import ModelOptions, Options
 from .bnb_4bit import quantized
 from .model_config import AUTO_CLASSES, check_head, default_task, load_config, position_limit, supports_sdpa
 from .step_settings import ALIASES, OPTIMIZERS, TRAINERS, OwnParts, Precision, StepSettings
@@ -42,7 +43,6 @@ PRECISIONS: dict[str, str] = {
 UNREADABLE = ("meta",)
 """Devices on which a mask cannot be read, so that it is kept in any case."""
 DEFAULT_LENGTH = 512
-DEFAULTS = ModelOptions()
 GENERATING = ("causal-lm", "seq2seq")
 DEFAULT_LABELS = {"token-classification": 3, "sequence-classification": 2}
 """Three: the B, I and O of one kind of entity."""
@@ -264,12 +264,13 @@ class Workload:
         return rows
 
 
-def describe(model: str, options: ModelOptions = DEFAULTS) -> Workload:
+def describe(model: str, options: ModelOptions | None = None, **keywords: Unpack[FindKeywords]) -> Workload:
     """Return the workload that these options mean, with a default and its reason for each one that was not given.
 
-    ``model``: a name of the catalog, a folder with a config.json, or a hub id. Raises UnknownModelError, UsageError or
-    MissingExtraError.
+    ``model``: a name of the catalog, a folder with a config.json, or a hub id. ``keywords``: in place of ``options``.
+    Raises UnknownModelError, UsageError or MissingExtraError.
     """
+    options = options or Options.of(keywords, "name").model
     if options.lora_targets and not options.lora_r:
         raise UsageError("lora_targets are the modules that get adapters: add their rank, such as --lora_r 16")
     if options.lora_r:

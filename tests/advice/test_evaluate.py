@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import nn
 
-from hf_bsopt import NothingFitsError, Report, UsageError, find_batch_size, find_ways_out
+from hf_bsopt import NothingFitsError, Report, UsageError, advise, find_batch_size
 from hf_bsopt.advice.candidates import alternatives
-from hf_bsopt.advice.result import WayOut, WaysOut
+from hf_bsopt.advice.result import Advice, Suggestion
 from hf_bsopt.cli.main import FOUND, NOTHING_FITS, main
 from hf_bsopt.data import catalog
 from hf_bsopt.memory.flops import sequence_flops
@@ -46,11 +46,11 @@ def refused(model: str = "bert-tiny", **options: object) -> NothingFitsError:
     return caught.value
 
 
-def named(ways_out: WaysOut, name: str) -> WayOut:
-    return next(way for way in ways_out.ways if way.name.startswith(name))
+def named(ways_out: Advice, name: str) -> Suggestion:
+    return next(way for way in ways_out.suggestions if way.name.startswith(name))
 
 
-def answered(way: WayOut, folder: Path, *argv: str) -> tuple[int, int]:
+def answered(way: Suggestion, folder: Path, *argv: str) -> tuple[int, int]:
     """(micro-batch, bytes used) of the command with the way's flags; (0, 0) where nothing fits."""
     flags = shlex.split(way.flags)
     path = folder / "report.json"
@@ -72,18 +72,18 @@ def report() -> Report:
 
 
 @pytest.fixture(scope="module")
-def ways(report: Report) -> WaysOut:
-    return find_ways_out(report)
+def ways(report: Report) -> Advice:
+    return advise(report)
 
 
 @pytest.fixture(scope="module")
-def rescues() -> WaysOut:
+def rescues() -> Advice:
     """Of a training that does not fit at all."""
-    return find_ways_out(refused(target=LOW))
+    return advise(refused(target=LOW))
 
 
-def test_what_is_not_taken_already_is_listed_in_order_of_preference(ways: WaysOut) -> None:
-    assert [way.name.split(":")[0] for way in ways.ways] == [
+def test_what_is_not_taken_already_is_listed_in_order_of_preference(ways: Advice) -> None:
+    assert [way.name.split(":")[0] for way in ways.suggestions] == [
         "shorter",
         "SDPA attention",
         "activation checkpointing",
@@ -94,13 +94,13 @@ def test_what_is_not_taken_already_is_listed_in_order_of_preference(ways: WaysOu
     ]
 
 
-def test_now_is_what_the_report_says(report: Report, ways: WaysOut) -> None:
+def test_now_is_what_the_report_says(report: Report, ways: Advice) -> None:
     assert (ways.now.batch_size, ways.now.used_bytes) == (report.batch_size, report.chosen.used_bytes)
     assert ways.now.compute == 1
 
 
-def test_each_way_is_what_the_command_with_its_flags_answers(ways: WaysOut, tmp_path: Path, capsys: Capture) -> None:
-    for way in ways.ways:
+def test_each_way_is_what_the_command_with_its_flags_answers(ways: Advice, tmp_path: Path, capsys: Capture) -> None:
+    for way in ways.suggestions:
         if not way.name.startswith(("shorter", "8-bit")):
             continue  # others are below
         eager = [] if "--attention" in way.flags else ["--attention", "eager"]
@@ -109,11 +109,11 @@ def test_each_way_is_what_the_command_with_its_flags_answers(ways: WaysOut, tmp_
 
 
 def test_where_nothing_fits_each_way_that_does_fits_by_the_command_too(
-    rescues: WaysOut, tmp_path: Path, capsys: Capture
+    rescues: Advice, tmp_path: Path, capsys: Capture
 ) -> None:
     assert not rescues.now.fits
-    assert {"LoRA", "LoRA, 4-bit"} <= {way.name for way in rescues.ways if way.fits}
-    for way in rescues.ways:
+    assert {"LoRA", "LoRA, 4-bit"} <= {way.name for way in rescues.suggestions if way.fits}
+    for way in rescues.suggestions:
         if way.name.startswith(("shorter", "8-bit")):
             continue  # above
         size, used = answered(way, tmp_path, "--max_length", "64", "--target", "0", "0.48")
@@ -122,14 +122,14 @@ def test_where_nothing_fits_each_way_that_does_fits_by_the_command_too(
 
 
 def test_a_combination_is_tried_where_no_way_alone_is_enough() -> None:
-    ways_out = find_ways_out(refused(max_length=256, precision="fp32", target=(0.0, 0.46)))
-    *alone, together, larger = ways_out.ways
+    ways_out = advise(refused(max_length=256, precision="fp32", target=(0.0, 0.46)))
+    *alone, together, larger = ways_out.suggestions
     assert not any(way.fits for way in alone)
     assert together.name.startswith("LoRA, 4-bit, checkpointing")
     assert together.fits and larger.fits
 
 
-def test_what_weights_and_state_alone_rule_out_is_not_traced(rescues: WaysOut) -> None:
+def test_what_weights_and_state_alone_rule_out_is_not_traced(rescues: Advice) -> None:
     checkpointing = named(rescues, "activation")
     assert checkpointing.is_lower_bound
     everything = Predictor(describe("bert-tiny", max_length=64), CARD)
@@ -158,14 +158,14 @@ def module(width: int = 64, **options: object) -> Report:
 
 
 def test_a_module_of_ones_own_has_the_ways_that_leave_it_as_it_is() -> None:
-    assert [way.name.split(":")[0] for way in find_ways_out(module()).ways] == ["8-bit optimizer", "larger GPU"]
+    assert [way.name.split(":")[0] for way in advise(module()).suggestions] == ["8-bit optimizer", "larger GPU"]
 
 
 def test_the_larger_gpu_is_the_smallest_on_which_it_fits() -> None:
     sliver = (0.0, 0.05)
     with pytest.raises(NothingFitsError) as caught:
         module(1024, target=sliver)
-    card = named(find_ways_out(caught.value), "larger GPU")
+    card = named(advise(caught.value), "larger GPU")
     name = card.name.removeprefix("larger GPU: ")
     cards = map(catalog.gpu, catalog.known_gpus())
     smaller = [c for c in cards if (c.total_bytes or 0) < card.total_bytes and c.compute_capability >= 80]
@@ -179,19 +179,19 @@ def test_the_larger_gpu_is_the_smallest_on_which_it_fits() -> None:
 def test_where_every_card_is_too_small_the_largest_says_so() -> None:
     with pytest.raises(NothingFitsError) as caught:
         module(1024, target=(0.0, 0.003))
-    card = named(find_ways_out(caught.value), "larger GPU")
+    card = named(advise(caught.value), "larger GPU")
     assert not card.fits
     assert "largest of the catalog" in card.cost
     assert card.total_bytes == max(catalog.gpu(name).total_bytes or 0 for name in catalog.known_gpus())
 
 
 def test_a_larger_gpu_is_no_way_out_where_a_wish_is_the_limit() -> None:
-    assert not any(way.name.startswith("larger") for way in find_ways_out(module(batch_size=4)).ways)
+    assert not any(way.name.startswith("larger") for way in advise(module(batch_size=4)).suggestions)
 
 
 def test_a_batch_that_was_asked_about_and_does_not_fit_is_made_of_smaller_ones() -> None:
     size = 2**21
-    way = named(find_ways_out(module(check=size)), "accumulation")
+    way = named(advise(module(check=size)), "accumulation")
     assert (way.batch_size or 0) * way.accumulation == size
     assert module(effective_batch_size=size).plan.accumulation == way.accumulation > 1
 
@@ -202,7 +202,7 @@ def test_a_tiny_batch_is_accumulated_to_a_usual_one() -> None:
         Alone(1024, 1024), example_batch=long, gpu=CARD, device="predict", precision="fp32", evaluation=False
     )
     assert found.batch_size < 16
-    way = named(find_ways_out(found), "accumulation")
+    way = named(advise(found), "accumulation")
     assert (way.batch_size or 0) * way.accumulation == 16
 
 
@@ -214,7 +214,7 @@ def test_without_an_extra_there_is_the_line_that_installs_it(monkeypatch: pytest
     obstacles = {other.name: other.obstacle for other in alternatives(workload, "cuda")}
     assert obstacles["LoRA"] == "pip install peft"
     assert obstacles["LoRA, 4-bit"] == "pip install peft bitsandbytes"
-    ways_out = find_ways_out(found)
+    ways_out = advise(found)
     assert named(ways_out, "8-bit").batch_size is None
     assert "pip install bitsandbytes" in str(ways_out)
 
@@ -223,7 +223,7 @@ def test_on_a_cpu_there_is_neither_bitsandbytes_nor_a_card() -> None:
     workload = describe("bert-tiny", max_length=64, precision="fp32")
     assert [other.name for other in alternatives(workload, "cpu")] == ["activation checkpointing", "LoRA"]
     cpu = GpuSpec("CPU", 2**30, 0, 0, 0, kind="cpu")
-    assert str(find_ways_out(module(gpu=cpu))).startswith("Ways out: none")
+    assert str(advise(module(gpu=cpu))).startswith("Nothing else is known")
 
 
 def test_what_is_taken_already_is_not_listed() -> None:
@@ -236,7 +236,7 @@ def test_what_is_taken_already_is_not_listed() -> None:
 
 def test_an_error_that_no_prediction_led_to_is_refused() -> None:
     with pytest.raises(UsageError, match="real steps"):
-        find_ways_out(NothingFitsError("a real step ran out of memory"))
+        advise(NothingFitsError("a real step ran out of memory"))
 
 
 # ---- what it computes
@@ -257,8 +257,8 @@ def test_operations_of_a_module_are_those_of_its_products() -> None:
     assert sequence_flops(workload, CARD) == forward + of_weights + of_inputs
 
 
-def test_recomputing_costs_a_forward_and_frozen_weights_save_their_gradients(ways: WaysOut) -> None:
-    compute = {way.name.split(":")[0]: way.compute or 0 for way in ways.ways}
+def test_recomputing_costs_a_forward_and_frozen_weights_save_their_gradients(ways: Advice) -> None:
+    compute = {way.name.split(":")[0]: way.compute or 0 for way in ways.suggestions}
     assert 1.25 < compute["activation checkpointing"] <= 4 / 3
     assert 2 / 3 < compute["LoRA"] < 0.75
     assert compute["LoRA, 4-bit"] == pytest.approx(compute["LoRA"], rel=1e-6)
@@ -270,31 +270,33 @@ def test_recomputing_costs_a_forward_and_frozen_weights_save_their_gradients(way
 # ---- how it is told
 
 
-def test_the_table_stands_before_the_answer_and_in_the_json(report: Report, ways: WaysOut) -> None:
-    full = dataclasses.replace(report, ways_out=ways)
+def test_the_table_stands_before_the_answer_and_in_the_json(report: Report, ways: Advice) -> None:
+    full = dataclasses.replace(report, suggestions=ways)
     text = str(full)
     assert text.index("of VRAM") < text.index("Ways out") < text.index("OPTIMAL BATCH SIZE")
     assert str(report).splitlines()[-4:] == text.splitlines()[-4:]
     assert max(map(len, text.splitlines())) <= 78
-    assert [way["name"] for way in full.to_dict()["ways_out"]["ways"]] == [way.name for way in ways.ways]
+    assert [way["name"] for way in full.to_dict()["suggestions"]["suggestions"]] == [
+        way.name for way in ways.suggestions
+    ]
     assert json.dumps(full.to_dict())
-    assert "ways_out" not in report.to_dict()
+    assert "suggestions" not in report.to_dict()
 
 
-def test_a_way_that_helps_nothing_says_so(ways: WaysOut) -> None:
+def test_a_way_that_helps_nothing_says_so(ways: Advice) -> None:
     now = ways.now.batch_size
-    same = dataclasses.replace(ways.ways[0], batch_size=now)
-    assert "no more" in str(WaysOut(ways.now, (same,), ways.limit)).splitlines()[3]
+    same = dataclasses.replace(ways.suggestions[0], batch_size=now)
+    assert "no more" in str(Advice(ways.now, (same,), ways.limit)).splitlines()[3]
 
 
-def test_what_does_not_fit_says_what_it_needs(rescues: WaysOut) -> None:
+def test_what_does_not_fit_says_what_it_needs(rescues: Advice) -> None:
     text = str(rescues)
     assert "up to 48 %" in text
     assert "needs over" in text
     assert max(map(len, text.splitlines())) <= 78
 
 
-def test_a_tiny_micro_batch_and_a_long_accumulation_point_at_the_ways_out(report: Report, ways: WaysOut) -> None:
+def test_a_tiny_micro_batch_and_a_long_accumulation_point_at_the_ways_out(report: Report, ways: Advice) -> None:
     def points(micro_batch: int, accumulation: int, largest: int, **more: object) -> bool:
         plan = dataclasses.replace(
             report.plan,
@@ -310,25 +312,25 @@ def test_a_tiny_micro_batch_and_a_long_accumulation_point_at_the_ways_out(report
     assert points(8, 65, 9)
     assert not points(8, 64, 9)
     assert not points(1, 97, 40)  # no memory would help a prime number
-    assert not points(2, 8, 3, ways_out=ways)
+    assert not points(2, 8, 3, suggestions=ways)
 
 
 def test_the_command_advises_where_it_is_asked_to(
-    ways: WaysOut, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    ways: Advice, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hf_bsopt.advice.evaluate.find_ways_out", lambda report: ways)
+    monkeypatch.setattr("hf_bsopt.advice.evaluate.advise", lambda report: ways)
     path = tmp_path / "report.json"
     argv = ["--model", "bert-tiny", "--gpu", "1GiB", "--device", "predict", "--no_evaluation", "--max_length", "32"]
     assert main([*argv, "--advise", "--json", str(path)]) == FOUND
     assert str(ways) in capsys.readouterr().out
-    assert json.loads(path.read_text())["ways_out"]["now"]["batch_size"] == ways.now.batch_size
+    assert json.loads(path.read_text())["suggestions"]["now"]["batch_size"] == ways.now.batch_size
 
 
 def test_the_command_advises_by_itself_where_nothing_fits(
-    rescues: WaysOut, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    rescues: Advice, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[object] = []
-    monkeypatch.setattr("hf_bsopt.advice.evaluate.find_ways_out", lambda error: asked.append(error.asked) or rescues)
+    monkeypatch.setattr("hf_bsopt.advice.evaluate.advise", lambda error: asked.append(error.question) or rescues)
     argv = ["--model", "bert-tiny", "--gpu", "1GiB", "--device", "predict", "--target", "0", "0.45"]
     assert main(argv) == NOTHING_FITS
     streams = capsys.readouterr()

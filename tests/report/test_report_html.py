@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from hf_bsopt import Report, find_batch_size
-from hf_bsopt.advice.result import WayOut, WaysOut
+from hf_bsopt.advice.result import Advice, Suggestion
 from hf_bsopt.cli.main import FOUND, USAGE, main
 from hf_bsopt.records import GpuSpec, Trial
 from hf_bsopt.report import plots
@@ -83,7 +83,7 @@ def report(once: Callable[..., Any]) -> Report:
 
 @pytest.fixture(scope="module")
 def whole(report: Report) -> Reader:
-    return Reader(page([report]))
+    return Reader(page([(report, report.suggestions)]))
 
 
 def proved(report: Report) -> Report:
@@ -110,7 +110,7 @@ def needs_nothing_else(document: str) -> bool:
 def test_neither_the_notebook_s_html_nor_the_page_needs_anything_else(report: Report) -> None:
     for each in (report, proved(report)):
         assert needs_nothing_else(each._repr_html_())
-        assert needs_nothing_else(page([each]))
+        assert needs_nothing_else(page([(each, each.suggestions)]))
 
 
 def test_the_answer_and_the_table_are_in_it(report: Report, whole: Reader) -> None:
@@ -131,15 +131,15 @@ def test_the_chosen_size_s_row_is_the_one_that_stands_out(report: Report) -> Non
 
 def test_where_the_memory_goes_adds_up(report: Report, whole: Reader) -> None:
     shown = {row[0]: row[1] for row in whole.rows}
-    assert shown["together"] == f"{(report.chosen.used_bytes or 0) / 2**30:.2f} GiB"
+    assert shown["total"] == f"{(report.chosen.used_bytes or 0) / 2**30:.2f} GiB"
     assert shown["weights"] == f"{report.composition['weights'] / 2**30:.2f} GiB"
 
 
-def test_ways_out_that_were_asked_for_are_in_it(report: Report) -> None:
-    now = WayOut("now", "", 8, 1, 2**30, 2**31, 1.0, "")
-    other = WayOut("less & shorter", "--max_length 64", 16, 1, 2**30, 2**31, 0.5, "what is longer is cut")
-    with_them = dataclasses.replace(report, ways_out=WaysOut(now, (other,), 0.9))
-    assert html.escape(str(with_them.ways_out)) in page([with_them])
+def test_suggestions_that_were_asked_for_are_on_the_page(report: Report) -> None:
+    now = Suggestion("now", "", 8, 1, 2**30, 2**31, 1.0, "")
+    other = Suggestion("less & shorter", "--max_length 64", 16, 1, 2**30, 2**31, 0.5, "what is longer is cut")
+    with_them = dataclasses.replace(report, suggestions=Advice(now, (other,), 0.9))
+    assert html.escape(str(with_them.suggestions)) in page([(with_them, with_them.suggestions)])
 
 
 def test_what_was_assumed_and_what_is_advised_is_all_there(report: Report, whole: Reader) -> None:
@@ -148,8 +148,8 @@ def test_what_was_assumed_and_what_is_advised_is_all_there(report: Report, whole
 
 
 def test_how_much_of_it_is_known_stands_beside_the_answer(report: Report) -> None:
-    assert '<span class="source">predicted</span>' in page([report])
-    told = page([proved(report)])
+    assert '<span class="source">predicted</span>' in page([(report, report.suggestions)])
+    told = page([(proved(report), None)])
     assert '<span class="source">measured</span>' in told
     assert f"Where the memory goes at {report.batch_size}, predicted" in told
     assert "Speed at" in Reader(told).text
@@ -159,7 +159,7 @@ def test_what_users_typed_and_what_failed_is_text_and_nothing_else(report: Repor
     workload = dataclasses.replace(report.workload, model=HOSTILE)
     device = dataclasses.replace(report.device, name=HOSTILE)
     hostile = dataclasses.replace(proved(report), workload=workload, device=device, notes=(HOSTILE,))
-    for document in (page([hostile, hostile]), hostile._repr_html_()):
+    for document in (page([(hostile, None), (hostile, None)]), hostile._repr_html_()):
         assert needs_nothing_else(document)
         assert HOSTILE in Reader(document).text
         assert "the step ended by <SIGSEGV>" in Reader(document).text
@@ -178,7 +178,7 @@ def test_without_matplotlib_the_page_has_no_pictures_and_says_so(
     report: Report, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None)
-    reader = Reader(page([report]))
+    reader = Reader(page([(report, report.suggestions)]))
     assert reader.named("img") == []
     assert "pip install matplotlib" in reader.text
     assert f"OPTIMAL BATCH SIZE: {report.batch_size}" in reader.text
@@ -186,7 +186,7 @@ def test_without_matplotlib_the_page_has_no_pictures_and_says_so(
 
 def test_several_reports_are_one_page_with_the_answers_side_by_side_on_top(report: Report) -> None:
     longer = dataclasses.replace(report, workload=dataclasses.replace(report.workload, max_length=128))
-    reader = Reader(page([report, longer]))
+    reader = Reader(page([(report, None), (longer, None)]))
     assert [row[:2] for row in reader.rows[1:3]] == [[n, str(report.batch_size)] for n in ("64", "128")]
     assert reader.text.count("OPTIMAL BATCH SIZE") == 2
     assert len(reader.named("img")) == 2
@@ -199,7 +199,7 @@ def test_a_size_that_was_asked_for_and_does_not_fit_is_said(report: Report) -> N
 
 def test_a_file_is_written_whole(report: Report, tmp_path: Path) -> None:
     report.save_html(tmp_path / "report.html")
-    assert (tmp_path / "report.html").read_text(encoding="utf-8") == page([report])
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == page([(report, report.suggestions)])
     assert len(list(tmp_path.iterdir())) == 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from by_keyword import choose_device
 
 from hf_bsopt import api, find_batch_size
 from hf_bsopt.data import catalog
@@ -10,7 +11,7 @@ from hf_bsopt.errors import DeviceError, RehearsalError, UsageError
 from hf_bsopt.probing import CpuDevice, CudaDevice, MpsDevice, VirtualCudaDevice, nvml
 from hf_bsopt.records import GpuSpec
 from hf_bsopt.search import device_choice
-from hf_bsopt.search.device_choice import DEVICES, choose_device, memory_bytes
+from hf_bsopt.search.device_choice import DEVICES, memory_bytes
 
 NO_COMPILER = "there is no C compiler (cc, gcc or clang) to build the virtual device with"
 GIB = 2**30

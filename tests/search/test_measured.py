@@ -119,7 +119,7 @@ def test_where_the_attempts_end_the_best_size_that_was_run_is_the_answer(monkeyp
 
 
 def test_evaluation_is_run_too_where_that_is_asked_for() -> None:
-    found = find(prove_evaluation=True, batch_size=8)
+    found = find(verify_evaluation=True, batch_size=8)
     assert found.evaluation is not None
     assert found.evaluation.trial.source == "measured"
     assert found.evaluation.trial.fits
@@ -257,7 +257,7 @@ def test_ctrl_c_in_the_evaluation_has_what_is_known_so_far(monkeypatch: pytest.M
 
     monkeypatch.setattr(ProbeClient, "__call__", call)
     with pytest.raises(SearchInterrupted) as caught:
-        find(prove_evaluation=True, batch_size=4)
+        find(verify_evaluation=True, batch_size=4)
     assert [trial.batch_size for trial in caught.value.trials if trial.fits][-1] == 4
 
 

@@ -17,12 +17,17 @@ from hf_bsopt.data import catalog
 from hf_bsopt.errors import UnknownGpuError, UsageError
 from hf_bsopt.memory.predictor import Predictor
 from hf_bsopt.memory.tracing import tracer
-from hf_bsopt.tables.table import Training, batch_size_table
+from hf_bsopt.options import Options
+from hf_bsopt.tables.table import batch_size_table
 from hf_bsopt.tables.text import table_csv, table_markdown, table_text
 from hf_bsopt.workloads.workload import describe
 
 Capture = pytest.CaptureFixture[str]
 CARDS = ("T4", "2GiB", "H100-80GB")
+
+
+def options(**keywords: Any) -> Options:
+    return Options.of(keywords, "name")
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +91,7 @@ def test_a_model_is_traced_once_for_all_gpus_that_run_the_same_kernels(monkeypat
 
 def test_a_gpu_that_runs_other_kernels_is_traced_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     made = traces(monkeypatch)
-    batch_size_table(["bert-tiny"], ["T4", "A100-40GB", "L4"], [16], training=Training(precision="bf16"))
+    batch_size_table(["bert-tiny"], ["T4", "A100-40GB", "L4"], [16], options=options(precision="bf16"))
     assert made == ["T4"] * 2 + ["A100-40GB"] * 2
 
 
@@ -115,15 +120,15 @@ def test_what_is_wrong_everywhere_is_an_error() -> None:
     with pytest.raises(UnknownGpuError, match="T4"):
         batch_size_table(["bert-tiny"], ["T44"])
     with pytest.raises(UsageError, match="fp8"):
-        batch_size_table(["bert-tiny"], ["T4"], training=Training(precision="fp8"))
+        batch_size_table(["bert-tiny"], ["T4"], options=options(precision="fp8"))
     with pytest.raises(UsageError, match="lists"):
         batch_size_table("bert-tiny", ["T4"])
     with pytest.raises(UsageError, match="swapped"):
-        batch_size_table(["bert-tiny"], ["T4"], target=(0.9, 0.8))
+        batch_size_table(["bert-tiny"], ["T4"], options=options(target=(0.9, 0.8)))
 
 
 def test_flash_attention_is_refused_for_a_t4_alone() -> None:
-    frame = batch_size_table(["bert-tiny"], ["T4", "L4"], [16], training=Training(attention="flash_attention_2"))
+    frame = batch_size_table(["bert-tiny"], ["T4", "L4"], [16], options=options(attention="flash_attention_2"))
     assert frame["optimal"].isna().tolist() == [True, False]
     assert "compute capability 8.0" in frame["why"].iloc[0]
 
@@ -140,7 +145,7 @@ def test_the_text_fits_78_columns_and_says_why_once_for_each_gpu(frame: pd.DataF
 
 
 def test_bf16_on_a_t4_is_doubted() -> None:
-    text = table_text(batch_size_table(["bert-tiny"], ["T4"], [16], training=Training(precision="bf16")))
+    text = table_text(batch_size_table(["bert-tiny"], ["T4"], [16], options=options(precision="bf16")))
     assert "[1]" in text and "no bf16 units" in text
 
 

@@ -38,7 +38,7 @@ def test_batch_norm_is_trained_with_two_sequences_at_least() -> None:
     """With one there is nothing to take statistics of: not in a prediction of an evaluation, nor where it is run."""
     module = Classifier(nn.BatchNorm1d(256))
     assert find(module, evaluation=True).evaluation is not None
-    ran = find(module, device="cpu", memory="1GiB", gpu=None, batch_size=16, cache=False, prove_evaluation=True)
+    ran = find(module, device="cpu", memory="1GiB", gpu=None, batch_size=16, cache=False, verify_evaluation=True)
     assert ran.source == "measured"
     assert min(trial.batch_size for trial in ran.ran) >= 2
 

@@ -15,12 +15,13 @@ from torch import distributed, nn
 
 from hf_bsopt.data import catalog
 from hf_bsopt.errors import UsageError
-from hf_bsopt.integrations.accelerate import accelerator as accelerator_module
 from hf_bsopt.integrations.accelerate import executable_batch_size
 from hf_bsopt.integrations.accelerate.accelerator import find_batch_size, find_executable_batch_size
+from hf_bsopt.options import DeviceOptions, SearchOptions
 from hf_bsopt.probing.host_memory import ProcessStatus, limit_this_process, why_no_limit
+from hf_bsopt.records import GpuSpec
+from hf_bsopt.search import pipeline
 from hf_bsopt.search.device_choice import DeviceChoice
-from hf_bsopt.search.wishes import Wishes
 from hf_bsopt.workloads.workload import Trainable
 
 SLACK_SECONDS = 30.0
@@ -289,16 +290,16 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Record the options of the search and the visible GPUs."""
     found: dict[str, Any] = {}
 
-    def choose(device: str, gpu: str | None, memory: str | None) -> DeviceChoice:
-        found.update(device=device, cards=os.environ.get("CUDA_VISIBLE_DEVICES"))
+    def choose(options: DeviceOptions) -> DeviceChoice:
+        found.update(device=options.device, cards=os.environ.get("CUDA_VISIBLE_DEVICES"))
         return DeviceChoice(catalog.gpu("T4"), None, "nothing is run")
 
-    def answer(workload: Trainable, choice: DeviceChoice, wishes: Wishes, client: None) -> Any:
-        found.update(precision=workload.settings.precision, wishes=wishes)
+    def predict(workload: Trainable, device: GpuSpec, search: SearchOptions, **more: Any) -> Any:
+        found.update(precision=workload.settings.precision, search=search)
         raise UsageError("enough")
 
-    monkeypatch.setattr(accelerator_module, "choose_device", choose)
-    monkeypatch.setattr(accelerator_module, "answered", answer)
+    monkeypatch.setattr(pipeline, "choose_device", choose)
+    monkeypatch.setattr(pipeline, "predict", predict)
     return found
 
 
@@ -309,7 +310,11 @@ def ask(of: Any, model: nn.Module | None = None, **options: Any) -> None:
 
 def test_settings_are_read_from_the_accelerator(asked: dict[str, Any]) -> None:
     ask(accelerator(4, "bf16", 8))
-    assert (asked["precision"], asked["wishes"].processes, asked["wishes"].accumulation) == ("bf16", 4, 8)
+    assert (asked["precision"], asked["search"].num_processes, asked["search"].gradient_accumulation_steps) == (
+        "bf16",
+        4,
+        8,
+    )
 
 
 def test_device_is_the_accelerators_unless_one_is_named(asked: dict[str, Any]) -> None:

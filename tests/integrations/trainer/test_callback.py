@@ -21,11 +21,16 @@ from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, Trai
 from hf_bsopt import BatchSizeCallback, NothingFitsError, UsageError, find_batch_size
 from hf_bsopt.integrations.trainer import callback as callback_module
 from hf_bsopt.integrations.trainer.checkpoint_state import CheckpointState
-from hf_bsopt.integrations.trainer.sizing import Sizing, report_of
+from hf_bsopt.integrations.trainer.sizing import report_of
+from hf_bsopt.options import Options
 
 SMALL = {"device": "predict", "memory": "1GiB"}
 """A T4 with this much memory: the size is predicted and nothing is run, so these tests are fast."""
 LONG = Texts([8] * 40 + [128] * 24)
+
+
+def options(**keywords: Any) -> Options:
+    return Options.of(keywords, "trainer")
 
 
 def sized(folder: Path, requested: int = 64, limit: int = 16, **values: Any) -> tuple[Trainer, BatchSizeCallback]:
@@ -112,7 +117,7 @@ def test_seq2seq_trainer_is_sized(tmp_path: Path) -> None:
 
 def test_callback_class_is_accepted_in_place_of_an_instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        callback_module, "report_of", lambda trainer, sizing: report_of(trainer, Sizing(**SMALL, batch_size=8))
+        callback_module, "report_of", lambda trainer, asked: report_of(trainer, options(**SMALL, batch_size=8))
     )
     made = trainer(tmp_path, dataset=LONG, callbacks=[BatchSizeCallback], per_device_train_batch_size=16)
     made.train()
@@ -604,11 +609,11 @@ def test_long_tail_of_lengths_reduces_the_size(tmp_path: Path) -> None:
     memory = "560MiB"
     whole = report_of(
         trainer(tmp_path, classifier(**wide), data, per_device_train_batch_size=64),
-        Sizing(device="predict", memory=memory, multiple_of=1),
+        options(device="predict", memory=memory, multiple_of=1),
     )
     first = report_of(
         trainer(tmp_path, classifier(**wide), Texts(data.lengths[:64]), per_device_train_batch_size=64),
-        Sizing(device="predict", memory=memory, multiple_of=1),
+        options(device="predict", memory=memory, multiple_of=1),
     )
     assert first.plan.micro_batch == 64
     assert whole.plan.micro_batch < 64
