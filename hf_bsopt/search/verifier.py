@@ -49,7 +49,7 @@ class Verifier:
         self.log.tried(trial)
         return trial
 
-    def verify(self, first: int, allowed: Allowed, prediction: Prediction) -> Verification:
+    def verify(self, first: int, allowed: Allowed, prediction: Prediction | None) -> Verification:
         """Find the largest size that was run and fits, 0 if none does.
 
         Raises ProbeError if a step fails otherwise than by memory, RehearsalError if that was on the virtual GPU.
@@ -84,7 +84,7 @@ class Verifier:
     def _limits(self, allowed: Allowed) -> Limits:
         return Limits(self.fraction * self._total, self._total, allowed)
 
-    def _search(self, first: int, limits: Limits, prediction: Prediction) -> Verification:
+    def _search(self, first: int, limits: Limits, prediction: Prediction | None) -> Verification:
         return verify(
             self.run,
             first,

@@ -273,7 +273,7 @@ def test_recomputing_costs_a_forward_and_frozen_weights_save_their_gradients(way
 def test_the_table_stands_before_the_answer_and_in_the_json(report: Report, ways: Advice) -> None:
     full = dataclasses.replace(report, suggestions=ways)
     text = str(full)
-    assert text.index("of VRAM") < text.index("Ways out") < text.index("OPTIMAL BATCH SIZE")
+    assert text.index("of VRAM") < text.index("What would make room") < text.index("OPTIMAL BATCH SIZE")
     assert str(report).splitlines()[-4:] == text.splitlines()[-4:]
     assert max(map(len, text.splitlines())) <= 78
     assert [way["name"] for way in full.to_dict()["suggestions"]["suggestions"]] == [
@@ -335,7 +335,7 @@ def test_the_command_advises_by_itself_where_nothing_fits(
     assert main(argv) == NOTHING_FITS
     streams = capsys.readouterr()
     assert "not even one sequence" in streams.err
-    assert "Ways out" in streams.out
+    assert "What would make room" in streams.out
     assert main([*argv, "--advise", "False"]) == NOTHING_FITS
-    assert "Ways out" not in capsys.readouterr().out
+    assert "What would make room" not in capsys.readouterr().out
     assert len(asked) == 1

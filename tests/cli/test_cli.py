@@ -8,16 +8,27 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from hf_bsopt.cli import arguments as cli_arguments
+from hf_bsopt.cli import find as cli_find
 from hf_bsopt.cli import main as cli
-from hf_bsopt.cli.main import FOUND, NOTHING_FITS, USAGE, main, parse
+from hf_bsopt.cli.main import FOUND, NOTHING_FITS, USAGE, main
 from hf_bsopt.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
 MINI = ["--model", "bert-mini", "--gpu", "2GiB", "--max_length", "32", "--evaluation", "False"]
 Capture = pytest.CaptureFixture[str]
+
+
+def parse(argv: list[str]) -> SimpleNamespace:
+    """Every option and flag of the command line in one namespace."""
+    parsed = cli_arguments.parse(argv)
+    parts = (*vars(parsed.options).values(), parsed.model, parsed.table, parsed.dataset, parsed.output)
+    values = {name: value for part in parts for name, value in vars(part).items()}
+    return SimpleNamespace(**{**values, "max_length": parsed.max_lengths})
 
 
 def refused(capsys: Capture, *argv: str) -> str:
@@ -134,7 +145,7 @@ def test_bf16_on_a_t4_is_a_warning(capsys: Capture) -> None:
         (["--model", "bert-mini", "--max_length", "many"], "many"),
         (["--model", "bert-mini", "--target", "0.9", "0.8"], "0.8 0.9"),
         (["--model", "bert-mini", "--target", "0.8", "1.5"], "between 0 and 1"),
-        (["--model", "bert-mini", "--target", "0.8"], "two shares"),
+        (["--model", "bert-mini", "--target", "0.8"], "two fractions"),
         (["--model", "bert-mini", "--effective_batch_size", "0"], "effective_batch_size"),
         (["--model", "bert-mini", "--effective_batch_size", "-8"], "effective_batch_size"),
         (["--model", "bert-mini", "--total_tokens", "0"], "total_tokens"),
@@ -152,7 +163,7 @@ def test_bf16_on_a_t4_is_a_warning(capsys: Capture) -> None:
         (["--model", "bert-mini", "--gpu", "L4", "--precision", "fp32", "--attention", "flash_attention_2"], "half"),
         (["--model", "bert-mini", "--fp16", "--weights_dtype", "float16"], "float32"),
         (["--model", "bert-mini", "--lora_targets", "query"], "--lora_r"),
-        (["--model", "bert-mini", "--lora_r", "-1"], "rank"),
+        (["--model", "bert-mini", "--lora_r", "-1"], "lora_r is at least 0"),
         (["--model", "bert-mini", "--num_labels", "0"], "num_labels"),
         (["--model", "bert-mini", "--json", "/dev/null"], "not a file"),
         (["--model", "bert-mini", "--json", "/tmp"], "not a file"),
@@ -282,7 +293,7 @@ def test_a_report_written_through_a_link_keeps_the_link(tmp_path: Path, capsys: 
     link.symlink_to(real)
     assert main([*MINI, "--json", str(link)]) == FOUND
     assert link.is_symlink()
-    assert json.loads(real.read_text())["version"] == 1
+    assert json.loads(real.read_text())["version"] == 2
 
 
 def test_training_arguments_as_yaml_are_read(tmp_path: Path) -> None:
@@ -309,7 +320,7 @@ def test_interrupting_says_so(capsys: Capture, monkeypatch: pytest.MonkeyPatch) 
     def interrupted(arguments: object, launch: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_run", interrupted)
+    monkeypatch.setattr(cli_find, "_find", interrupted)
     assert main(MINI) == cli.INTERRUPTED
     assert "interrupted" in capsys.readouterr().err
 
@@ -331,7 +342,7 @@ def test_the_answer_is_written_where_it_stands_in_a_script(tmp_path: Path, capsy
 def test_whether_it_can_be_written_is_known_before_anything_is_searched(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "_run", lambda *_: pytest.fail("it was searched"))
+    monkeypatch.setattr(cli_find, "_find", lambda *_: pytest.fail("it was searched"))
     script = tmp_path / "train.py"
     script.write_text("print('no size in here')\n")
     assert cli.main([*ASKED, "--patch", str(script)]) == cli.USAGE

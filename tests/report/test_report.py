@@ -12,6 +12,7 @@ from hf_bsopt import Report, find_batch_size
 from hf_bsopt.records import GpuSpec, Peak, Trial
 
 GOLDEN = Path(__file__).parent / "golden" / "report.txt"
+SHORT = Path(__file__).parent / "golden" / "report_short.txt"
 CARD = GpuSpec("2 GiB card", 2 * 2**30, 75, 40, 300 * 2**20)
 
 
@@ -31,8 +32,15 @@ def report() -> Report:
 def test_the_text_is_the_golden_one(report: Report) -> None:
     if os.environ.get("HF_BSOPT_UPDATE_GOLDEN"):
         GOLDEN.parent.mkdir(exist_ok=True)
-        GOLDEN.write_text(f"{report}\n", encoding="utf-8")
-    assert f"{report}\n" == GOLDEN.read_text(encoding="utf-8")
+        GOLDEN.write_text(f"{report.format(verbose=True)}\n", encoding="utf-8")
+        SHORT.write_text(f"{report}\n", encoding="utf-8")
+    assert f"{report.format(verbose=True)}\n" == GOLDEN.read_text(encoding="utf-8")
+    assert f"{report}\n" == SHORT.read_text(encoding="utf-8")
+
+
+def test_the_short_report_fits_on_one_screen(report: Report) -> None:
+    assert len(str(report).splitlines()) <= 30
+    assert str(report).splitlines()[0].startswith("prajjwal1/bert-mini, token-classification, 64 tokens")
 
 
 def test_no_line_is_wider_than_a_terminal(report: Report) -> None:
@@ -86,7 +94,7 @@ def test_bf16_is_warned_about_on_a_t4_and_mentioned_on_an_a100(report: Report) -
 
 def test_usual_totals_are_shown_only_where_no_effective_batch_was_asked_for(report: Report) -> None:
     assert not any("Tokens per optimizer step" in sentence for sentence in report.advice)
-    free = dataclasses.replace(report, asked_effective_batch=False)
+    free = dataclasses.replace(report, search=dataclasses.replace(report.search, effective_batch_size=None))
     assert any("Tokens per optimizer step" in sentence for sentence in free.advice)
 
 

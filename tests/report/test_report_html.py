@@ -119,7 +119,7 @@ def test_the_answer_and_the_table_are_in_it(report: Report, whole: Reader) -> No
         assert f"OPTIMAL BATCH SIZE: {report.batch_size}" in reader.text
         assert f'CONFIG["batch_size"] = {report.batch_size}' in reader.text
         assert "Batch size 9 fits" in reader.text
-        assert f"Why {report.decision.reason}." in reader.text
+        assert f"Why {report.reason}." in reader.text
         assert reader.rows[: len(rows) + 1] == [titles, *rows]
 
 

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_bsopt.errors import NothingFitsError, UsageError
+from hf_bsopt.options import MAX_BATCH_SIZE, SearchOptions, check_target
 from hf_bsopt.records import Decision, Peak, Trial
-from hf_bsopt.search.choose import LARGEST_TRIED, check_target, decide, largest_that, round_down
+from hf_bsopt.search.choose import decide, largest_that, round_down
 
 
 def card(fixed: int, each: int, total: int) -> tuple[Callable[[int], Trial], list[int]]:
@@ -32,7 +33,7 @@ def test_below_the_first_multiple_the_largest_size_is_taken() -> None:
     probe, _ = card(fixed=0, each=15, total=100)
     decision = decide(probe, total_bytes=100)
     assert decision.batch_size == 6
-    assert "largest size" in decision.reason
+    assert decision.bound == "memory"
 
 
 def test_true_largest_is_found_beside_the_choice() -> None:
@@ -89,11 +90,17 @@ def test_swapped_ends_are_named_the_right_way_round() -> None:
         check_target((0.9, 0.8))
 
 
-@pytest.mark.parametrize("wrong", [{"multiple_of": 0}, {"limit": 0}, {"limit": -3}])
+@pytest.mark.parametrize("wrong", [{"multiple_of": 0}, {"batch_size": 0}, {"batch_size": -3}])
 def test_impossible_multiples_and_limits_are_refused(wrong: dict[str, int]) -> None:
-    probe, _ = card(fixed=0, each=1, total=100)
-    with pytest.raises(UsageError):
-        decide(probe, total_bytes=100, **wrong)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="is at least 1"):
+        SearchOptions(**wrong)  # type: ignore[arg-type]
+
+
+def test_without_a_limit_no_size_over_the_default_maximum_is_chosen_or_called_optimal() -> None:
+    probe, _ = card(fixed=0, each=1, total=100_000)
+    decision = decide(probe, total_bytes=100_000)
+    assert (decision.batch_size, decision.bound, decision.is_optimal) == (8192, "default maximum", False)
+    assert decide(probe, total_bytes=100_000, limit=50_000).batch_size == 50_000
 
 
 @given(st.integers(0, 5000), st.integers(1, 6000), st.integers(1, 5000))
@@ -125,7 +132,7 @@ def test_the_choice_fits_and_the_next_multiple_does_not(
             chosen()
         return
     decision = chosen()
-    size, upper = decision.batch_size, limit or LARGEST_TRIED
+    size, upper = decision.batch_size, limit or MAX_BATCH_SIZE
     assert fixed + each * size <= high * total
     assert size <= upper
     assert size % multiple_of == 0 or size < multiple_of

@@ -49,7 +49,7 @@ def test_auto_measures_on_the_gpu_that_is_here(monkeypatch: pytest.MonkeyPatch, 
     on_this_machine(monkeypatch, cuda=True, name="Tesla T4")
     choice = choose_device("auto", None, None)
     assert isinstance(choice.device, CudaDevice)
-    assert choice.note == "measured: the GPU that is here"
+    assert choice.note == "measured: the GPU of this machine"
     assert not choice.is_demanded
 
 
@@ -92,7 +92,7 @@ def test_a_rehearsal_that_was_asked_for_is_had_or_refused_with_the_way_out(reaso
     if reason is None:
         assert choose_device("rehearse", None, None).is_demanded
     else:
-        with pytest.raises(RehearsalError, match=r"can't rehearse here: there is no C compiler.*--device predict"):
+        with pytest.raises(RehearsalError, match=r"cannot rehearse here: there is no C compiler.*--device predict"):
             choose_device("rehearse", None, None)
 
 

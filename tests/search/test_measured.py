@@ -58,7 +58,7 @@ def test_the_size_in_the_answer_was_run_and_is_under_the_target(report: Report) 
 
 
 def test_the_report_says_on_what_it_was_measured_and_how_fast(report: Report) -> None:
-    text = str(report)
+    text = report.format(verbose=True)
     assert "measured: real training steps on this CPU device, as asked" in text
     assert "0.5 GiB for the training process" in text
     assert f"Speed at {report.batch_size}:" in text
@@ -108,7 +108,7 @@ def test_a_prediction_that_is_wrong_ends_in_a_real_error_and_the_search_survives
     assert failed[0].batch_size > report.batch_size
     assert found.batch_size == pytest.approx(report.batch_size, abs=8)
     assert (next(t for t in measured(found) if t.batch_size == found.batch_size)).fits
-    assert "the prediction was" in found.decision.reason
+    assert "the prediction was" in found.reason
 
 
 def test_where_the_attempts_end_the_best_size_that_was_run_is_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +153,7 @@ def test_the_smallest_size_on_the_plateau_is_recommended_where_throughput_counts
     assert len(timed) >= 3
     assert timed[found.batch_size] >= 0.98 * max(timed[size] for size in curve if size in held)
     if found.decision.bound == "throughput plateau":
-        assert "trains no faster" in found.decision.reason
+        assert "trains no faster" in found.reason
 
 
 def test_the_length_of_the_dataset_is_a_limit() -> None:
@@ -185,9 +185,9 @@ def run_count(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     ran: list[int] = []
     original = ProbeClient.__call__
 
-    def counting(self: ProbeClient, workload: Any, batch_size: int, *args: Any) -> Trial:
+    def counting(self: ProbeClient, workload: Any, batch_size: int, *args: Any, **options: Any) -> Trial:
         ran.append(batch_size)
-        return original(self, workload, batch_size, *args)
+        return original(self, workload, batch_size, *args, **options)
 
     monkeypatch.setattr(ProbeClient, "__call__", counting)
     return ran
@@ -229,11 +229,11 @@ def interrupting(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     original = ProbeClient.__call__
     calls: list[int] = []
 
-    def call(self: ProbeClient, workload: Any, batch_size: int, *args: Any) -> Trial:
+    def call(self: ProbeClient, workload: Any, batch_size: int, *args: Any, **options: Any) -> Trial:
         if len(calls) == after:
             raise KeyboardInterrupt
         calls.append(batch_size)
-        return original(self, workload, batch_size, *args)
+        return original(self, workload, batch_size, *args, **options)
 
     monkeypatch.setattr(ProbeClient, "__call__", call)
 
@@ -250,7 +250,7 @@ def test_ctrl_c_has_what_is_known_so_far(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_ctrl_c_in_the_evaluation_has_what_is_known_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
     original = ProbeClient.__call__
 
-    def call(self: ProbeClient, workload: Any, batch_size: int, phase: str = "training") -> Trial:
+    def call(self: ProbeClient, workload: Any, batch_size: int, phase: str = "training", **options: Any) -> Trial:
         if phase == "evaluation":
             raise KeyboardInterrupt
         return original(self, workload, batch_size)

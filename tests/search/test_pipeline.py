@@ -121,11 +121,11 @@ def test_an_effective_batch_that_leaves_room_unused_is_told_with_a_better_one() 
 
 def test_what_the_processes_share_is_told() -> None:
     whole = find(dataset_size=100, num_processes=4, batch_size=50)
-    assert "within a process's share of the dataset, 25 of 100" in whole.decision.reason
+    assert "within a process's share of the dataset, 25 of 100" in whole.reason
     shared = find(effective_batch_size=96, num_processes=2)
-    assert "48: all of a process's 48 of the effective batch of 96" in shared.decision.reason
+    assert "48: all of a process's 48 of the effective batch of 96" in shared.reason
     parts = find(effective_batch_size=4096, num_processes=2)
-    assert "largest divisor of a process's 2048 of the effective batch of 4096" in parts.decision.reason
+    assert "largest divisor of a process's 2048 of the effective batch of 4096" in parts.reason
 
 
 def test_an_evaluation_of_which_not_even_one_sequence_fits_is_told() -> None:
@@ -170,7 +170,9 @@ def test_any_module_with_an_example_batch_is_sized_and_left_as_it_was() -> None:
     example = {"x": torch.randn(4, 512), "y": torch.zeros(4, dtype=torch.long)}
     state = torch.get_rng_state()
     found = find_batch_size(module, example_batch=example, gpu="2GiB", precision="fp32", evaluation=False)
-    assert found.batch_size > 10_000
+    assert (found.batch_size, found.decision.bound) == (8192, "default maximum")
+    assert found.decision.largest > 10_000
+    assert "OPTIMAL" not in str(found)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     assert all(parameter.grad is None and parameter.device.type == "cpu" for parameter in module.parameters())
@@ -264,7 +266,7 @@ def test_the_report_is_saved_as_versioned_json(report: Report, tmp_path: Path) -
     path = tmp_path / "report.json"
     report.save_json(path)
     values = json.loads(path.read_text())
-    assert values["version"] == 1
+    assert values["version"] == 2
     assert values["batch_configuration"] == {
         "per_gpu_batch_size": report.batch_size,
         "total_batch_size": report.batch_size,

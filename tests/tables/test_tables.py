@@ -56,7 +56,7 @@ def test_a_cell_is_what_the_search_for_one_model_says(frame: pd.DataFrame, card:
     assert (row["optimal"], row["max_risky"], row["safe"]) == (decision.batch_size, decision.largest, decision.safe)
     assert row["utilization"] == report.utilization
     assert row["parameters"] == report.parameters[0]
-    assert row["why"] == decision.reason
+    assert row["why"] == report.reason
 
 
 def test_what_can_not_be_says_why_and_stops_nothing(frame: pd.DataFrame) -> None:

@@ -88,7 +88,7 @@ def test_a_precision_that_the_weights_are_not_in_is_refused(module: nn.Module, p
     ids=lambda option: next(iter(option)),
 )
 def test_what_only_a_model_by_name_can_be_asked_for_is_refused(option: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match=f"{next(iter(option))} goes with a model by name"):
+    with pytest.raises(UsageError, match=f"{next(iter(option))} is an option for a model by name"):
         find(Classifier(), **option)
 
 
