@@ -211,6 +211,17 @@ class Options:
         except InvalidOptionError as error:
             raise error.spelled(spelled.get(error.option, error.option)) from None
 
+    def values(self, subject: Subject) -> dict[str, Any]:
+        """Return every option of a subject by name; ``device`` is None if it is left to be chosen."""
+        parts = (self.model, self.device, self.search)
+        values = {
+            entry.name: getattr(part, entry.name)
+            for part in parts
+            for entry in dataclasses.fields(part)
+            if subject in entry.metadata["for"]
+        }
+        return {**values, "device": None if values["device"] == "auto" else values["device"]}
+
 
 OPTION_CLASSES: tuple[type, ...] = (ModelOptions, DeviceOptions, SearchOptions)
 

@@ -172,7 +172,7 @@ def test_bf16_on_a_t4_is_a_warning(capsys: Capture) -> None:
         (["--model", "bert-mini", "--use_liger_kernel"], "Liger"),
         (["--model", "bert-mini", "--json", "/no/such/folder/x.json"], "no folder"),
         (["--model", "bert-mini", "--training_args", "/no/such/file.json"], "no such file"),
-        (["--model", "bert-mini", "--no_cache", "--trust_cache"], "contradict"),
+        (["--model", "bert-mini", "--no_cache", "--trust_cache"], "give one of them"),
         (["--model", "bert-mini", "--evaluation", "False", "--per_device_eval_batch_size", "8"], "--evaluation False"),
         (["--model", "bert-mini", "--quiet", "--advise"], "--json"),
         (["--model", "bert-mini", "--text_column", "words"], "--dataset"),

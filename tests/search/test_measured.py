@@ -266,7 +266,7 @@ def test_the_command_prints_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     arguments = ["--model", "bert-tiny", "--max_length", "64", "--device", "cpu", "--memory", MEMORY]
     assert main([*arguments, "--no_evaluation", "--no_cache"]) == INTERRUPTED
     said = capsys.readouterr().err
-    assert "interrupted. What was run:" in said
+    assert "interrupted. These sizes were run:" in said
     assert "✓ Batch size" in said
-    assert "Predicted, and not proved:" in said
+    assert "Predicted, not verified:" in said
     assert not [child for child in psutil.Process(os.getpid()).children() if "worker" in " ".join(child.cmdline())]

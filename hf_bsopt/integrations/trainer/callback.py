@@ -53,7 +53,7 @@ class BatchSizeCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         self.options = Options.of(keywords, "trainer")
         self.remembered: dict[str, Any] | None = None
         self.report: Report | None = None
-        self._arguments: dict[str, Any] = {**keywords, "recover": recover, "log": log}
+        self._arguments: dict[str, Any] = {**self.options.values("trainer"), "recover": recover, "log": log}
         self.recovery = Recovery() if recover else None
         device = self.options.device
         is_here = device.gpu is None and device.device not in ("predict", "rehearse")

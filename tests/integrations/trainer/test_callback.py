@@ -269,7 +269,7 @@ def test_fill_uses_the_largest_size_of_the_device(tmp_path: Path) -> None:
     find_batch_size(made, **SMALL, fill=True)
     assert made.args.gradient_accumulation_steps == 1
     assert made.args.per_device_train_batch_size > 100
-    with pytest.raises(UsageError, match="target is two shares"):
+    with pytest.raises(UsageError, match="target is two fractions"):
         BatchSizeCallback(target=0.9)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="give one of them"):
         BatchSizeCallback(fill=True, effective_batch_size=8)
@@ -508,7 +508,7 @@ def test_batch_rebalance_sampling_is_rejected(tmp_path: Path) -> None:
 def test_options_that_prevent_tracing_are_rejected(tmp_path: Path, name: str) -> None:
     made = trainer(tmp_path)
     setattr(made.args, name, True)
-    with pytest.raises(UsageError, match=f"{name}=True can't be traced"):
+    with pytest.raises(UsageError, match=f"{name}=True cannot be traced"):
         find_batch_size(made)
 
 
@@ -525,7 +525,7 @@ def test_callback_outside_of_a_trainer_is_rejected(tmp_path: Path) -> None:
 
 
 def test_options_that_the_trainer_decides_are_rejected(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="precision is read from the Trainer"):
+    with pytest.raises(UsageError, match="precision is an option for"):
         find_batch_size(trainer(tmp_path), precision="fp16")
 
 
@@ -537,12 +537,12 @@ def test_zero_is_rejected_at_construction(name: str) -> None:
 
 def test_failed_search_runs_again_at_the_next_train(tmp_path: Path) -> None:
     made, callback = sized(tmp_path)
-    whole = callback.sizing
-    callback.sizing = dataclasses.replace(whole, memory="450MiB")
+    whole = callback.options
+    callback.options = dataclasses.replace(whole, device=dataclasses.replace(whole.device, memory="450MiB"))
     for _ in range(2):
         with pytest.raises(NothingFitsError):
             made.train()
-    callback.sizing = whole
+    callback.options = whole
     made.train()
     assert made.args.per_device_train_batch_size == 16
     assert "get_train_dataloader" not in vars(made)
