@@ -68,7 +68,7 @@ def environment_of(gpu: GpuSpec, device: str) -> dict[str, str]:
     """Of a process that sees this GPU, or the card that is here."""
     environment = {**os.environ, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}  # a question must not start the driver
     if device == "virtual":
-        from hf_bsopt.rehearsal import environment as virtual
+        from hf_bsopt.virtual_gpu import environment as virtual
 
         environment = virtual(gpu)
     return {**environment, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

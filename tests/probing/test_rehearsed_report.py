@@ -44,7 +44,7 @@ def rehearsed_trials(report: Report) -> list[Trial]:
 
 def test_the_report_says_that_it_was_rehearsed(report: Report) -> None:
     assert report.source == "rehearsed"
-    assert any(note.startswith("rehearsed: real training steps on a virtual card") for note in report.notes)
+    assert any(note.startswith("rehearsed: real training steps on a virtual GPU") for note in report.notes)
     assert "rehearsed" in str(report)
 
 

@@ -89,9 +89,7 @@ def test_the_logged_memory_is_the_memory_in_use(trained: dict[str, Facts]) -> No
 
 def test_a_full_gpu_is_an_error_and_nothing_is_trained(trained: dict[str, Facts]) -> None:
     full = trained["full"]
-    assert full["error"].startswith(
-        "DeviceError: CUDA device: it is so full that not even a process without tensors fits"
-    )
+    assert full["error"].startswith("DeviceError: CUDA device: not even an empty process fits on the device")
     assert (full["steps"], full["shapes"], full["micro_batch"]) == (0, [], REQUESTED)
     assert full["devices"] == ["cuda:0"]
 
