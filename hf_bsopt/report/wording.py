@@ -65,7 +65,7 @@ def _reason(decision: Decision, plan: BatchPlan, search: SearchOptions, used: st
 
 def _limit_in_words(decision: Decision, search: SearchOptions) -> str:
     if decision.bound == "default maximum":
-        return f"the default maximum of {MAX_BATCH_SIZE:,}; --batch_size sets another limit"
+        return f"the default maximum of {MAX_BATCH_SIZE:,}, without --batch_size"
     if decision.bound == "dataset size" and search.num_processes > 1:
         return f"a process's share of the dataset, {decision.limit} of {search.dataset_size}"
     return f"the {decision.bound} of {decision.limit}"
