@@ -61,7 +61,7 @@ class ScriptBatchSearch:
         """
         # one attempt is kept for the divisor of the effective batch
         largest, trials = self._search(multiple_of, max(1, max_attempts - 1))
-        ignored = _sizes_with_the_same_memory(trials)
+        ignored = self._sizes_with_the_same_memory(trials)
         if ignored is not None:
             why = "the script does not take its batch size from per_device_train_batch_size"
             text = f"\n❌ UNKNOWN: memory is the same at batch sizes {ignored[0]} and {ignored[1]}: {why}."
@@ -85,20 +85,31 @@ class ScriptBatchSearch:
         result = verify(self._probe, self._own_size, limits=limits, max_attempts=max_attempts)
         return result.batch_size, result.trials
 
+    def _sizes_with_the_same_memory(self, trials: Sequence[Trial]) -> tuple[int, int] | None:
+        """Return two sizes, the second at least twice the first, that used the same memory as the first trial.
+
+        Only sizes that accumulate gradients, or only sizes that do not, are compared: resident gradients can offset
+        a smaller batch.
+        """
+        first = trials[0]
+        same = [
+            trial.batch_size
+            for trial in trials
+            if trial.fits
+            and trial.used_bytes == first.used_bytes
+            and self._accumulates(trial.batch_size) == self._accumulates(first.batch_size)
+        ]
+        return (same[0], same[-1]) if len(same) > 1 and same[-1] >= 2 * same[0] else None
+
+    def _accumulates(self, size: int) -> bool:
+        return self._samples_per_process // size > 1
+
     def _probe(self, size: int) -> Trial:
         if size not in self._trials:
             outcome = self._rerun(size, max(1, self._samples_per_process // size))
             trial = self._trials[size] = _trial(size, outcome)
             self._show(f"{'✓' if trial.fits else '✗'} {size}: {_format_trial(trial, self._total_bytes)}")
         return self._trials[size]
-
-
-def _sizes_with_the_same_memory(trials: Sequence[Trial]) -> tuple[int, int] | None:
-    """Return two sizes, the second at least twice the first, that used the same memory as the first trial."""
-    same = [trial for trial in trials if trial.fits and trial.used_bytes == trials[0].used_bytes]
-    if len(same) > 1 and same[-1].batch_size >= 2 * same[0].batch_size:
-        return same[0].batch_size, same[-1].batch_size
-    return None
 
 
 def _trial(size: int, outcome: ScriptOutcome) -> Trial:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hf_bsopt.records import GpuSpec
@@ -270,6 +270,7 @@ def test_the_exit_code_is_1_if_nothing_fits(monkeypatch: pytest.MonkeyPatch, cap
 
 
 @settings(deadline=None)
+@example(micro_batch=4, accumulation=2, processes=1, each=2, fixed=183, attempts=3)
 @given(
     micro_batch=st.integers(1, 200),
     accumulation=st.integers(1, 16),

@@ -91,7 +91,6 @@ def test_invalid_arguments_are_refused(wrong: dict[str, int]) -> None:
         find_largest_batch_size(lambda batch_size: None, **wrong)
 
 
-@pytest.mark.xfail(reason="hf_bsopt.probing imports its client, which imports torch", strict=False)
 def test_torch_is_not_imported() -> None:
     code = """
 import sys
