@@ -10,7 +10,7 @@ from torch import nn
 
 from hf_bsopt.memory import Timeline, trace
 from hf_bsopt.memory.memory_profile import PARTS, memory_profile
-from hf_bsopt.memory.replay.timeline import Recording
+from hf_bsopt.memory.replay.recording import Recording
 from hf_bsopt.records import MemoryProfile
 from hf_bsopt.workloads.training_step import StepSettings, TrainingStep
 
@@ -20,22 +20,22 @@ KIB = 1024
 def two_steps(batch_size: int) -> Recording:
     """The first step has no optimizer's state yet; in the second, 1 + 4 + 2·b + b KiB are live before the gradient."""
     made = Recording()
-    made.birth(KIB, "weights", "weights")
+    made.allocate(KIB, "weights", "weights")
     for step in range(2):
         made.steps.append(len(made.events))
         made.phases.append((len(made.events), "forward"))
-        kept = made.birth(2 * KIB * batch_size, "linear")
-        passing = made.birth(KIB * batch_size, "dropout")
-        made.death(passing)
+        kept = made.allocate(2 * KIB * batch_size, "linear")
+        passing = made.allocate(KIB * batch_size, "dropout")
+        made.free(passing)
         made.phases.append((len(made.events), "backward"))
-        gradient = made.birth(KIB, "linear_backward", "gradients")
-        passing = made.birth(KIB // 2, "sum", "workspace")
-        made.death(passing)
-        made.death(kept)
+        gradient = made.allocate(KIB, "linear_backward", "gradients")
+        passing = made.allocate(KIB // 2, "sum", "workspace")
+        made.free(passing)
+        made.free(kept)
         made.phases.append((len(made.events), "update"))
         if not step:
-            made.birth(4 * KIB, "adam", "optimizer")
-        made.death(gradient)
+            made.allocate(4 * KIB, "adam", "optimizer")
+        made.free(gradient)
     return made
 
 
@@ -81,7 +81,7 @@ def test_thinned_out_the_peak_is_still_there(by_hand: Timeline) -> None:
 def test_a_recording_that_tells_no_steps_apart_is_shown_whole() -> None:
     def one(batch_size: int) -> Recording:
         made = Recording()
-        made.death(made.birth(512 * batch_size, "x"))
+        made.free(made.allocate(512 * batch_size, "x"))
         return made
 
     found = memory_profile(Timeline(one(2), one(3), (2, 3)), 4)

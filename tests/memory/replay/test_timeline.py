@@ -14,7 +14,7 @@ from torch import nn
 from hf_bsopt.data import catalog
 from hf_bsopt.errors import TraceError
 from hf_bsopt.memory import Timeline, trace
-from hf_bsopt.memory.replay.timeline import CATEGORIES, Formula, Recording
+from hf_bsopt.memory.replay.recording import CATEGORIES, Formula, Recording
 from hf_bsopt.memory.tracing.recorder import Recorder
 from hf_bsopt.memory.tracing.tracer import _record
 from hf_bsopt.records import GpuSpec, Peak
@@ -29,9 +29,9 @@ def recording(*events: tuple[str, int | Formula] | str, category: str = "activat
     made, blocks = Recording(), dict[str, int]()
     for event in events:
         if isinstance(event, str):
-            made.death(blocks[event])
+            made.free(blocks[event])
         else:
-            blocks[event[0]] = made.birth(event[1], event[0], category)
+            blocks[event[0]] = made.allocate(event[1], event[0], category)
     return made
 
 
@@ -126,11 +126,11 @@ def test_the_peak_is_named_after_the_operation_that_made_it() -> None:
 def test_the_composition_is_what_is_alive_at_the_peak() -> None:
     def made(b: int) -> Recording:
         tape = Recording()
-        tape.birth(1000, "w", "weights")
-        gone = tape.birth(700, "g", "gradients")
-        tape.birth(512 * b, "h", "activations")
-        tape.death(gone)
-        tape.birth(4096, "cublas", "workspace")
+        tape.allocate(1000, "w", "weights")
+        gone = tape.allocate(700, "g", "gradients")
+        tape.allocate(512 * b, "h", "activations")
+        tape.free(gone)
+        tape.allocate(4096, "cublas", "workspace")
         return tape
 
     timeline = affine(made)
@@ -144,9 +144,9 @@ def test_the_composition_sums_to_the_live_bytes(blocks: list[tuple[int, int, boo
     def made(b: int) -> Recording:
         tape = Recording()
         for index, (fixed, slope, dies) in enumerate(blocks):
-            block = tape.birth(fixed + slope * b, str(index), CATEGORIES[index % len(CATEGORIES)])
+            block = tape.allocate(fixed + slope * b, str(index), CATEGORIES[index % len(CATEGORIES)])
             if dies:
-                tape.death(block)
+                tape.free(block)
         return tape
 
     timeline = affine(made)
