@@ -82,7 +82,7 @@ class HeapAllocator:
         self.peak_reserved = max(self.peak_reserved, self.resident)
 
     def free(self, name: int) -> None:
-        """Free a block: an mmapped one is returned to the system, one on the heap is merged with its free neighbours."""
+        """Free a block: return an mmapped one to the system, merge one on the heap with its free neighbours."""
         address, size = self._live.pop(name)
         self.allocated -= size
         if address is None:
@@ -128,7 +128,7 @@ class HeapAllocator:
         return address
 
     def _raise_threshold(self, mapped: int) -> None:
-        """Raise the mmap threshold after an mmapped block is freed, so that its like comes from the heap (__libc_free)."""
+        """Raise the mmap threshold to a freed mmapped block, so that its like comes from the heap (__libc_free)."""
         block = mapped - (ALIGNMENT - 2 * HEADER_BYTES)  # less the bytes before the aligned address
         if self.mmap_threshold < block <= LAST_THRESHOLD:
             self.mmap_threshold = block

@@ -34,7 +34,7 @@ A100_LIKE = GpuSpec(
 
 @dataclass(frozen=True)
 class ReplayResult:
-    """Whether the replay fits the device's memory, its peak (up to the failure if not) and cache releases."""
+    """Outcome of a replay: whether it fits, its peak (up to the failure if not) and the number of cache releases."""
 
     fits: bool
     peak: Peak

@@ -40,9 +40,8 @@ class Recorder(TorchDispatchMode):
         """
         super().__init__()
         release = TorchVersion(torch_version or torch.__version__)
-        self._workspace_is_shared = (
-            release >= WORKSPACE_IS_SHARED
-        )  # cached: comparing versions at every product is slow
+        # cached: comparing versions at every product is slow
+        self._workspace_is_shared = release >= WORKSPACE_IS_SHARED
         self._workspace_is_returned = release >= WORKSPACE_IS_RETURNED
         self.recording = Recording()
         self.phase_tracker = PhaseTracker(self.recording)
