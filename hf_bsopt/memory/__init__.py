@@ -1,4 +1,7 @@
-"""Predicts the memory of a training step without a device: ``trace(build, step).peak(batch_size, device)``."""
+"""Predict the memory of a training step without a GPU. Start with ``trace`` or ``Predictor``.
+
+trace(build, step).peak(batch_size, device)
+"""
 
 from __future__ import annotations
 

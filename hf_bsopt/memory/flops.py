@@ -1,10 +1,10 @@
-"""What a training step computes, counted on shapes alone: the matrix products and the attention of one sequence.
+"""Count the floating-point operations of a training step from shapes alone: matrix products and attention.
 
     sequence_flops(workload, device)
 
-Counted with the formulas of ``torch.utils.flop_counter``, while forward and backward run on PyTorch's ``meta`` device
-as they do in a trace: so what activation checkpointing computes again is counted again, and the gradients of frozen
-weights, which are not computed, are not.
+The formulas are those of ``torch.utils.flop_counter``, applied while forward and backward run on the ``meta`` device as
+in a trace. So recomputation by activation checkpointing is counted, and gradients of frozen weights, which are never
+computed, are not.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from .rules.cuda_dispatch import as_device
 from .tracing.recorder import Recorder
 
 COUNTED_BATCH_SIZE = 2
-WITHOUT_FORMULA = "grouped_mm"
-"""Products that flop_counter does not know (torch 2.13): of a mixture of experts."""
+NO_FORMULA = "grouped_mm"
+"""Matrix products of mixture-of-experts layers, for which flop_counter has no formula (torch 2.13)."""
 
 
 def sequence_flops(workload: Trainable, device: GpuSpec) -> int | None:
-    """Floating-point operations of one forward and backward pass, for each sequence; the optimizer's are left out.
+    """Return the floating-point operations per sequence of one forward and backward pass, without the optimizer step.
 
-    None where the model multiplies by operators that there is no formula for. Which device it is hardly matters: the
-    kernel of its attention is counted; of one that is no card, an A100's.
+    Return None if the model uses a matrix product that has no formula. ``device`` only decides the attention kernel; an
+    A100's is counted for a device that is not a CUDA GPU.
     """
     gpu = device if device.kind == "cuda" else A100_LIKE
     with META:
         model = on_meta(workload.build()).train()
-    counter = _Counter()
-    with as_device(gpu), META, Recorder(gpu), counter:  # the recorder answers what the host reads
+    counter = _FlopCounter()
+    with as_device(gpu), META, Recorder(gpu), counter:  # the recorder supplies the values that the host reads
         outputs = autocast_forward(model, workload.settings.precision, "cuda")(
             **workload.batch(COUNTED_BATCH_SIZE, "meta")
         )
@@ -48,8 +48,8 @@ def sequence_flops(workload: Trainable, device: GpuSpec) -> int | None:
     return None if counter.is_incomplete else counter.flops // COUNTED_BATCH_SIZE
 
 
-class _Counter(TorchDispatchMode):
-    """``FlopCounterMode`` without its table of modules, whose hooks take longer than the step."""
+class _FlopCounter(TorchDispatchMode):
+    """``FlopCounterMode`` without its per-module table, whose hooks take longer than the step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,6 +68,6 @@ class _Counter(TorchDispatchMode):
                 self.is_incomplete = True
         elif name == "bitsandbytes::gemm_4bit":  # (activations, packed weight, its shape [out, in], ...)
             self.flops += 2 * output.numel() * math.prod(args[2]) // args[2][0]
-        elif WITHOUT_FORMULA in name:
+        elif NO_FORMULA in name:
             self.is_incomplete = True
         return output

@@ -1,4 +1,4 @@
-"""Where the memory goes over a training step: what is live after each allocation and free, by what it is for.
+"""Live memory over a training step, after each allocation and free, broken down by what it holds.
 
 memory_profile(timeline, 48)  # MemoryProfile: bytes of weights, optimizer, gradients, activations, temporary
 """
@@ -23,9 +23,9 @@ POINTS = 300
 def memory_profile(
     timeline: Timeline, batch_size: int, device: GpuSpec | None = None, *, points: int = POINTS
 ) -> MemoryProfile:
-    """The step in which most is live, at most ``points`` of its moments: the peak is among them.
+    """Return the profile of the step with the highest peak, downsampled to at most ``points`` events; the peak is kept.
 
-    At each point the parts add up to the bytes in live blocks, each rounded up to 512 as in Timeline.live_bytes.
+    At each event the parts add up to the bytes in live blocks, each rounded up to 512 as in Timeline.live_bytes.
     """
     timeline = timeline.on(device or timeline.device)
     events = timeline.events
@@ -35,8 +35,8 @@ def memory_profile(
     blocks = np.abs(events) - 1
     change = np.sign(events) * sizes[blocks]
     total = np.cumsum(change)
-    begin, end = _step_of(int(np.argmax(total)), timeline.steps, len(events))
-    moments = begin + _highest(total[begin:end], points)
+    begin, end = _step_bounds(int(np.argmax(total)), timeline.steps, len(events))
+    moments = begin + _downsample(total[begin:end], points)
     part = _parts(timeline, blocks)[blocks]
     parts = {
         name: tuple(np.cumsum(np.where(part == index, change, 0))[moments].tolist()) for index, name in enumerate(PARTS)
@@ -50,31 +50,31 @@ def memory_profile(
     )
 
 
-def _step_of(event: int, steps: tuple[int, ...], length: int) -> tuple[int, int]:
-    """(first event, the one after the last) of the step with this event; all of them where steps are not told apart."""
+def _step_bounds(event: int, steps: tuple[int, ...], length: int) -> tuple[int, int]:
+    """Return (first event, last event + 1) of the step that contains ``event``; of the whole run without steps."""
     bounds = [*steps, length] if steps else [0, length]
     after = next((index for index, bound in enumerate(bounds) if bound > event), len(bounds) - 1)
     return (bounds[after - 1] if after else 0), bounds[after]
 
 
-def _highest(total: npt.NDArray[np.int64], points: int) -> npt.NDArray[np.int64]:
-    """Indices, in order: all of them, or the highest of each of ``points`` stretches."""
+def _downsample(total: npt.NDArray[np.int64], points: int) -> npt.NDArray[np.int64]:
+    """Return all indices, or the index of the maximum in each of ``points`` intervals."""
     if len(total) <= points:
         return np.arange(len(total))
     bounds = np.linspace(0, len(total), points + 1).astype(int).tolist()
-    stretches = itertools.pairwise(bounds)
-    return np.array([start + int(np.argmax(total[start:stop])) for start, stop in stretches])
+    intervals = itertools.pairwise(bounds)
+    return np.array([start + int(np.argmax(total[start:stop])) for start, stop in intervals])
 
 
 def _parts(timeline: Timeline, blocks: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """What each block is for: index in :data:`PARTS`. An activation that dies in the pass that made it is temporary."""
+    """Return each block's index in :data:`PARTS`. An activation freed in the pass that allocated it is temporary."""
     part = np.array([PART_OF[category] for category in timeline.categories])
     if not timeline.phases:
         return part
-    births = timeline.events > 0
-    born, died = np.zeros(len(part), dtype=np.int64), np.full(len(part), -1)
+    is_allocation = timeline.events > 0
+    allocated_in, freed_in = np.zeros(len(part), dtype=np.int64), np.full(len(part), -1)
     phases = np.searchsorted([at for at, _ in timeline.phases], np.arange(len(blocks)), side="right")
-    born[blocks[births]] = phases[births]
-    died[blocks[~births]] = phases[~births]
-    part[(part == PART_OF["activations"]) & (born == died)] = TEMPORARY
+    allocated_in[blocks[is_allocation]] = phases[is_allocation]
+    freed_in[blocks[~is_allocation]] = phases[~is_allocation]
+    part[(part == PART_OF["activations"]) & (allocated_in == freed_in)] = TEMPORARY
     return part

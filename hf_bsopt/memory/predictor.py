@@ -1,4 +1,4 @@
-"""The peak of a workload's training step on a device, at any batch size, from two traces."""
+"""Predict the peak memory of a workload's training step on a device, at any batch size, from two traces."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from .._utils import progress
 from ..records import GpuSpec, Trial
 from ..workloads.training_step import STEPS, TrainingStep, evaluation_step, has_batch_norm, smallest_batch
 from ..workloads.workload import Phase, Trainable
-from .generation import generation_at_its_end
+from .generation import generate_last_tokens
 from .replay.timeline import Timeline
 from .tracing.tracer import label, trace
 
 
 class Predictor:
-    """Traces once, then answers for any batch size in milliseconds."""
+    """Peak memory by batch size: the step is traced once, then replayed in milliseconds for each size."""
 
     def __init__(
         self,
@@ -30,24 +30,27 @@ class Predictor:
         phase: Phase = "training",
         torch_version: str | None = None,
     ) -> None:
-        """``phase``: an evaluation or a generation beside the optimizer's state, instead of a training step.
-        ``torch_version``: the release that will train; None is the one that is installed.
+        """Trace nothing yet: the first prediction does.
+
+        ``phase`` selects the training step, or an evaluation or generation that runs while the optimizer's state is
+        allocated. ``torch_version`` is the release that will train (None: the installed one).
         """
         self.workload = workload
         self.device = device
         self._expandable_segments = expandable_segments
         self._phase = phase
         self._torch_version = torch_version
-        self._parameters = (0, 0)
+        self._parameter_counts = (0, 0)
         self.has_batch_norm, self.smallest_batch = False, 1
         self._trials: dict[int, Trial] = {}
 
     @functools.cached_property
     def timeline(self) -> Timeline:
+        """The traced step. Computed on first use."""
         if "paged" in self.workload.settings.optimizer:
-            importlib.import_module("bitsandbytes.functional")  # there before the trace puts its own pages in
+            importlib.import_module("bitsandbytes.functional")  # imported so that as_device can patch it
         steps: dict[int, TrainingStep] = {}
-        kept: list[Any] = []
+        outputs: list[Any] = []
 
         def train(model: nn.Module, batch_size: int) -> None:
             step = steps.get(id(model))
@@ -59,19 +62,19 @@ class Predictor:
 
         def after_training(model: nn.Module, batch_size: int) -> None:
             if id(model) not in steps:
-                kept.clear()
-                for _ in range(STEPS):  # what training left of the cache is there too
+                outputs.clear()
+                for _ in range(STEPS):  # the allocator's cache is as training leaves it
                     train(model, smallest_batch(model))
             elif self._phase == "evaluation":
                 batch = self.workload.batch(batch_size, "meta")
-                kept.append(evaluation_step(model, self.workload.settings.precision, batch))
+                outputs.append(evaluation_step(model, self.workload.settings.precision, batch))
             else:
-                generation_at_its_end(model, self.workload, batch_size)
+                generate_last_tokens(model, self.workload, batch_size)
 
         def build() -> nn.Module:
             model = self.workload.build()
-            sizes = [(p.requires_grad, _count(p)) for p in model.parameters()]
-            self._parameters = sum(n for _, n in sizes), sum(n for trained, n in sizes if trained)
+            counts = [(p.requires_grad, _element_count(p)) for p in model.parameters()]
+            self._parameter_counts = sum(n for _, n in counts), sum(n for is_trained, n in counts if is_trained)
             self.has_batch_norm, self.smallest_batch = has_batch_norm(model), smallest_batch(model)
             return model
 
@@ -86,7 +89,7 @@ class Predictor:
             )
 
     def on(self, device: GpuSpec) -> Predictor:
-        """The same step on another device: traced again only where other kernels run there."""
+        """Return a predictor of the same step on another device, traced again only if other kernels run there."""
         other = Predictor(
             self.workload,
             device,
@@ -95,72 +98,72 @@ class Predictor:
             torch_version=self._torch_version,
         )
         other.timeline = self.timeline
-        other._parameters, other.has_batch_norm = self._parameters, self.has_batch_norm
+        other._parameter_counts, other.has_batch_norm = self._parameter_counts, self.has_batch_norm
         other.smallest_batch = self.smallest_batch
         return other
 
     @property
     def parameters(self) -> tuple[int, int]:
-        """(all, trained) parameters of the model, shared ones counted once."""
-        return self._parameters
+        """(total, trainable) parameter counts of the model; shared parameters are counted once."""
+        return self._parameter_counts
 
-    def guess(self, share: float) -> int:
-        """About how many sequences fill this share of the device."""
+    def guess(self, fraction: float) -> int:
+        """Estimate how many sequences fill this fraction of the device's memory; at least 1."""
         if self.device.total_bytes is None:
             return 1
-        fixed, each = self._line
-        return max(1, int((share * self.device.total_bytes - fixed) / each))
+        fixed, per_sequence = self._usage_line
+        return max(1, int((fraction * self.device.total_bytes - fixed) / per_sequence))
 
     @functools.cached_property
-    def _line(self) -> tuple[float, float]:
-        """(bytes, bytes a sequence) used, about: through two replays near the sizes that will be asked for."""
+    def _usage_line(self) -> tuple[float, float]:
+        """(fixed bytes, bytes per sequence), estimated from two replays near the sizes that fill the device."""
         assert self.device.total_bytes is not None
-        one, nine = (self.timeline.live_bytes(size, self.device) for size in (1, 9))
-        room = self.device.total_bytes - self.device.context_bytes - one
-        larger = max(2, 1 + int(8 * room / max(1, nine - one)))
+        live_at_1, live_at_9 = (self.timeline.live_bytes(size, self.device) for size in (1, 9))
+        available = self.device.total_bytes - self.device.context_bytes - live_at_1
+        larger = max(2, 1 + int(8 * available / max(1, live_at_9 - live_at_1)))
         smaller = larger // 2
         low, high = self.unlimited(smaller), self.unlimited(larger)
-        each = max(1.0, (high - low) / (larger - smaller))
-        return high - each * larger, each
+        per_sequence = max(1.0, (high - low) / (larger - smaller))
+        return high - per_sequence * larger, per_sequence
 
     def unlimited(self, batch_size: int) -> int:
-        """Bytes that this micro-batch would use on such a device without a limit."""
-        without = dataclasses.replace(self.device, total_bytes=None)
-        return self.timeline.peak(batch_size, without).reserved_bytes + self.device.context_bytes
+        """Return the bytes that this micro-batch would use if the device had unlimited memory."""
+        unlimited_device = dataclasses.replace(self.device, total_bytes=None)
+        return self.timeline.peak(batch_size, unlimited_device).reserved_bytes + self.device.context_bytes
 
     def expected(self, batch_size: int) -> int:
-        """Bytes that this micro-batch uses on the device, whose cache is given back where it is full; where it does
-        not fit, what it would use without a limit.
+        """Return the bytes that this micro-batch uses on the device. The allocator releases its cache when memory
+        runs out. If the micro-batch does not fit, return what it would use with unlimited memory.
         """
         trial = self(batch_size)
         return trial.used_bytes or 0 if trial.fits else self.unlimited(batch_size)
 
     def fits_within(self, batch_size: int, total_bytes: float) -> bool:
-        """Whether it would still run on such a device with so many bytes, the context included."""
+        """Return whether the micro-batch would fit in ``total_bytes`` of memory, CUDA context included."""
         if total_bytes <= self.device.context_bytes:
             return False
         smaller = dataclasses.replace(self.device, total_bytes=int(total_bytes))
         return self.timeline.replay(batch_size, smaller, expandable_segments=self._expandable_segments).fits
 
     def __call__(self, batch_size: int) -> Trial:
-        """The Trial of this micro-batch: used_bytes are the allocator's reserved bytes and the context."""
+        """Return the predicted Trial of this micro-batch; used_bytes is reserved bytes plus the CUDA context."""
         known = self._trials.get(batch_size)
         if known is None:
             known = self._trials[batch_size] = self._replay(batch_size)
         return known
 
     def _replay(self, batch_size: int) -> Trial:
-        fit = self.timeline.replay(batch_size, self.device, expandable_segments=self._expandable_segments)
+        result = self.timeline.replay(batch_size, self.device, expandable_segments=self._expandable_segments)
         return Trial(
             batch_size=batch_size,
-            outcome="fits" if fit.fits else "oom",
-            peak=fit.peak,
-            used_bytes=fit.peak.reserved_bytes + self.device.context_bytes,
+            outcome="fits" if result.fits else "oom",
+            peak=result.peak,
+            used_bytes=result.peak.reserved_bytes + self.device.context_bytes,
             source="predicted",
         )
 
 
-def _count(parameter: nn.Parameter) -> int:
-    """Bitsandbytes packs two 4-bit weights in a byte."""
+def _element_count(parameter: nn.Parameter) -> int:
+    """Return the number of weights; bitsandbytes packs two 4-bit weights in a byte."""
     state = getattr(parameter, "quant_state", None)
     return parameter.numel() if state is None else state.shape.numel()

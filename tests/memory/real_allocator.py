@@ -1,8 +1,8 @@
-"""PyTorch's own caching allocator, asked line by line: a stream of requests in, what its counters say after each out.
+"""Run requests through PyTorch's own caching allocator and print its counters after each.
 
-Run by test_allocator_against_torch.py on a virtual card. A line in: {"taken": bytes of the device that somebody else
-has, "events": [[name, bytes], …]}, 0 bytes to free. A line out: for each event [allocated, reserved, peak allocated,
-peak reserved, retries, out of memory].
+Run by test_caching_allocator_against_torch.py on a virtual GPU. A line in: {"taken": bytes of the device used by
+another process, "events": [[name, bytes], …]}, 0 bytes to free. A line out: for each event [allocated, reserved, peak
+allocated, peak reserved, retries, out of memory].
 """
 
 import ctypes
@@ -20,25 +20,25 @@ def replay(taken: int, events: list[list[int]]) -> list[list[int]]:
     if taken:
         driver.cudaMalloc(ctypes.byref(other), ctypes.c_size_t(taken))
     live: dict[int, int] = {}
-    seen = []
+    counters = []
     for name, size in events:
-        full = False
+        is_oom = False
         if size:
             try:
                 live[name] = torch.cuda.caching_allocator_alloc(size)
             except torch.OutOfMemoryError:
-                full = True
+                is_oom = True
         elif name in live:
             torch.cuda.caching_allocator_delete(live.pop(name))
         stats = torch.cuda.memory_stats_as_nested_dict()
         allocated, reserved = (stats[name]["all"] for name in ("allocated_bytes", "reserved_bytes"))
-        now, peaks = [allocated["current"], reserved["current"]], [allocated["peak"], reserved["peak"]]
-        seen.append([*now, *peaks, stats["num_alloc_retries"], int(full)])
+        current, peaks = [allocated["current"], reserved["current"]], [allocated["peak"], reserved["peak"]]
+        counters.append([*current, *peaks, stats["num_alloc_retries"], int(is_oom)])
     for pointer in live.values():
         torch.cuda.caching_allocator_delete(pointer)
     if taken:
         driver.cudaFree(other)
-    return seen
+    return counters
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-"""Malloc of glibc, asked as PyTorch asks it: a stream of requests in, what it made resident at most out.
+"""Run requests through glibc's malloc, called as PyTorch calls it, and print the peak of resident bytes.
 
-Run by test_host_allocator.py, in a process of its own for each stream. The argument is how often the place of the first
-block is shifted, which decides where all others come to lie. On standard input [[name, bytes], …], 0 bytes to free; on
-standard output bytes.
+Run by test_glibc_malloc.py, in a separate process for each stream of requests. The argument is how many times the first
+block is shifted, which decides the addresses of all others. Standard input: [[name, bytes], …], 0 bytes to free.
 """
 
 import ctypes
@@ -21,7 +20,7 @@ libc.free.argtypes = [ctypes.c_void_p]
 
 
 pointer = ctypes.c_void_p()
-to_pointer = ctypes.byref(pointer)  # once: what Python itself allocates in between would lie among the blocks
+to_pointer = ctypes.byref(pointer)  # made once: objects that Python allocates later would be placed between the blocks
 
 
 def aligned(size: int) -> int:
@@ -30,19 +29,19 @@ def aligned(size: int) -> int:
     return pointer.value or 0
 
 
-def begin_where_blocks_lie_closest() -> None:
-    """Where the end of the heap is 32 bytes past a multiple of 64, blocks of whole multiples of 64 lie 128 bytes apart
-    and a freed one fits its like; from every other place they come to lie 64 bytes apart and it does not.
+def start_at_worst_alignment() -> None:
+    """Shift the heap until consecutive blocks are 64 bytes apart, so that a freed block does not fit another of its
+    size. If the heap ends 32 bytes past a multiple of 64, blocks are 128 bytes apart and it does fit.
     """
     for grains in range(32):
         first, second = aligned(WARM_UP_BYTES), aligned(WARM_UP_BYTES)
         if second - first == WARM_UP_BYTES + ALIGNMENT:
             return
         libc.malloc(WARM_UP_BYTES + GRAIN * grains)
-    raise RuntimeError("the blocks do not lie closest")
+    raise RuntimeError("no alignment found with blocks 64 bytes apart")
 
 
-def most_resident() -> int:
+def peak_resident() -> int:
     match = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     assert match is not None
     return int(match[1]) * 1024
@@ -50,19 +49,19 @@ def most_resident() -> int:
 
 def replay(events: list[list[int]]) -> int:
     live = {name: 0 for name, _ in events}
-    before = most_resident()
+    before = peak_resident()
     for name, size in events:
         if size:
             live[name] = aligned(size)
             libc.memset(live[name], 1, size)
         else:
             libc.free(live[name])
-    return most_resident() - before
+    return peak_resident() - before
 
 
 if __name__ == "__main__":
     stream = json.load(sys.stdin)
-    begin_where_blocks_lie_closest()
+    start_at_worst_alignment()
     for _ in range(int(sys.argv[1])):
         libc.malloc(WARM_UP_BYTES + GRAIN)
     print(replay(stream))

@@ -1,4 +1,4 @@
-"""Where the memory goes over a step: claims about `memory.memory_profile` and `memory.tracing.step_phases`."""
+"""Tests of `memory.memory_profile` and `memory.tracing.step_phases`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from hf_bsopt.memory import Timeline, trace
 from hf_bsopt.memory.memory_profile import PARTS, memory_profile
-from hf_bsopt.memory.replay.timeline import Recording
+from hf_bsopt.memory.replay.recording import Recording
 from hf_bsopt.records import MemoryProfile
 from hf_bsopt.workloads.training_step import StepSettings, TrainingStep
 
@@ -18,24 +18,24 @@ KIB = 1024
 
 
 def two_steps(batch_size: int) -> Recording:
-    """The first step has no optimizer's state yet; in the second, 1 + 4 + 2·b + b KiB are live before the gradient."""
+    """Record two steps. The first has no optimizer state yet; the second has 5 + 3·b KiB live before the gradient."""
     made = Recording()
-    made.birth(KIB, "weights", "weights")
+    made.allocate(KIB, "weights", "weights")
     for step in range(2):
         made.steps.append(len(made.events))
         made.phases.append((len(made.events), "forward"))
-        kept = made.birth(2 * KIB * batch_size, "linear")
-        passing = made.birth(KIB * batch_size, "dropout")
-        made.death(passing)
+        kept = made.allocate(2 * KIB * batch_size, "linear")
+        temporary = made.allocate(KIB * batch_size, "dropout")
+        made.free(temporary)
         made.phases.append((len(made.events), "backward"))
-        gradient = made.birth(KIB, "linear_backward", "gradients")
-        passing = made.birth(KIB // 2, "sum", "workspace")
-        made.death(passing)
-        made.death(kept)
+        gradient = made.allocate(KIB, "linear_backward", "gradients")
+        temporary = made.allocate(KIB // 2, "sum", "workspace")
+        made.free(temporary)
+        made.free(kept)
         made.phases.append((len(made.events), "update"))
         if not step:
-            made.birth(4 * KIB, "adam", "optimizer")
-        made.death(gradient)
+            made.allocate(4 * KIB, "adam", "optimizer")
+        made.free(gradient)
     return made
 
 
@@ -44,14 +44,14 @@ def by_hand() -> Timeline:
     return Timeline(two_steps(2), two_steps(3), (2, 3))
 
 
-def test_the_step_that_is_shown_is_the_one_in_which_most_is_live(by_hand: Timeline) -> None:
+def test_the_profile_shows_the_step_with_the_highest_peak(by_hand: Timeline) -> None:
     found = memory_profile(by_hand, 10)
-    assert found.length == 8  # nothing of the first step, in which the state was born
+    assert found.length == 8  # nothing of the first step, which allocates the optimizer state
     assert found.parts["optimizer"] == (4 * KIB,) * 8
     assert found.phases == ((0, "forward"), (3, "backward"), (7, "update"))
 
 
-def test_the_parts_add_up_to_what_is_live_after_each_event(by_hand: Timeline) -> None:
+def test_the_parts_add_up_to_the_live_bytes_after_each_event(by_hand: Timeline) -> None:
     found = memory_profile(by_hand, 10)
     start = KIB + 4 * KIB
     kept = start + 20 * KIB
@@ -62,7 +62,7 @@ def test_the_parts_add_up_to_what_is_live_after_each_event(by_hand: Timeline) ->
     assert (found.peak_at, found.peak_bytes) == (1, kept + 10 * KIB) == (1, by_hand.live_bytes(10))
 
 
-def test_what_dies_in_the_pass_that_made_it_is_temporary_and_what_is_kept_for_another_is_an_activation(
+def test_a_block_freed_in_the_phase_that_allocated_it_is_temporary_and_one_kept_longer_is_an_activation(
     by_hand: Timeline,
 ) -> None:
     found = memory_profile(by_hand, 10)
@@ -70,7 +70,7 @@ def test_what_dies_in_the_pass_that_made_it_is_temporary_and_what_is_kept_for_an
     assert found.parts["temporary"] == (0, 10 * KIB, 0, 0, 512, 0, 0, 0)
 
 
-def test_thinned_out_the_peak_is_still_there(by_hand: Timeline) -> None:
+def test_downsampling_keeps_the_peak(by_hand: Timeline) -> None:
     whole, thin = memory_profile(by_hand, 10), memory_profile(by_hand, 10, points=3)
     assert len(thin.moments) == 3
     assert (thin.peak_bytes, thin.length) == (whole.peak_bytes, whole.length)
@@ -78,10 +78,10 @@ def test_thinned_out_the_peak_is_still_there(by_hand: Timeline) -> None:
     assert set(thin.totals) <= set(whole.totals)
 
 
-def test_a_recording_that_tells_no_steps_apart_is_shown_whole() -> None:
+def test_a_recording_without_steps_is_shown_whole() -> None:
     def one(batch_size: int) -> Recording:
         made = Recording()
-        made.death(made.birth(512 * batch_size, "x"))
+        made.free(made.allocate(512 * batch_size, "x"))
         return made
 
     found = memory_profile(Timeline(one(2), one(3), (2, 3)), 4)
@@ -89,7 +89,7 @@ def test_a_recording_that_tells_no_steps_apart_is_shown_whole() -> None:
     assert found.parts["activations"] == (2048, 0)
 
 
-def test_where_nothing_was_allocated_there_is_no_point() -> None:
+def test_the_profile_is_empty_if_nothing_was_allocated() -> None:
     assert memory_profile(Timeline(Recording(), Recording(), (2, 3)), 1) == MemoryProfile(
         0, (), dict.fromkeys(PARTS, ()), 0, ()
     )
@@ -120,14 +120,14 @@ def train(settings: StepSettings, micro_batches: int = 1) -> Timeline:
 
 
 @pytest.mark.parametrize("micro_batches", [1, 2])
-def test_a_step_is_forward_and_backward_for_each_micro_batch_and_then_the_update(micro_batches: int) -> None:
+def test_a_step_is_forward_and_backward_for_each_micro_batch_and_then_the_optimizer_step(micro_batches: int) -> None:
     timeline = train(StepSettings("fp16", "adamw_torch"), micro_batches)
     assert len(timeline.steps) == 3
     names = [name for _, name in memory_profile(timeline, 32).phases]
     assert names == ["forward", "backward"] * micro_batches + ["update"]
 
 
-def test_the_parts_at_the_peak_are_those_of_the_composition() -> None:
+def test_the_parts_at_the_peak_match_the_composition() -> None:
     timeline = train(StepSettings("fp32", "adamw_torch"))
     found, composition = memory_profile(timeline, 512), timeline.composition(512)
     at_peak = {name: sizes[found.peak_at] for name, sizes in found.parts.items()}

@@ -1,4 +1,4 @@
-"""A workload's peak on a device, at any batch size: claims about `hf_bsopt.memory.predictor`."""
+"""Tests of `hf_bsopt.memory.predictor`."""
 
 from __future__ import annotations
 
@@ -37,11 +37,12 @@ MIB = 1 << 20
         ("gpt2", A100, 2, {"max_length": 1024}, 4712618496, 5198839808),
     ],
 )
-def test_a_step_of_trainer_took_as_much_on_a_virtual_device(
+def test_the_predicted_peak_matches_a_trainer_step_on_a_virtual_gpu(
     model: str, gpu: GpuSpec, batch_size: int, options: dict[str, Any], allocated: int, reserved: int
 ) -> None:
-    """From benchmarks/truth/rehearsed.csv: real Trainer steps, torch 2.11.0+cu130, transformers 5.23.0, on a virtual T4
-    of 15,637,413,888 bytes and an A100 of 42,405,462,016."""
+    """Recorded in benchmarks/truth/rehearsed.csv: Trainer steps with torch 2.11.0+cu130, transformers 5.23.0, on a
+    virtual T4 of 15,637,413,888 bytes and an A100 of 42,405,462,016.
+    """
     options = dict(options)
     accumulation = options.pop("accumulation", 1)
     trial = Predictor(describe(model, **options).accumulating(accumulation), gpu, torch_version="2.11")(batch_size)
@@ -67,7 +68,7 @@ def tiny(**options: Any) -> Workload:
     return Workload(**{"model": "tiny", "config": BERT, "task": "token-classification", "max_length": 64, **options})
 
 
-def of_size(total_bytes: int | None, context_bytes: int = 0) -> GpuSpec:
+def t4_with(total_bytes: int | None, context_bytes: int = 0) -> GpuSpec:
     return dataclasses.replace(T4, total_bytes=total_bytes, context_bytes=context_bytes)
 
 
@@ -76,7 +77,7 @@ def predictor() -> Predictor:
     return Predictor(tiny(), T4)
 
 
-def test_a_trial_is_a_prediction_whose_use_includes_the_context(predictor: Predictor) -> None:
+def test_used_bytes_of_a_predicted_trial_include_the_context(predictor: Predictor) -> None:
     trial = predictor(8)
     assert (trial.batch_size, trial.outcome, trial.source) == (8, "fits", "predicted")
     assert trial.peak is not None
@@ -99,32 +100,32 @@ def test_a_step_is_traced_once_for_all_batch_sizes(monkeypatch: pytest.MonkeyPat
     assert len(built) == 2  # at the two batch sizes that make the timeline
 
 
-def test_more_sequences_never_take_less(predictor: Predictor) -> None:
+def test_allocated_bytes_never_decrease_with_the_batch_size(predictor: Predictor) -> None:
     peaks = [predictor(batch_size).peak for batch_size in (1, 2, 3, 8, 16, 64, 256, 1024)]
     allocated = [peak.allocated_bytes for peak in peaks if peak is not None]
     assert len(allocated) == 8
     assert allocated == sorted(allocated)
 
 
-def test_what_does_not_fit_is_told_as_out_of_memory_with_what_it_would_need(predictor: Predictor) -> None:
+def test_a_size_that_does_not_fit_is_an_oom_and_unlimited_gives_the_bytes_it_needs(predictor: Predictor) -> None:
     reserved = predictor.unlimited(64) - T4.context_bytes
-    small = Predictor(tiny(), of_size(reserved // 2))
+    small = Predictor(tiny(), t4_with(reserved // 2))
     assert small(64).outcome == "oom"
     assert not small(64).fits
     assert small.unlimited(64) == reserved
-    assert Predictor(tiny(), of_size(reserved))(64).fits
+    assert Predictor(tiny(), t4_with(reserved))(64).fits
 
 
-def test_the_context_leaves_less_of_the_device(predictor: Predictor) -> None:
+def test_the_context_reduces_the_memory_for_tensors(predictor: Predictor) -> None:
     trial = predictor(64)
     assert trial.peak is not None
     exactly = trial.peak.reserved_bytes
-    assert Predictor(tiny(), of_size(exactly + 300 * MIB, 300 * MIB))(64).outcome == "fits"
-    # under that there is room only for what is left after cached segments were given back
-    assert Predictor(tiny(), of_size(trial.peak.allocated_bytes // 2 + 300 * MIB, 300 * MIB))(64).outcome == "oom"
+    assert Predictor(tiny(), t4_with(exactly + 300 * MIB, 300 * MIB))(64).outcome == "fits"
+    # with less memory it fits only if releasing cached segments frees enough
+    assert Predictor(tiny(), t4_with(trial.peak.allocated_bytes // 2 + 300 * MIB, 300 * MIB))(64).outcome == "oom"
 
 
-def test_the_guess_is_near_the_size_that_fills_the_share(predictor: Predictor) -> None:
+def test_the_guess_is_near_the_size_that_fills_the_fraction(predictor: Predictor) -> None:
     guess = predictor.guess(0.9)
     used = predictor.unlimited(guess)
     assert T4.total_bytes is not None
@@ -133,17 +134,17 @@ def test_the_guess_is_near_the_size_that_fills_the_share(predictor: Predictor) -
 
 @pytest.mark.parametrize("total_bytes", [None, 16 * MIB])
 def test_the_guess_is_at_least_one(total_bytes: int | None) -> None:
-    assert Predictor(tiny(), of_size(total_bytes)).guess(0.9) == 1
+    assert Predictor(tiny(), t4_with(total_bytes)).guess(0.9) == 1
 
 
-def test_parameters_are_counted_and_those_that_are_trained(predictor: Predictor) -> None:
+def test_total_and_trainable_parameters_are_counted(predictor: Predictor) -> None:
     predictor(1)
     with torch.device("meta"):
         count = sum(p.numel() for p in tiny().build().parameters())
     assert predictor.parameters == (count, count)
 
 
-def test_with_adapters_and_4_bits_the_weights_are_counted_unpacked() -> None:
+def test_packed_4_bit_weights_count_as_individual_parameters() -> None:
     pytest.importorskip("peft")
     pytest.importorskip("bitsandbytes")
     plain = tiny(config=LLAMA, task="causal-lm", precision="bf16", weights_dtype="bfloat16", lora_r=4)
@@ -162,23 +163,23 @@ def test_with_adapters_and_4_bits_the_weights_are_counted_unpacked() -> None:
 
 
 def test_gradients_are_resident_during_the_forward_of_a_second_micro_batch() -> None:
-    def held(accumulation: int) -> int:
+    def live_bytes(accumulation: int) -> int:
         predictor = Predictor(tiny().accumulating(accumulation), T4)
         return predictor.timeline.live_bytes(512, T4)
 
     with torch.device("meta"):
         gradients = sum(-(-4 * p.numel() // 512) * 512 for p in tiny().build().parameters())
-    assert held(2) - held(1) > 0.9 * gradients
+    assert live_bytes(2) - live_bytes(1) > 0.9 * gradients
 
 
-def test_more_micro_batches_are_only_held() -> None:
+def test_further_micro_batches_add_only_their_inputs() -> None:
     batch = 3 * 512 * 64 * 8  # ids, mask and labels
-    held = [Predictor(tiny().accumulating(n), T4).timeline.live_bytes(512, T4) for n in (2, 4, 7)]
-    assert held == [held[0], held[0] + 2 * batch, held[0] + 5 * batch]
+    live = [Predictor(tiny().accumulating(n), T4).timeline.live_bytes(512, T4) for n in (2, 4, 7)]
+    assert live == [live[0], live[0] + 2 * batch, live[0] + 5 * batch]
 
 
-def test_of_the_micro_batches_only_the_first_and_the_last_are_run() -> None:
-    """The second of many takes what the last takes."""
+def test_only_the_first_and_last_micro_batch_are_run() -> None:
+    """A middle micro-batch takes the same memory as the last."""
 
     class Counting(nn.Linear):
         forwards = 0
@@ -198,8 +199,8 @@ def test_of_the_micro_batches_only_the_first_and_the_last_are_run() -> None:
 # ---- evaluation
 
 
-def test_the_logits_of_evaluation_are_kept() -> None:
-    """Trainer gathers them: those of the step before are still there."""
+def test_evaluation_keeps_the_logits_of_the_previous_batch() -> None:
+    """Trainer gathers the logits, so those of the previous batch are still allocated."""
 
     class Wide(nn.Linear):
         def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -208,11 +209,11 @@ def test_the_logits_of_evaluation_are_kept() -> None:
 
     workload = ModuleWorkload(Wide(4, 100_000), {"x": torch.ones(1, 4)}, StepSettings("fp32", "sgd"))
     timeline = Predictor(workload, A100, phase="evaluation").timeline
-    a_sequence = (timeline.live_bytes(3000, A100) - timeline.live_bytes(1000, A100)) / 2000
-    assert a_sequence == pytest.approx(2 * 4 * 100_000, rel=0.01)
+    per_sequence = (timeline.live_bytes(3000, A100) - timeline.live_bytes(1000, A100)) / 2000
+    assert per_sequence == pytest.approx(2 * 4 * 100_000, rel=0.01)
 
 
-def test_evaluation_has_the_optimizer_s_state_and_no_gradients() -> None:
+def test_evaluation_has_optimizer_state_and_no_gradients() -> None:
     training, evaluation = Predictor(tiny(), T4), Predictor(tiny(), T4, phase="evaluation")
     parts = evaluation.timeline.composition(2048, T4)
     assert parts["gradients"] == 0
@@ -243,7 +244,7 @@ class Classifier(nn.Module):
         return F.cross_entropy(logits, labels), logits
 
 
-def test_any_module_with_an_example_is_predicted_and_left_alone() -> None:
+def test_a_module_with_an_example_batch_is_predicted_and_left_unchanged() -> None:
     torch.manual_seed(0)
     module = Classifier()
     before = {name: value.clone() for name, value in module.state_dict().items()}
@@ -252,7 +253,7 @@ def test_any_module_with_an_example_is_predicted_and_left_alone() -> None:
     small, large = predictor(8).peak, predictor(8192).peak
     assert small is not None
     assert large is not None
-    # at the least the input, the body's output and what batch norm gives, and the latter's gradient
+    # at least the input, the outputs of the body and batch norm, and the gradient of the latter
     assert large.allocated_bytes - small.allocated_bytes > 4 * 8184 * (256 + 3 * 512)
     assert predictor.parameters[0] == sum(p.numel() for p in module.parameters())
     assert {name: torch.equal(value, before[name]) for name, value in module.state_dict().items()} == dict.fromkeys(
@@ -262,7 +263,7 @@ def test_any_module_with_an_example_is_predicted_and_left_alone() -> None:
 
 
 @pytest.mark.parametrize("phase", ["training", "evaluation"])
-def test_no_random_numbers_are_drawn(phase: Phase) -> None:
+def test_a_prediction_draws_no_random_numbers(phase: Phase) -> None:
     before = torch.get_rng_state()
     Predictor(tiny(), T4, phase=phase)(4)
     assert torch.equal(torch.get_rng_state(), before)

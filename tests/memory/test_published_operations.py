@@ -1,9 +1,9 @@
-"""Single operations, beside what others measured on real cards: the rows of benchmarks/truth/ops.csv.
+"""Single operations, compared with published measurements on real GPUs: the rows of benchmarks/truth/ops.csv.
 
 From linkedin/Liger-Kernel, benchmark/data/all_benchmark_data.csv (provider huggingface, which is plain PyTorch, on an
 A100-SXM4-80GB and an H100 80GB HBM3) and benchmark/scripts: the peak of `torch.cuda.max_memory_allocated` in one of ten
-calls of forward and backward, with the gradients of the last call still there. The row of intel/torch-xpu-ops is in
-test_cuda_rules.py.
+calls of forward and backward, with the gradients of the previous call still allocated. The row of intel/torch-xpu-ops
+is in rules/test_cuda_dispatch.py.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def benchmark(
     batch_size: int,
     gpu: GpuSpec = A100,
 ) -> int:
-    """Peak bytes allocated; the inputs are made once, as in the scripts."""
+    """Return the peak bytes allocated; the inputs are created once, as in the scripts."""
     kept: dict[nn.Module, tuple[torch.Tensor, ...]] = {}
 
     def step(model: nn.Module, size: int) -> None:
@@ -42,7 +42,7 @@ def benchmark(
 
 
 def near(published: int) -> object:
-    """Published in float32 MiB: the large ones are rounded by up to a KiB."""
+    """Compare with a value published in float32 MiB, which rounds large ones by up to a KiB."""
     return pytest.approx(published, rel=1e-4)
 
 
@@ -57,7 +57,7 @@ def near(published: int) -> object:
         (131072, 42949804032),
     ],
 )
-def test_cross_entropy(vocabulary: int, published: int) -> None:
+def test_cross_entropy_matches_the_published_peak(vocabulary: int, published: int) -> None:
     """benchmark_cross_entropy.py: 8 × 2,048 rows in float32."""
 
     def inputs(batch: int) -> tuple[torch.Tensor, ...]:
@@ -73,10 +73,10 @@ def test_cross_entropy(vocabulary: int, published: int) -> None:
 @pytest.mark.parametrize(
     ("rows", "published"), [(4096, 6388220928), (8192, 9607382016), (16384, 16045704192), (32768, 28922347520)]
 )
-def test_a_language_model_s_head_with_its_loss(rows: int, published: int) -> None:
+def test_a_language_model_head_with_its_loss_matches_the_published_peak(rows: int, published: int) -> None:
     """benchmark_fused_linear_cross_entropy.py: Linear(4096, 128256) without bias and cross entropy, in bf16.
 
-    The script of that time made the modules of both providers: two weights, of which one is used.
+    The script of that time created the modules of both providers: two weights, of which one is used.
     """
 
     def build() -> nn.Module:
@@ -93,7 +93,7 @@ def test_a_language_model_s_head_with_its_loss(rows: int, published: int) -> Non
 
 
 class LlamaRMSNorm(nn.Module):
-    """Of the script: a weight in float32."""
+    """The layer of the script, with a float32 weight."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class LlamaRMSNorm(nn.Module):
 
 
 def norm(layer: Callable[[int], nn.Module], rows: int, width: int, dtype: torch.dtype, gpu: GpuSpec = A100) -> int:
-    """Two layers, of which one is used; the graph is retained."""
+    """Return the peak of two layers, of which one is used; the graph is retained."""
 
     def inputs(batch: int) -> tuple[torch.Tensor, ...]:
         x = torch.randn(batch * (rows // 2), width, dtype=dtype)
@@ -125,8 +125,8 @@ def norm(layer: Callable[[int], nn.Module], rows: int, width: int, dtype: torch.
     ("width", "published"),
     [(1024, 83951616), (2048, 167870464), (4096, 335708160), (8192, 671383552), (16384, 1342734336)],
 )
-def test_layer_norm(width: int, published: int, gpu: GpuSpec) -> None:
-    """benchmark_layer_norm.py: 4,096 rows in float32; both cards measured the same."""
+def test_layer_norm_matches_the_published_peak(width: int, published: int, gpu: GpuSpec) -> None:
+    """benchmark_layer_norm.py: 4,096 rows in float32; both GPUs measured the same."""
     assert norm(lambda n: nn.LayerNorm(n, eps=1e-6), 4096, width, torch.float32, gpu) == near(published)
 
 
@@ -141,6 +141,6 @@ def test_layer_norm(width: int, published: int, gpu: GpuSpec) -> None:
         (32768, 2684755968),
     ],
 )
-def test_rms_norm_as_llama_writes_it(width: int, published: int) -> None:
+def test_llama_rms_norm_matches_the_published_peak(width: int, published: int) -> None:
     """benchmark_rms_norm.py: 2,048 rows in bf16."""
     assert norm(LlamaRMSNorm, 2048, width, torch.bfloat16) == near(published)

@@ -1,1 +1,1 @@
-"""What an allocator makes of a recorded step, at any batch size. Front door: timeline.py."""
+"""Replay a recorded step through a model of the allocator, at any batch size. Start with timeline.py."""

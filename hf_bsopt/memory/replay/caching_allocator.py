@@ -1,7 +1,7 @@
-"""The CUDA caching allocator of PyTorch, replayed.
+"""A model of PyTorch's CUDA caching allocator.
 
-Rules from c10/cuda/CUDACachingAllocator.cpp and c10/core/AllocatorConfig.h (pytorch 2.11). One device, one stream: a
-training step on one GPU uses the default stream only.
+Rules from c10/cuda/CUDACachingAllocator.cpp and c10/core/AllocatorConfig.h (pytorch 2.11). One device and one stream: a
+training step on one GPU uses only the default stream.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ from bisect import bisect_left, insort
 
 MIB = 1 << 20
 BLOCK_BYTES = 512
-"""kMinBlockSize: every request is rounded up to it."""
+"""kMinBlockSize: every request is rounded up to a multiple of it."""
 SMALL_REQUEST = 1 * MIB
-"""kSmallSize: the largest request that goes to the small pool."""
+"""kSmallSize: the largest request served by the small pool."""
 SMALL_SEGMENT = 2 * MIB
 LARGE_SEGMENT = 20 * MIB
 """kLargeBuffer: the segment for a large request under 10 MiB."""
 MIN_LARGE_REQUEST = 10 * MIB
 ROUND_LARGE = 2 * MIB
-"""kRoundLarge: larger segments are whole multiples of it."""
+"""kRoundLarge: larger segments are multiples of it."""
 
 
 _UNLIMITED = 1 << 42
 
 
 class DeviceFull(MemoryError):  # noqa: N818
-    """The device refuses a segment even after every free one was given back: ``torch.OutOfMemoryError``."""
+    """Out of memory even after all cached segments were released: ``torch.OutOfMemoryError``."""
 
 
 class _Block:
@@ -49,8 +49,8 @@ class _Block:
 
 
 class _Pool:
-    """Free blocks, ordered by size, then address: the smallest that fits is taken. With expandable segments, beside
-    them the ranges of addresses that no memory is mapped to yet.
+    """Free blocks, ordered by size, then address: the smallest that fits is used. With expandable segments the pool
+    also keeps the address ranges that have no memory mapped yet.
     """
 
     def __init__(self, small: bool) -> None:
@@ -76,7 +76,7 @@ class _Pool:
         at = bisect_left(self.keys, (size, -1))
         if at == len(self.keys):
             return None
-        if expandable:  # a block that can still grow counts with what it can grow to
+        if expandable:  # a block that can grow counts at the size it can grow to
             while at + 1 < len(self.keys) and self._growth(at + 1) < self._growth(at):
                 at += 1
         return self.blocks[self.keys[at]]
@@ -88,13 +88,18 @@ class _Pool:
 
 
 class CachingAllocator:
-    """Counts as ``torch.cuda.memory_stats`` does: ``allocated`` includes the tails of blocks that were not split."""
+    """The allocator's state and counters, as in ``torch.cuda.memory_stats``: ``allocated`` includes the unused ends of
+    blocks that were not split.
+    """
 
     def __init__(
         self, limit: int | None = None, *, device_bytes: int | None = None, expandable_segments: bool = False
     ) -> None:
-        """``limit``: bytes that the device gives to this process, its context not counted; None: without end.
-        ``device_bytes``: all of the device, by which expandable segments take their addresses; None: the limit.
+        """Start with no segments.
+
+        ``limit`` is the device memory available to this process without its context, in bytes (None: unlimited).
+        ``device_bytes`` is the total memory of the device, which sets the address ranges of expandable segments (None:
+        the limit).
         """
         self.limit = limit
         self._addressed = device_bytes or limit or _UNLIMITED
@@ -106,7 +111,7 @@ class CachingAllocator:
         self._next_address = LARGE_SEGMENT
 
     def allocate(self, name: int, size: int) -> None:
-        """A block of ``size`` bytes, to be freed under ``name``. Raises DeviceFull."""
+        """Allocate ``size`` bytes, to be freed under ``name``. Raises DeviceFull."""
         size = -(-size // BLOCK_BYTES) * BLOCK_BYTES
         pool = self._pools[size <= SMALL_REQUEST]
         block = pool.best_fit(size, self.expandable_segments)
@@ -123,13 +128,13 @@ class CachingAllocator:
             self.peak_allocated = self.allocated
 
     def free(self, name: int) -> None:
-        """Back to the pool, joined with its free neighbours."""
+        """Return a block to its pool, merged with its free neighbours."""
         block = self._live.pop(name)
         self.allocated -= block.size
-        self._join_neighbours(block)
+        self._merge_neighbours(block)
         block.pool.add(block)
 
-    def _join_neighbours(self, block: _Block) -> None:
+    def _merge_neighbours(self, block: _Block) -> None:
         for neighbour in (block.previous, block.next):
             if neighbour is None or not neighbour.free or neighbour.mapped != block.mapped:
                 continue
@@ -159,7 +164,7 @@ class CachingAllocator:
             insort(block.pool.unmapped, rest, key=lambda b: b.address)
 
     def _obtain(self, size: int, pool: _Pool) -> _Block:
-        """From the device; if it refuses, once more after everything that is wholly free was given back."""
+        """Get a block from the device; if that fails, release the cache and retry once."""
         take = self._grow if self.expandable_segments else self._new_segment
         block = take(size, pool)
         if block is None:
@@ -167,7 +172,9 @@ class CachingAllocator:
             self._release_cached()
             block = take(size, pool)
         if block is None:
-            raise DeviceFull(f"{size} bytes more than the {self.reserved} held do not fit in {self.limit}")
+            raise DeviceFull(
+                f"cannot allocate {size} bytes: {self.reserved} bytes are reserved and the limit is {self.limit} bytes"
+            )
         return block
 
     def _take_from_device(self, size: int) -> bool:
@@ -183,7 +190,7 @@ class CachingAllocator:
         if not self._take_from_device(segment):
             return None
         block = _Block(self._next_address, segment, pool)
-        self._next_address += segment + ROUND_LARGE  # segments never touch, so that their blocks never join
+        self._next_address += segment + ROUND_LARGE  # a gap keeps blocks of two segments from merging
         return block
 
     def _release_cached(self) -> None:
@@ -195,32 +202,32 @@ class CachingAllocator:
                     pool.remove(block)
                     self.reserved -= block.size
 
-    # Expandable segments: for each pool a range of addresses, 9/8 of the device, to which memory is mapped in pages.
+    # Expandable segments: each pool has an address range of 9/8 of the device, to which memory is mapped page by page.
 
     def _grow(self, size: int, pool: _Pool) -> _Block | None:
-        block = self._room(size, pool)
+        block = self._unmapped_range(size, pool)
         if not block.mapped and not self._map(block, min(block.size, size)):
             return None
-        # what was mapped may have joined a free block before it
+        # the mapped block may have merged with a free block before it
         while block.size < size:
             following = block.next
-            assert following is not None  # _room saw enough of it
+            assert following is not None  # _unmapped_range checked that there is enough
             if not self._map(following, min(size - block.size, following.size)):
                 return None
             block = following
         pool.remove(block)
         return block
 
-    def _room(self, size: int, pool: _Pool) -> _Block:
-        """The first unmapped range that has room, with the free block before it."""
+    def _unmapped_range(self, size: int, pool: _Pool) -> _Block:
+        """Return the start of the first unmapped range that is large enough, counting a free block before it."""
         for block in pool.unmapped:
             before = block.previous
             start = before if before is not None and before.free else block
-            room, at = 0, start
-            while at is not None and at.free and room < size:
-                room += at.size
+            available, at = 0, start
+            while at is not None and at.free and available < size:
+                available += at.size
                 at = at.next  # type: ignore[assignment]
-            if room >= size:
+            if available >= size:
                 return start
         space = -(-(self._addressed + self._addressed // 8) // pool.page) * pool.page
         fresh = _Block(self._next_address, space, pool, mapped=False)
@@ -238,12 +245,12 @@ class CachingAllocator:
         if size < block.size:
             self._split(block, size)
         block.mapped = True
-        self._join_neighbours(block)
+        self._merge_neighbours(block)
         pool.add(block)
         return True
 
     def _unmap(self, block: _Block) -> None:
-        """Gives back the pages that lie wholly in a free block."""
+        """Release the pages that lie entirely within a free block."""
         pool = block.pool
         start = -(-block.address // pool.page) * pool.page
         end = (block.address + block.size) // pool.page * pool.page
@@ -260,7 +267,7 @@ class CachingAllocator:
             pool.add(after)
         block.address, block.size, block.mapped = start, end - start, False
         self.reserved -= block.size
-        self._join_neighbours(block)
+        self._merge_neighbours(block)
         block.free = True
         insort(pool.unmapped, block, key=lambda b: b.address)
 

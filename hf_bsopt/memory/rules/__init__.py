@@ -1,1 +1,1 @@
-"""What CUDA does that meta tensors do not: kernels, autocast, workspaces. Front door: cuda_dispatch.py."""
+"""CUDA behavior that meta tensors lack: kernels, autocast, workspaces. Start with cuda_dispatch.py."""

@@ -1,4 +1,4 @@
-"""What the attention kernels take for themselves: aten/src/ATen/native/transformers/cuda (pytorch 2.11)."""
+"""Workspaces of CUDA's attention kernels: aten/src/ATen/native/transformers/cuda (pytorch 2.11)."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 from torch import Tensor
 
 from ...records import GpuSpec
-from ..replay.timeline import Formula
+from ..replay.recording import Formula
 from .cuda_dispatch import SMALL_SHARED_MEMORY
-from .kernel_workspace import Run, Scratch, div_up, nbytes, round_up
+from .kernel_workspace import Run, Workspace, div_up, nbytes, round_up
 
 # Memory-efficient attention: aten/src/ATen/native/transformers/cuda/mem_eff_attention/kernel_backward.h (Params::
-# workspace_size), the kernels of kernels/cutlassB.h in the order in which attention_backward.cu tries them.
+# workspace_size); the kernels of kernels/cutlassB.h in the order in which attention_backward.cu tries them.
 
 
 def _backward_tile(capability: int, widest: int, half: bool) -> tuple[int, int, int]:
-    """(queries, keys, head dimension at most) of the first kernel that takes these heads."""
+    """Return (queries, keys, maximum head dimension) of the first kernel that supports these heads."""
     if widest <= 64:
         return 64, 64, 32 if widest <= 32 else 64
     limit = 128 if widest <= 128 else 65536
@@ -34,6 +34,7 @@ def _backward_tile(capability: int, widest: int, half: bool) -> tuple[int, int, 
 def efficient_backward_bytes(
     device: GpuSpec, batch: int, heads: int, queries: int, keys: int, width: int, value_width: int, half: int
 ) -> int:
+    """Return the workspace of the memory-efficient backward kernel, in bytes."""
     capability = device.compute_capability
     tile_queries, tile_keys, limit = _backward_tile(capability, max(width, value_width), bool(half))
     splits_keys = capability >= 70
@@ -53,38 +54,39 @@ def efficient_backward_bytes(
 
 
 def efficient_backward(
-    scratch: Scratch, run: Run, grad: Tensor, query: Tensor, key: Tensor, value: Tensor, bias: Any, out: Tensor,
+    workspace: Workspace, run: Run, grad: Tensor, query: Tensor, key: Tensor, value: Tensor, bias: Any, out: Tensor,
     lse: Tensor, *_: Any, **__: Any,
 ) -> Any:  # fmt: skip
+    """Hold the row sums (delta) and the workspace of the backward kernel, and a contiguous copy of the gradient."""
     batch, heads, queries, width = query.shape
     half = int(query.element_size() == 2)
     copied = 0 if grad.transpose(1, 2).is_contiguous() else nbytes(grad)
     delta = batch * heads * queries * 4
-    workspace = Formula(efficient_backward_bytes, (batch, heads, queries, key.size(2), width, value.size(3), half))
-    with scratch(copied):
+    kernel_bytes = Formula(efficient_backward_bytes, (batch, heads, queries, key.size(2), width, value.size(3), half))
+    with workspace(copied):
         output = run()
         if half:
-            with scratch(delta, workspace, freed_in_order=True):
+            with workspace(delta, kernel_bytes, freed_in_order=True):
                 return output
-        # in single precision the row sums of gradient times output are not the kernel's own work
+        # in single precision the row sums of gradient times output are separate operations
         with contextlib.ExitStack() as held:
-            with scratch(nbytes(grad), delta):
-                held.enter_context(scratch(delta))
-            with scratch(workspace):
+            with workspace(nbytes(grad), delta):
+                held.enter_context(workspace(delta))
+            with workspace(kernel_bytes):
                 return output
 
 
-def efficient(scratch: Scratch, run: Run, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Any:
-    """kernel_forward.h, kNeedsOutputAccumulatorBuffer: wide heads in half precision are summed in fp32."""
+def efficient(workspace: Workspace, run: Run, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Any:
+    """Hold the fp32 accumulator of wide heads in half precision (kernel_forward.h, kNeedsOutputAccumulatorBuffer)."""
     output = run()
     wide = query.element_size() == 2 and value.size(-1) > 128
-    with scratch(query.numel() // query.size(-1) * value.size(-1) * 4 if wide else 0):
+    with workspace(query.numel() // query.size(-1) * value.size(-1) * 4 if wide else 0):
         return output
 
 
 def _key_splits(device: GpuSpec, batch: int, heads: int, queries: int, keys: int, width: int) -> int:
-    """flash_api.cpp, set_params_splitkv and num_splits_heuristic: few heads leave multiprocessors idle, to which the
-    keys are then split.
+    """Return how many splits of the keys run in parallel: with few heads, splitting the keys fills idle multiprocessors
+    (flash_api.cpp, set_params_splitkv and num_splits_heuristic).
     """
     blocks = div_up(keys, 256 if width <= 64 else 128 if width <= 128 else 64)
     work = batch * heads * div_up(queries, 64)
@@ -102,6 +104,7 @@ def _key_splits(device: GpuSpec, batch: int, heads: int, queries: int, keys: int
 
 
 def split_bytes(device: GpuSpec, batch: int, heads: int, queries: int, keys: int, width: int, columns: int) -> int:
+    """Return the bytes of fp32 partial results, 0 if the keys are not split."""
     splits = _key_splits(device, batch, heads, queries, keys, width)
     return splits * batch * heads * queries * columns * 4 if splits > 1 else 0
 
@@ -111,30 +114,38 @@ def _flash_columns(width: int) -> int:
 
 
 def flash(
-    scratch: Scratch, run: Run, query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0, *_: Any, **__: Any
+    workspace: Workspace,
+    run: Run,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    dropout_p: float = 0.0,
+    *_: Any,
+    **__: Any,
 ) -> Any:
+    """Hold the partial sums and outputs of the key splits, which are only used without dropout."""
     output = run()
     batch, heads, queries, width = query.shape
     shape = batch, heads, queries, key.size(2), width
     if dropout_p:
         return output
-    with scratch(Formula(split_bytes, (*shape, 1)), Formula(split_bytes, (*shape, _flash_columns(width)))):
+    with workspace(Formula(split_bytes, (*shape, 1)), Formula(split_bytes, (*shape, _flash_columns(width)))):
         return output
 
 
 def flash_backward(
-    scratch: Scratch, run: Run, grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor,
+    workspace: Workspace, run: Run, grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor,
     *_: Any, **__: Any,
 ) -> Any:  # fmt: skip
-    """aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp, mha_bwd: gradients of the queries are summed in
-    fp32, those of shared keys and values (grouped-query attention) are first made for every query head.
+    """Hold the fp32 gradient of the queries and, for grouped-query attention, the gradients of keys and values for
+    every query head (aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp, mha_bwd).
     """
     batch, heads, queries, width = query.shape
     copies = [0 if t.transpose(1, 2).is_contiguous() else nbytes(t) for t in (grad, out)]
     rows = round_up(queries, 128)
     columns = _flash_columns(width)
     expanded = [nbytes(query) // queries * key.size(2)] * 2 if key.size(1) != heads else []
-    with scratch(*copies):
+    with workspace(*copies):
         output = run()
-        with scratch(batch * heads * rows * 4, batch * rows * heads * columns * 4, *expanded):
+        with workspace(batch * heads * rows * 4, batch * rows * heads * columns * 4, *expanded):
             return output

@@ -1,9 +1,9 @@
-"""``torch.autocast("cuda")`` for tensors that are on no CUDA device.
+"""``torch.autocast("cuda")`` for meta tensors.
 
-PyTorch's own kernels of the AutocastCUDA key let anything pass that is not on a CUDA device. Those below take their
-places while a step is traced: same lists, same order of casts, same cache of half-precision weights
-(aten/src/ATen/autocast_mode.h and .cpp, pytorch 2.13). They sit at the dispatcher because activation checkpointing
-recomputes inside the autograd engine, where a TorchFunctionMode is not active.
+PyTorch's kernels of the AutocastCUDA key do not cast tensors outside CUDA devices. The kernels below replace them while
+a step is traced, with the same lists, order of casts and cache of half-precision weights (aten/src/ATen/autocast_mode.h
+and .cpp, pytorch 2.13). They are registered with the dispatcher because activation checkpointing recomputes inside the
+autograd engine, where a TorchFunctionMode is not active.
 """
 
 from __future__ import annotations
@@ -122,6 +122,7 @@ _WITHOUT = torch._C.DispatchKeySet(KEY)
 
 
 def operator(name: str) -> Any:
+    """Return the aten operator with this name, "op" or "op.overload"."""
     packet, _, overload = name.partition(".")
     return getattr(getattr(aten, packet), overload or "default")
 
@@ -133,15 +134,17 @@ def _eligible(value: Any) -> bool:
 
 
 class Autocast:
-    """The casting kernels and their cache of cast weights, which lives until the outermost autocast ends."""
+    """The casting kernels and their cache of cast weights, which is cleared when the outermost autocast ends."""
 
     def __init__(self) -> None:
         self._weights: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def clear_cache(self) -> None:
+        """Drop the cast copies of weights."""
         self._weights.clear()
 
     def register(self, library: torch.library.Library) -> None:
+        """Register the kernels with ``library``."""
         for names, policy in (
             (LOWER_PRECISION, self._lower_precision),
             (FLOAT32, self._float32),
@@ -166,13 +169,13 @@ class Autocast:
         ):
             known = self._weights.get(id(value))
             if known is None:
-                with torch.enable_grad():  # whoever asks first: later uses need the copy's gradient
+                with torch.enable_grad():  # even if first used without gradients: later uses need the copy's gradient
                     known = self._weights[id(value)] = value.to(dtype), value
             return known[0]
         return value.to(dtype)
 
     def _cast_all(self, args: tuple[Any, ...], kwargs: dict[str, Any], dtype: torch.dtype) -> Any:
-        """Last argument first, as the compiled C++ evaluates them: it decides where the copies lie."""
+        """Cast the last argument first, as the compiled C++ does: the order decides the addresses of the copies."""
         kwargs = {name: self._cast(value, dtype) for name, value in kwargs.items()}
         return [self._cast(value, dtype) for value in reversed(args)][::-1], kwargs
 
@@ -195,8 +198,8 @@ class Autocast:
     def _float32_output(self, op: Any) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             with torch._C._ExcludeDispatchKeyGuard(_WITHOUT):
-                asked = kwargs.get("dtype") is not None or any(isinstance(a, torch.dtype) for a in args)
-                if _eligible(args[0]) and not asked:
+                has_dtype = kwargs.get("dtype") is not None or any(isinstance(a, torch.dtype) for a in args)
+                if _eligible(args[0]) and not has_dtype:
                     kwargs = {**kwargs, "dtype": torch.float32}
                 return op(*args, **kwargs)
 

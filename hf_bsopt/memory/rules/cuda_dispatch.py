@@ -1,8 +1,7 @@
-"""What CUDA does otherwise than the ``meta`` device that a step is traced on.
+"""Make the ``meta`` device, on which a step is traced, dispatch like CUDA.
 
-:func:`as_device` puts CUDA's choices in PyTorch's dispatcher for the length of a trace: autocast, dropout's mask, the
-attention kernel that this compute capability would run, what the host reads back. What kernels take for themselves
-stands in ``cuda_kernels``.
+:func:`as_device` overrides PyTorch's dispatcher during a trace: autocast, dropout's mask, the attention kernel for the
+compute capability, values read by the host. The workspaces of kernels are in ``kernels.py``.
 """
 
 from __future__ import annotations
@@ -22,21 +21,21 @@ from torch.utils._python_dispatch import _disable_current_modes
 from ...records import GpuSpec
 from .autocast import KEY as AUTOCAST_KEY
 from .autocast import Autocast
-from .device_queries import Asked
+from .device_queries import DeviceQueries
 from .host import HOST_OPERATORS, additive
 
 aten = torch.ops.aten
 HALF = (torch.float16, torch.bfloat16)
 SMALL_SHARED_MEMORY = (86, 89, 120)
-"""Compute capabilities of the Ampere, Ada and Blackwell cards that are not data center cards."""
+"""Compute capabilities of the Ampere, Ada and Blackwell GPUs that are not data center GPUs."""
 
 
 @contextlib.contextmanager
-def as_device(device: GpuSpec, asked: Asked | None = None) -> Iterator[None]:
-    """Within it, meta tensors are treated as tensors on ``device`` would be. One thread at a time. ``asked`` notes what
-    hung on the device.
+def as_device(device: GpuSpec, queries: DeviceQueries | None = None) -> Iterator[None]:
+    """Treat meta tensors like tensors on ``device`` while the context is open. One thread at a time. ``queries``
+    records the decisions that depend on the device.
     """
-    asked = asked or Asked(device)
+    queries = queries or DeviceQueries(device)
     autocast = Autocast()
     clear_cache = torch.clear_autocast_cache
 
@@ -45,15 +44,15 @@ def as_device(device: GpuSpec, asked: Asked | None = None) -> Iterator[None]:
         clear_cache()
 
     with contextlib.ExitStack() as stack:
-        for module, name, stand_in in _stand_ins():
-            stack.enter_context(mock.patch.object(module, name, stand_in))
+        for module, name, replacement in _replacements():
+            stack.enter_context(mock.patch.object(module, name, replacement))
         stack.enter_context(mock.patch.object(torch, "clear_autocast_cache", clear_both_caches))
         library = torch.library.Library("aten", "IMPL")
         stack.callback(library._destroy)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that these operators have kernels already is the point
+            warnings.simplefilter("ignore")  # overriding existing kernels is intended
             autocast.register(library)
-            for operator, kernel in (HOST_OPERATORS if device.kind != "cuda" else _operators(asked)).items():
+            for operator, kernel in (HOST_OPERATORS if device.kind != "cuda" else _operators(queries)).items():
                 library.impl(operator, kernel, "AutogradMeta")
         was_on = torch.is_autocast_enabled("cuda")
         stack.callback(torch.set_autocast_enabled, "cuda", was_on)
@@ -62,17 +61,17 @@ def as_device(device: GpuSpec, asked: Asked | None = None) -> Iterator[None]:
         yield
 
 
-def _operators(asked: Asked) -> dict[str, Any]:
+def _operators(queries: DeviceQueries) -> dict[str, Any]:
     return {
         "dropout": _dropout,
         "softmax.int": _softmax(aten._softmax),
         "log_softmax.int": _softmax(aten._log_softmax),
-        "scaled_dot_product_attention": _Attention(asked),
+        "scaled_dot_product_attention": _Attention(queries),
     }
 
 
-def _stand_ins() -> Iterator[tuple[Any, str, Any]]:
-    """Where PyTorch's and transformers' Python asks for a CUDA device by name."""
+def _replacements() -> Iterator[tuple[Any, str, Any]]:
+    """Yield (module, name, replacement) for the Python functions that check for a CUDA device."""
     devices = ["cuda", "meta", "cpu"]
     for name in ("torch.optim.optimizer", "torch.utils._foreach_utils"):
         module = importlib.import_module(name)
@@ -86,17 +85,17 @@ def _stand_ins() -> Iterator[tuple[Any, str, Any]]:
     yield importlib.import_module("torch.utils.checkpoint"), "_infer_device_type", lambda *args: "cuda"
     paging = sys.modules.get("bitsandbytes.functional")
     if paging is not None:
-        yield paging, "get_paged", _managed_memory
+        yield paging, "get_paged", _get_paged
         yield paging, "fill", lambda tensor, value, device=None, prefetch=True: None
-    # shape functions that ask how many elements a mask chooses are told: all
+    # shape functions assume that a mask selects all elements
     yield importlib.import_module("torch.fx.experimental._config"), "meta_nonzero_assume_all_nonzero", True
     generic = sys.modules.get("transformers.utils.generic")
     if generic is not None:  # maybe_autocast("meta", enabled=False) would leave autocast on
         yield generic, "nullcontext", lambda: torch.autocast("cuda", enabled=False)
 
 
-def _managed_memory(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Pages of a paged optimizer's state: the driver moves them between host and device, outside the allocator."""
+def _get_paged(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a paged optimizer's state, not recorded: managed memory is outside the caching allocator."""
     with _disable_current_modes():
         return torch.empty(shape, dtype=dtype, device="meta")
 
@@ -109,7 +108,7 @@ def _autocast_on_meta(self: torch.autocast, device_type: str, *args: Any, **kwar
 
 
 def _dropout(tensor: Tensor, p: float, train: bool) -> Tensor:
-    """Dropout.cu keeps a mask of bool; the composite keeps one of the input's dtype."""
+    """Keep a bool mask, as Dropout.cu does; the composite operation keeps one of the input's dtype."""
     if not train or p == 0 or tensor.numel() == 0:
         return tensor
     if p == 1:
@@ -118,7 +117,7 @@ def _dropout(tensor: Tensor, p: float, train: bool) -> Tensor:
 
 
 def _softmax(op: Any) -> Any:
-    """SoftMax.cpp: on CUDA fp16 becomes fp32 inside the kernel; every other cast makes a copy first."""
+    """Return CUDA's softmax: fp16 is cast to fp32 inside the kernel, other casts make a copy first (SoftMax.cpp)."""
 
     def call(tensor: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
         if tensor.dtype == torch.float16 and dtype == torch.float32:
@@ -129,14 +128,14 @@ def _softmax(op: Any) -> Any:
 
 
 class _Attention:
-    """scaled_dot_product_attention, with the kernel that the device would choose.
+    """scaled_dot_product_attention with the kernel that the device would select.
 
-    aten/src/ATen/native/transformers/cuda/sdp_utils.cpp and attention.cpp: flash where the card, the dtype and the
-    absence of a mask allow it, else memory-efficient, else plain matrix products.
+    aten/src/ATen/native/transformers/cuda/sdp_utils.cpp and attention.cpp: flash if the GPU and dtype allow it and
+    there is no mask, else memory-efficient, else plain matrix products.
     """
 
-    def __init__(self, asked: Asked) -> None:
-        self._asked = asked
+    def __init__(self, queries: DeviceQueries) -> None:
+        self._queries = queries
 
     def __call__(
         self,
@@ -152,15 +151,15 @@ class _Attention:
         tensors = query, key, value
         if all(t.dim() == 4 for t in tensors):
             flash, efficient = torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.mem_efficient_sdp_enabled()
-            if flash and attn_mask is None and self._can_flash(query, key, value, dropout_p, is_causal):
+            if flash and attn_mask is None and self._can_run_flash(query, key, value, dropout_p, is_causal):
                 return self._flash(query, key, value, dropout_p, is_causal, scale)
-            if efficient and self._can_be_efficient(query, key, value):
+            if efficient and self._can_run_efficient(query, key, value):
                 return self._efficient(query, key, value, attn_mask, dropout_p, is_causal, scale)
         return aten._scaled_dot_product_attention_math(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )[0]
 
-    def _can_flash(self, query: Tensor, key: Tensor, value: Tensor, dropout_p: float, is_causal: bool) -> bool:
+    def _can_run_flash(self, query: Tensor, key: Tensor, value: Tensor, dropout_p: float, is_causal: bool) -> bool:
         if query.dtype not in HALF:
             return False
         width = query.size(-1)
@@ -168,13 +167,13 @@ class _Attention:
             return False
         if is_causal and query.size(-2) != key.size(-2):
             return False
-        return bool(self._asked(_runs_flash, width, dropout_p > 0, _needs_grad(query, key, value)))
+        return bool(self._queries(_runs_flash, width, dropout_p > 0, _needs_grad(query, key, value)))
 
-    def _can_be_efficient(self, query: Tensor, key: Tensor, value: Tensor) -> bool:
+    def _can_run_efficient(self, query: Tensor, key: Tensor, value: Tensor) -> bool:
         if query.dtype not in (*HALF, torch.float32):
             return False
-        same_heads = query.size(-3) == key.size(-3) == value.size(-3)  # it knows no grouped-query attention
-        return same_heads and bool(self._asked(_runs_efficient, query.dtype, query.size(-1), value.size(-1)))
+        same_heads = query.size(-3) == key.size(-3) == value.size(-3)  # no grouped-query attention
+        return same_heads and bool(self._queries(_runs_efficient, query.dtype, query.size(-1), value.size(-1)))
 
     def _flash(
         self, query: Tensor, key: Tensor, value: Tensor, dropout_p: float, is_causal: bool, scale: float | None
@@ -209,27 +208,29 @@ class _Attention:
 
 def _runs_flash(device: GpuSpec, width: int, has_dropout: bool, needs_grad: bool) -> bool:
     capability = device.compute_capability
-    wide_on_small_card = capability in SMALL_SHARED_MEMORY and width > 192 and (width <= 224 or has_dropout)
-    return capability >= 80 and not (wide_on_small_card and needs_grad)
+    is_wide_for_small_shared_memory = (
+        capability in SMALL_SHARED_MEMORY and width > 192 and (width <= 224 or has_dropout)
+    )
+    return capability >= 80 and not (is_wide_for_small_shared_memory and needs_grad)
 
 
 def _runs_efficient(device: GpuSpec, dtype: torch.dtype, width: int, value_width: int) -> bool:
     capability = device.compute_capability
     if dtype == torch.bfloat16 and capability < 80:
         return False
-    unit, since = (8, 70) if dtype in HALF else (4, 80)
-    return capability < since or (width % unit == 0 and value_width % unit == 0)
+    alignment, first_aligned = (8, 70) if dtype in HALF else (4, 80)
+    return capability < first_aligned or (width % alignment == 0 and value_width % alignment == 0)
 
 
 def _needs_grad(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
-# What the host reads from the device: nothing was computed, so numbers are 0 and conditions are false, as on the
-# virtual device of hf_bsopt.rehearsal. What asks how many elements are chosen is told: all of them, the most memory.
+# Values that the host reads from the device: nothing was computed, so numbers are 0 and conditions are false, as on the
+# virtual GPU. Selections return all elements, which takes the most memory.
 
 
-def _number(func: Any, args: Any, kwargs: Any) -> Any:
+def _read_scalar(func: Any, args: Any, kwargs: Any) -> Any:
     return torch.zeros((), dtype=args[0].dtype).item() if args[0].is_meta else NotImplemented
 
 
@@ -240,7 +241,7 @@ def _copy_to_host(func: Any, args: Any, kwargs: Any) -> Any:
     return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
 
 
-def _all_chosen(func: Any, args: Any, kwargs: Any) -> Any:
+def _select_all(func: Any, args: Any, kwargs: Any) -> Any:
     tensor = args[0]
     if not tensor.is_meta:
         return NotImplemented
@@ -248,7 +249,7 @@ def _all_chosen(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 HOST_READS: dict[Any, Any] = {
-    aten._local_scalar_dense.default: _number,
+    aten._local_scalar_dense.default: _read_scalar,
     aten._to_copy.default: _copy_to_host,
-    aten.nonzero.default: _all_chosen,
+    aten.nonzero.default: _select_all,
 }

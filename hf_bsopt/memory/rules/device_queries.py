@@ -1,4 +1,4 @@
-"""What a trace asks of its device. On another device that answers alike, the same trace holds."""
+"""Record what a trace asks about its device: the trace is valid on any device with the same answers."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from typing import Any
 
 from ...records import GpuSpec
 
-Question = Callable[..., Any]
+DeviceQuery = Callable[..., Any]
 
 
-class Asked:
-    """Questions about a device, and its answers."""
+class DeviceQueries:
+    """Queries about a device, with the answers."""
 
     def __init__(self, device: GpuSpec) -> None:
         self.device = device
-        self._answers: dict[tuple[Question, tuple[Any, ...]], Any] = {}
+        self._answers: dict[tuple[DeviceQuery, tuple[Any, ...]], Any] = {}
 
-    def __call__(self, question: Question, *arguments: Any) -> Any:
-        """``question(device, *arguments)``, noted. The question is pure, and the arguments can be hashed."""
-        key = question, arguments
+    def __call__(self, query: DeviceQuery, *arguments: Any) -> Any:
+        """Return ``query(device, *arguments)`` and record it. ``query`` must be pure and the arguments hashable."""
+        key = query, arguments
         if key not in self._answers:
-            self._answers[key] = question(self.device, *arguments)
+            self._answers[key] = query(self.device, *arguments)
         return self._answers[key]
 
-    def answers_alike(self, device: GpuSpec) -> bool:
-        """Whether that device is of the same kind and would have answered every question the same."""
+    def has_same_answers(self, device: GpuSpec) -> bool:
+        """Return whether ``device`` is of the same kind and gives the same answer to every recorded query."""
         return device.kind == self.device.kind and all(
-            question(device, *arguments) == answer for (question, arguments), answer in self._answers.items()
+            query(device, *arguments) == answer for (query, arguments), answer in self._answers.items()
         )

@@ -1,7 +1,7 @@
-"""What a CPU, or a Mac's GPU, does otherwise than the ``meta`` device that a step is traced on.
+"""Operators that run differently on a CPU or an Apple GPU than on the ``meta`` device.
 
-There is little: both run PyTorch's operators as they are written, without CUDA's fused kernels, and without a caching
-allocator that rounds and splits. What is traced here is a first guess, which real steps correct.
+There are few: both run PyTorch's operators as written, without CUDA's fused kernels and without a caching allocator
+that rounds and splits. The trace is a first estimate, which real steps correct.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """aten/src/ATen/native/transformers/sdp_utils_cpp.cpp: flash where there is no dropout and no mask to train."""
+    """Run flash attention if there is no dropout and no trainable mask (ATen/native/transformers/sdp_utils_cpp.cpp)."""
     same_heads = query.size(-3) == key.size(-3) == value.size(-3)
     if query.dim() == 4 and dropout_p == 0 and same_heads and not (attn_mask is not None and attn_mask.requires_grad):
         mask = None if attn_mask is None else additive(attn_mask, query.dtype)
@@ -37,7 +37,7 @@ def _attention(
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """attention.cpp, convert_boolean_attn_mask."""
+    """Convert a bool mask to an additive one (attention.cpp, convert_boolean_attn_mask)."""
     if mask.dtype != torch.bool:
         return mask
     zero = torch.zeros((), dtype=dtype, device=mask.device)

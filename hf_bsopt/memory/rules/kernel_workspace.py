@@ -1,4 +1,4 @@
-"""What the rules of kernels share: how they take memory, and the arithmetic of their host code."""
+"""Shared by the kernel rules: how they hold memory, and the arithmetic of their host code."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from ..replay.timeline import Formula
+from ..replay.recording import Formula
 
 
-class Scratch(Protocol):
-    """``with scratch(*sizes)``: bytes that a kernel holds meanwhile; freed last first, as C++ frees its locals."""
+class Workspace(Protocol):
+    """``with workspace(*sizes)``: bytes held by a kernel inside the context, freed in reverse order like C++ locals."""
 
     def __call__(self, *sizes: int | Formula, freed_in_order: bool = False) -> AbstractContextManager[None]: ...
 
@@ -22,15 +22,15 @@ KernelRule = Callable[..., Any]
 
 
 def nbytes(tensor: Tensor) -> int:
-    """Bytes of the tensor's elements."""
+    """Return the bytes of the tensor's elements."""
     return tensor.numel() * tensor.element_size()
 
 
 def div_up(a: int, b: int) -> int:
-    """A / b, rounded up."""
+    """Return a / b, rounded up."""
     return -(-a // b)
 
 
 def round_up(a: int, b: int) -> int:
-    """The least multiple of b that is not under a."""
+    """Return the smallest multiple of b that is at least a."""
     return div_up(a, b) * b

@@ -1,8 +1,8 @@
-"""Device memory that CUDA kernels take for the length of one call, and which no tensor of the program shows.
+"""Temporary device memory of CUDA kernels, held for one call and not visible as a tensor of the program.
 
-Each rule reads like the kernel's own host code: ``with scratch(...)`` takes memory, ``run()`` is the operation and
-allocates its outputs. Sizes that are not affine in the batch are :class:`~.timeline.Formula`. The sizes were read in
-the named source of pytorch 2.11 and compared with the allocations of that version, event by event.
+Each rule follows the kernel's host code: ``with workspace(...)`` holds memory, ``run()`` is the operation and allocates
+its outputs. Sizes that are not affine in the batch size are :class:`~.timeline.Formula`. The sizes come from the named
+source files of pytorch 2.11 and were compared with the allocations of that version, event by event.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ...records import GpuSpec
-from ..replay.timeline import Formula
+from ..replay.recording import Formula
 from . import attention, reductions
-from .kernel_workspace import KernelRule, Run, Scratch, div_up, nbytes
+from .kernel_workspace import KernelRule, Run, Workspace, div_up, nbytes
 
 aten = torch.ops.aten
 
@@ -25,38 +25,40 @@ _CHUNK = 65536
 """kChunkSize of aten/src/ATen/native/cuda/MultiTensorApply.cuh, in elements."""
 
 
-def _foreach_norm(scratch: Scratch, run: Run, tensors: list[Tensor], *_: Any, **__: Any) -> Any:
-    """ForeachReduceOp.cu: one partial result for each chunk of the largest tensor, for every tensor."""
+def _foreach_norm(workspace: Workspace, run: Run, tensors: list[Tensor], *_: Any, **__: Any) -> Any:
+    """Hold, for every tensor, a partial result per chunk of the largest tensor (ForeachReduceOp.cu)."""
     chunks = max((div_up(t.numel(), _CHUNK) for t in tensors), default=0)
-    with scratch(len(tensors) * chunks * (8 if tensors[0].dtype == torch.float64 else 4)):
+    with workspace(len(tensors) * chunks * (8 if tensors[0].dtype == torch.float64 else 4)):
         return run()
 
 
-# Embeddings: aten/src/ATen/native/cuda/Embedding.cu and EmbeddingBackwardKernel.cu. Up to 3072 indices one kernel does
-# it; more are sorted and summed by segments.
+# Embeddings: aten/src/ATen/native/cuda/Embedding.cu and EmbeddingBackwardKernel.cu. Up to 3072 indices are
+# handled by one kernel; more are sorted and summed by segments.
 
 _UNSORTED_INDICES = 3072
 _ROWS_PER_THREAD = 10
 
 
-def if_sorted(device: GpuSpec, indices: int, size: int) -> int:
+def bytes_if_sorted(device: GpuSpec, indices: int, size: int) -> int:
+    """Return ``size`` if this many indices are sorted, else 0."""
     return size if indices > _UNSORTED_INDICES else 0
 
 
 def radix_sort_bytes(device: GpuSpec, indices: int) -> int:
-    """cub::DeviceRadixSort: the other halves of two double buffers and the histograms of digits. Fitted to
-    compute capabilities 7.5 and 8.0: within 4 KiB from 3,073 to 131,072 indices.
+    """Return the temporary storage of cub::DeviceRadixSort: the alternate halves of two double buffers and the digit
+    histograms. Fitted on compute capabilities 7.5 and 8.0: within 4 KiB from 3,073 to 131,072 indices.
     """
-    return if_sorted(device, indices, 16 * indices + 17 * 1024 + indices * 3 // 10)
+    return bytes_if_sorted(device, indices, 16 * indices + 17 * 1024 + indices * 3 // 10)
 
 
 def scan_bytes(device: GpuSpec, indices: int) -> int:
-    """Cub's scans and selections keep a state for every tile of items: from 1279 bytes on; fitted."""
-    return if_sorted(device, indices, 1279 + indices // 40)
+    """Return the per-tile state of CUB's scans and selections, at least 1279 bytes; fitted."""
+    return bytes_if_sorted(device, indices, 1279 + indices // 40)
 
 
 def segment_bytes(device: GpuSpec, indices: int, rows: int) -> int:
-    return if_sorted(device, indices, 8 * min(indices, rows))
+    """Return the bytes of one 64-bit offset per segment (distinct index)."""
+    return bytes_if_sorted(device, indices, 8 * min(indices, rows))
 
 
 def _partial_segments(indices: int, rows: int) -> int:
@@ -64,50 +66,56 @@ def _partial_segments(indices: int, rows: int) -> int:
 
 
 def partial_offset_bytes(device: GpuSpec, indices: int, rows: int) -> int:
-    return if_sorted(device, indices, 8 * _partial_segments(indices, rows))
+    """Return the bytes of one 64-bit offset per partial segment."""
+    return bytes_if_sorted(device, indices, 8 * _partial_segments(indices, rows))
 
 
 def _is_small_table(device: GpuSpec, indices: int, rows: int, width: int) -> bool:
-    """Seen, not read: such tables are summed by another kernel, as BERT's two token types are."""
+    """Return whether another kernel sums the table, as for BERT's two token types. Observed, not read in the source."""
     return rows * div_up(width, 1024) < 4 * device.multiprocessors and 32 * rows < indices
 
 
 def partial_sum_bytes(device: GpuSpec, indices: int, rows: int, width: int) -> int:
+    """Return the bytes of the fp32 sums of partial segments."""
     if _is_small_table(device, indices, rows, width):
         return partial_offset_bytes(device, indices, rows)
-    return if_sorted(device, indices, 4 * width * _partial_segments(indices, rows))
+    return bytes_if_sorted(device, indices, 4 * width * _partial_segments(indices, rows))
 
 
 def small_table_sum_bytes(device: GpuSpec, indices: int, rows: int, width: int, half: int) -> int:
-    """The gradient of a small table in half precision is summed in fp32."""
-    return if_sorted(device, indices, 4 * rows * width) if half and _is_small_table(device, indices, rows, width) else 0
+    """Return the bytes of the fp32 sum of a small table's half-precision gradient."""
+    return (
+        bytes_if_sorted(device, indices, 4 * rows * width)
+        if half and _is_small_table(device, indices, rows, width)
+        else 0
+    )
 
 
-def _embedding(scratch: Scratch, run: Run, weight: Tensor, indices: Tensor, *_: Any, **__: Any) -> Any:
-    with scratch(0 if indices.is_contiguous() else nbytes(indices)):
+def _embedding(workspace: Workspace, run: Run, weight: Tensor, indices: Tensor, *_: Any, **__: Any) -> Any:
+    with workspace(0 if indices.is_contiguous() else nbytes(indices)):
         return run()
 
 
 def _embedding_backward(
-    scratch: Scratch, run: Run, grad: Tensor, indices: Tensor, rows: int, *_: Any, **__: Any
+    workspace: Workspace, run: Run, grad: Tensor, indices: Tensor, rows: int, *_: Any, **__: Any
 ) -> Any:
     count, width = indices.numel(), grad.size(-1)
 
     def sorting(size: int) -> Formula:
-        return Formula(if_sorted, (count, size))
+        return Formula(bytes_if_sorted, (count, size))
 
     each = sorting(8 * count)
     segments = Formula(segment_bytes, (count, rows))
     scan = Formula(scan_bytes, (count,))
-    with scratch(0 if grad.is_contiguous() else nbytes(grad), each, each):
-        with scratch(each, Formula(radix_sort_bytes, (count,))):
+    with workspace(0 if grad.is_contiguous() else nbytes(grad), each, each):
+        with workspace(each, Formula(radix_sort_bytes, (count,))):
             pass
         output = run()
-        with scratch(each, sorting(8)):
-            with scratch(each, scan):
+        with workspace(each, sorting(8)):
+            with workspace(each, scan):
                 pass
-            with scratch(segments, segments):
-                with scratch(scan):
+            with workspace(segments, segments):
+                with workspace(scan):
                     pass
                 offsets = Formula(partial_offset_bytes, (count, rows))
                 half = int(grad.element_size() == 2)
@@ -115,74 +123,74 @@ def _embedding_backward(
                     Formula(partial_sum_bytes, (count, rows, width)),
                     Formula(small_table_sum_bytes, (count, rows, width, half)),
                 )
-                with scratch(sorting(8), offsets, *sums):
+                with workspace(sorting(8), offsets, *sums):
                     return output
 
 
-def _index(scratch: Scratch, run: Run, tensor: Tensor, indices: list[Tensor | None], *_: Any, **__: Any) -> Any:
-    """TensorAdvancedIndexing.cpp: a mask becomes the positions of its elements (all of them, at worst), and index
-    tensors of unlike strides are made contiguous (make_info).
+def _index(workspace: Workspace, run: Run, tensor: Tensor, indices: list[Tensor | None], *_: Any, **__: Any) -> Any:
+    """Hold the positions of a mask's elements (at most all), and contiguous copies of index tensors whose strides
+    differ (TensorAdvancedIndexing.cpp, make_info).
     """
     used = [i for i in indices if i is not None]
     masks = [i for i in used if i.dtype == torch.bool]
     if masks:
-        with scratch(*(8 * mask.numel() * mask.dim() for mask in masks)):
+        with workspace(*(8 * mask.numel() * mask.dim() for mask in masks)):
             return run()
     shape = torch.broadcast_shapes(*(i.shape for i in used))
     expanded = [i.expand(shape) for i in used]
-    alike = len({i.stride() for i in expanded}) == 1
-    with scratch(*(0 if alike or i.is_contiguous() else nbytes(i) for i in expanded)):
+    same_strides = len({i.stride() for i in expanded}) == 1
+    with workspace(*(0 if same_strides or i.is_contiguous() else nbytes(i) for i in expanded)):
         return run()
 
 
-def _softmax_backward(scratch: Scratch, run: Run, grad: Tensor, output: Tensor, *_: Any) -> Any:
-    """SoftMax.cu, softmax_backward_cuda_out: the product of gradient and output is a tensor of its own."""
+def _softmax_backward(workspace: Workspace, run: Run, grad: Tensor, output: Tensor, *_: Any) -> Any:
+    """Hold the product of gradient and output (SoftMax.cu, softmax_backward_cuda_out)."""
     result = run()
-    with scratch(output.numel() * max(grad.element_size(), output.element_size())):
+    with workspace(output.numel() * max(grad.element_size(), output.element_size())):
         return result
 
 
-def _norm_backward(scratch: Scratch, run: Run, grad: Tensor, *_: Any, **__: Any) -> Any:
-    """layer_norm_kernel.cu: a gradient that is not contiguous is copied."""
-    with scratch(0 if grad.is_contiguous() else nbytes(grad)):
+def _norm_backward(workspace: Workspace, run: Run, grad: Tensor, *_: Any, **__: Any) -> Any:
+    """Hold a contiguous copy of the gradient if it is not contiguous (layer_norm_kernel.cu)."""
+    with workspace(0 if grad.is_contiguous() else nbytes(grad)):
         return run()
 
 
-def _four_bit_product(
-    scratch: Scratch, run: Run, tensor: Tensor, weight: Tensor, shape: Any, absmax: Tensor, blocksize: int,
+def _four_bit_matmul(
+    workspace: Workspace, run: Run, tensor: Tensor, weight: Tensor, shape: Any, absmax: Tensor, blocksize: int,
     quant_type: str, bias: Tensor | None = None, absmax_8bit: Tensor | None = None, *_: Any,
 ) -> Any:  # fmt: skip
-    """bitsandbytes/backends/cuda/ops.py, _dequant_linear_fallback, which products of training take: the weight is
-    unpacked for the call, its nested maxima too.
+    """Hold the dequantized weight and its dequantized block maxima (bitsandbytes/backends/cuda/ops.py,
+    _dequant_linear_fallback, which training uses).
     """
     maxima = () if absmax_8bit is None else (4 * absmax_8bit.numel(),) * 2
-    with scratch(*maxima, math.prod(shape) * tensor.element_size(), freed_in_order=True):
+    with workspace(*maxima, math.prod(shape) * tensor.element_size(), freed_in_order=True):
         return run()
 
 
-def _matmul(scratch: Scratch, run: Run, *args: Any, **_: Any) -> Any:
-    """CuBLAS takes no operand of stride 0: an expanded one is copied for the call."""
+def _matmul(workspace: Workspace, run: Run, *args: Any, **_: Any) -> Any:
+    """Hold copies of expanded operands: cuBLAS does not accept a stride of 0."""
     tensors = [a for a in args[-2:] if isinstance(a, Tensor)]
-    with scratch(
+    with workspace(
         *(nbytes(t) for t in tensors if any(st == 0 and n > 1 for st, n in zip(t.stride(), t.shape, strict=True)))
     ):
         return run()
 
 
 RULES: dict[Any, KernelRule] = {
-    aten.sum.dim_IntList: reductions.sum_of,
-    aten.sum.default: reductions.sum_of_all,
-    aten.mean.dim: reductions.sum_of,
-    aten.mean.default: reductions.sum_of_all,
+    aten.sum.dim_IntList: reductions.sum_over,
+    aten.sum.default: reductions.full_sum,
+    aten.mean.dim: reductions.sum_over,
+    aten.mean.default: reductions.full_sum,
     aten.linalg_vector_norm.default: reductions.norm,
     aten.amax.default: reductions.extremum,
     aten.amin.default: reductions.extremum,
     aten.max.default: reductions.extremum,
     aten.min.default: reductions.extremum,
-    aten.all.default: reductions.truth,
-    aten.any.default: reductions.truth,
-    aten.all.dim: reductions.truth,
-    aten.any.dim: reductions.truth,
+    aten.all.default: reductions.all_or_any,
+    aten.any.default: reductions.all_or_any,
+    aten.all.dim: reductions.all_or_any,
+    aten.any.dim: reductions.all_or_any,
     aten._foreach_norm.Scalar: _foreach_norm,
     aten._scaled_dot_product_efficient_attention.default: attention.efficient,
     aten._scaled_dot_product_efficient_attention_backward.default: attention.efficient_backward,
@@ -199,14 +207,14 @@ RULES: dict[Any, KernelRule] = {
     aten.baddbmm.default: _matmul,
 }
 
-NAMED_RULES: dict[str, KernelRule] = {"bitsandbytes::gemm_4bit": _four_bit_product}
-"""Operators of other packages, which may not be there when this module is imported."""
+NAMED_RULES: dict[str, KernelRule] = {"bitsandbytes::gemm_4bit": _four_bit_matmul}
+"""Operators of other packages, which may not be installed."""
 
 OUTPUT_ORDER: dict[Any, tuple[int, ...]] = {
-    aten.native_dropout.default: (1, 0),  # the mask first: Dropout.cu
+    aten.native_dropout.default: (1, 0),  # Dropout.cu allocates the mask first
     aten._scaled_dot_product_efficient_attention.default: (0, 1),  # seed and offset stay on the host
 }
-"""Outputs that are born in another order than they are returned in, or are not on the device at all."""
+"""Outputs allocated in another order than they are returned, or that are not on the device."""
 
 _MATRIX_PRODUCTS = frozenset(
     getattr(aten, name).default for name in ("mm", "bmm", "addmm", "baddbmm", "mv", "addmv", "dot", "vdot")
@@ -215,9 +223,10 @@ CUBLASLT_WORKSPACE_BYTES = 1 << 20
 
 
 def rule_of(func: Any) -> KernelRule | None:
+    """Return the rule of this operator, if it has one."""
     return RULES.get(func) or NAMED_RULES.get(func._schema.name)
 
 
 def is_matrix_product(func: Any) -> bool:
-    """Does it take a cuBLAS workspace?"""
+    """Return whether this operator uses a cuBLAS workspace."""
     return func in _MATRIX_PRODUCTS or func._schema.name in NAMED_RULES

@@ -1,1 +1,1 @@
-"""Follows one training step on meta tensors and records what it allocates. Front door: tracer.py."""
+"""Run one training step on meta tensors and record what it allocates. Start with tracer.py."""

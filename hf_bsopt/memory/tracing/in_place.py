@@ -1,9 +1,10 @@
-"""What PyTorch does in place on a card, and not under a dispatch mode, so that a trace has to do it itself.
+"""Operations that PyTorch runs in place on a GPU but not under a dispatch mode, so the trace makes them in place.
 
-Under such a mode every tensor counts as one of a subclass (``isTensorSubclassLike``, ATen/TensorSubclassLikeUtils.h),
-so that composite operations take forms that make a new tensor: `linear` adds its bias to a copy where it can't be fused
-(ATen/native/Linear.cpp), and the gradients of indexing, sorting and gathering are written into a copy of their zeros
-(torch/csrc/autograd/FunctionsManual.cpp). The autograd engine sums two gradients in a third (input_buffer.cpp).
+Under a dispatch mode every tensor counts as a tensor subclass (``isTensorSubclassLike``,
+ATen/TensorSubclassLikeUtils.h), and composite operations take the variant that makes a new tensor: ``linear`` adds its
+bias out of place when it cannot be fused (ATen/native/Linear.cpp), and gradients of indexing, sorting and gathering are
+written into a copy of their zeros (torch/csrc/autograd/FunctionsManual.cpp). The autograd engine sums two gradients
+into a third (input_buffer.cpp).
 """
 
 from __future__ import annotations
@@ -21,32 +22,34 @@ from ...workloads.meta_device import META
 
 aten = torch.ops.aten
 
-INTO_ZEROS = {
+IN_PLACE_VARIANT = {
     aten.index_put.default: aten.index_put_.default,
     aten.index_add.default: aten.index_add_.default,
     aten.scatter.src: aten.scatter_.src,
     aten.scatter_add.default: aten.scatter_add_.default,
 }
-"""Of a gradient, in a backward pass, into the zeros that were made for it last."""
+"""The in-place variant used in a backward pass, when a gradient is written into zeros that were just allocated."""
 
 
-class Linears:
-    """Whether a call of ``linear`` is under way: the only sum in it is that with the bias."""
+class LinearCalls:
+    """Count of running calls of ``linear``: the only addition inside one is that of the bias."""
 
     def __init__(self) -> None:
-        self.under_way = 0
+        self.active = 0
 
     @contextlib.contextmanager
-    def watched(self) -> Iterator[None]:
-        """While it lasts. Modules look the function up by its name at each call."""
+    def track(self) -> Iterator[None]:
+        """Count calls while the context is open. Modules look ``functional.linear`` up at each call, so it can be
+        replaced.
+        """
         original = functional.linear
 
         def linear(*args: Any, **kwargs: Any) -> torch.Tensor:
-            self.under_way += 1
+            self.active += 1
             try:
                 return original(*args, **kwargs)
             finally:
-                self.under_way -= 1
+                self.active -= 1
 
         functional.linear = linear  # type: ignore[assignment]
         try:
@@ -55,11 +58,12 @@ class Linears:
             functional.linear = original  # type: ignore[assignment]
 
 
-def engine_adds_in_place(args: Any, alone: tuple[int, int]) -> bool:
-    """Is this the autograd engine summing two gradients of one tensor?
+def is_in_place_gradient_sum(args: Any, sole_owner: tuple[int, int]) -> bool:
+    """Return whether this addition is the autograd engine summing two gradients of one tensor in place.
 
-    It does so in place where nobody else holds the first (input_buffer.cpp, can_accumulate_inplace), but never under a
-    dispatch mode, so that it has to be done here. The engine's own reference makes one more than Python code has.
+    The engine sums in place if nothing else references the first gradient (input_buffer.cpp, can_accumulate_inplace),
+    but never under a dispatch mode. ``sole_owner`` is :func:`sole_owner_use_counts`: the engine's own reference adds
+    one.
     """
     if len(args) != 2 or torch.is_grad_enabled() or torch._C._current_autograd_node() is None:
         return False
@@ -69,13 +73,13 @@ def engine_adds_in_place(args: Any, alone: tuple[int, int]) -> bool:
         and first.is_meta
         and first.shape == second.shape
         and first.dtype == second.dtype
-        and (first._use_count(), torch._C._storage_Use_Count(first.untyped_storage()._cdata)) == alone
+        and (first._use_count(), torch._C._storage_Use_Count(first.untyped_storage()._cdata)) == sole_owner
     )
 
 
 @functools.cache
-def engine_use_counts() -> tuple[int, int]:
-    """References to a gradient and its storage, as a dispatch mode sees them, when the engine alone holds it."""
+def sole_owner_use_counts() -> tuple[int, int]:
+    """Return the use counts of a gradient and its storage, seen by a dispatch mode, when only the engine holds it."""
     counts: list[tuple[int, int]] = []
 
     class Count(TorchDispatchMode):

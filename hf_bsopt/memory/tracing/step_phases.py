@@ -1,4 +1,4 @@
-"""Which pass of the training step an operation belongs to: forward, backward, or the update of the weights."""
+"""Assign operations to the phases of a training step: forward, backward and optimizer step ("update")."""
 
 from __future__ import annotations
 
@@ -7,36 +7,37 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..replay.timeline import Recording
+from ..replay.recording import Recording
 
 
-class Passes:
-    """Notes in a recording where steps and their passes begin."""
+class PhaseTracker:
+    """Writes into a recording where steps and their phases begin."""
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
-        self._now = ""
+        self._current = ""
 
     def begin_step(self) -> None:
-        """The next step begins, with its forward pass."""
+        """Begin the next step, with its forward pass."""
         self._recording.steps.append(len(self._recording.events))
         self._begin("forward")
 
-    def follow(self, args: Any) -> None:
-        """Told of each operation: what autograd's engine runs is backward, what then runs without gradients is the
-        update, and the next operation on a weight is forward again.
+    def observe(self, args: Any) -> None:
+        """Update the phase from an operation's arguments. Operations run by the autograd engine are backward;
+        operations without gradients after that are the optimizer step; the next operation on a weight with gradients
+        enabled is forward again.
         """
         if torch._C._current_autograd_node() is not None:
             name = "backward"
         elif not torch.is_grad_enabled():
-            name = "update" if self._now == "backward" else self._now
-        elif self._now != "forward" and any(isinstance(arg, nn.Parameter) for arg in args):
+            name = "update" if self._current == "backward" else self._current
+        elif self._current != "forward" and any(isinstance(arg, nn.Parameter) for arg in args):
             name = "forward"
         else:
-            name = self._now
-        if name != self._now:
+            name = self._current
+        if name != self._current:
             self._begin(name)
 
     def _begin(self, name: str) -> None:
-        self._now = name
+        self._current = name
         self._recording.phases.append((len(self._recording.events), name))

@@ -1,11 +1,11 @@
-"""One training step on tensors that have shapes and no storage, and every byte that it would allocate on a CUDA device.
+"""Trace a training step on meta tensors and record every allocation that it would make on a CUDA device.
 
     timeline = trace(lambda: AutoModel.from_config(config), step)
     timeline.peak(32)
 
-The tensors live on PyTorch's ``meta`` device, which plays the card: what is on ``meta`` would be in device memory, what
-is on ``cpu`` would not. Autograd, the optimizer and the model's own Python run as in training; a dispatch mode sees
-each operation below them and notes the storages that it brings to life, and their deaths.
+Tensors on PyTorch's ``meta`` device, which have shapes and no data, stand for tensors in GPU memory; tensors on ``cpu``
+are on the host. Autograd, the optimizer and the model's own Python run as in training, and a dispatch mode records
+which storages each operation allocates and when they are freed.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from ...errors import TraceError
 from ...records import GpuSpec
 from ...workloads.meta_device import META, on_meta, tensors_of
 from ...workloads.training_step import STEPS
-from ..replay.timeline import A100_LIKE, Recording, Timeline
+from ..replay.recording import Recording
+from ..replay.timeline import A100_LIKE, Timeline
 from ..rules.cuda_dispatch import as_device
-from ..rules.device_queries import Asked
+from ..rules.device_queries import DeviceQueries
 from .recorder import Recorder
 
 aten = torch.ops.aten
@@ -40,34 +41,41 @@ def trace(
     verify: bool = True,
     torch_version: str | None = None,
 ) -> Timeline:
-    """The timeline of ``step``, run three times on the model that ``build`` makes.
+    """Return the timeline of ``step``, run three times on the model returned by ``build``.
 
-    ``build()`` is called with ``meta`` as the default device; of a module that lies elsewhere a copy is traced.
-    ``step(model, batch_size)`` runs whatever is to be traced: any forward, backward and optimizer. Tensors that it
-    makes without naming a device are on the traced one. ``device`` decides which kernels run (compute capability 8.0
-    when None); asked about one on which others run, the timeline is traced again for it. ``verify`` traces a third
-    batch size and compares. ``torch_version`` is the release that will train, where that is another than the one that
-    is installed: its workspaces are counted. Raises TraceError where the step can't be followed, does other things at
-    another batch size, or needs memory that is no line in the batch size.
+    ``build()`` is called with ``meta`` as the default device; a module on another device is copied to it.
+    ``step(model, batch_size)`` runs what is traced: any forward, backward and optimizer step. Tensors that it creates
+    without naming a device are on the traced device. ``device`` decides which kernels run (None: compute capability
+    8.0); queried for a device with other kernels, the timeline traces again. ``verify`` traces a third batch size and
+    compares. ``torch_version`` is the release that will train, if not the installed one; it decides the workspaces.
+    Raises TraceError if the step cannot be traced, runs different operations at another batch size, or needs memory
+    that is not linear in the batch size.
     """
 
-    def traced(batch_size: int, gpu: GpuSpec, asked: Asked) -> Recording:
-        return _record(build, step, batch_size, Recorder(gpu, torch_version), gpu, asked)
+    def record_at(batch_size: int, gpu: GpuSpec, queries: DeviceQueries) -> Recording:
+        return _record(build, step, batch_size, Recorder(gpu, torch_version), gpu, queries)
 
-    def on(gpu: GpuSpec) -> Timeline:
-        asked = Asked(gpu)
-        smaller, larger = (traced(batch_size, gpu, asked) for batch_size in TRACED_BATCH_SIZES)
-        return Timeline(smaller, larger, TRACED_BATCH_SIZES, device=gpu, trace_on=on, holds_on=asked.answers_alike)
+    def trace_on(gpu: GpuSpec) -> Timeline:
+        queries = DeviceQueries(gpu)
+        smaller, larger = (record_at(batch_size, gpu, queries) for batch_size in TRACED_BATCH_SIZES)
+        return Timeline(
+            smaller,
+            larger,
+            TRACED_BATCH_SIZES,
+            device=gpu,
+            trace_on=trace_on,
+            is_valid_on=queries.has_same_answers,
+        )
 
     gpu = device or A100_LIKE
-    timeline = on(gpu)
+    timeline = trace_on(gpu)
     if verify:
-        timeline.verify(traced(VERIFIED_BATCH_SIZE, gpu, Asked(gpu)), VERIFIED_BATCH_SIZE)
+        timeline.verify(record_at(VERIFIED_BATCH_SIZE, gpu, DeviceQueries(gpu)), VERIFIED_BATCH_SIZE)
     return timeline
 
 
 def label(tensors: Iterable[torch.Tensor], category: str) -> None:
-    """Called within a step that is traced: what these are for."""
+    """Set the category of these tensors. Call it inside a traced step; elsewhere it does nothing."""
     mode = _get_current_dispatch_mode()
     if isinstance(mode, Recorder):
         for tensor in tensors:
@@ -80,22 +88,22 @@ def _record(
     batch_size: int,
     recorder: Recorder,
     device: GpuSpec,
-    asked: Asked | None = None,
+    queries: DeviceQueries | None = None,
 ) -> Recording:
     with META:
         model = on_meta(build())
     for tensor in tensors_of(model):
-        recorder.note(tensor, "weights", "weights")
+        recorder.record(tensor, "weights", "weights")
     gc_was_on = gc.isenabled()
-    gc.disable()  # a collection in the midst of a step would free at another moment in the second trace
+    gc.disable()  # a collection during a step would free at different events in the two traces
     try:
-        with as_device(device, asked), META, recorder.linears.watched(), recorder, recorder.labels(model):
+        with as_device(device, queries), META, recorder.linear_calls.track(), recorder, recorder.labels(model):
             for _ in range(STEPS):
-                recorder.passes.begin_step()
+                recorder.phase_tracker.begin_step()
                 step(model, batch_size)
     except (NotImplementedError, RuntimeError, AssertionError) as error:
-        hint = "; name no device in the step, or the model's own" if "CUDA" in str(error) else ""
-        raise TraceError(f"the step can't be followed without a device: {error}{hint}") from error
+        hint = "; create tensors without a device, or on the model's device" if "CUDA" in str(error) else ""
+        raise TraceError(f"cannot trace the step without a GPU: {error}{hint}") from error
     finally:
         if gc_was_on:
             gc.enable()

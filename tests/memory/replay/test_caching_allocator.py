@@ -1,4 +1,4 @@
-"""The caching allocator, rule by rule, then on random streams: claims about `memory.replay.caching_allocator`."""
+"""Tests of `memory.replay.caching_allocator`, rule by rule, then on random requests."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from hf_bsopt.memory.replay.caching_allocator import BLOCK_BYTES, MIB, CachingAl
 KIB = 1 << 10
 
 
-def filled(*sizes: int, limit: int | None = None) -> CachingAllocator:
-    """An allocator with live blocks 0, 1, 2, … of these sizes."""
+def allocator_with(*sizes: int, limit: int | None = None) -> CachingAllocator:
+    """Return an allocator with live blocks 0, 1, 2, … of these sizes."""
     allocator = CachingAllocator(limit)
     for name, size in enumerate(sizes):
         allocator.allocate(name, size)
@@ -28,13 +28,13 @@ def mib(value: int) -> float:
 # ---- rounding, pools and segments
 
 
-@pytest.mark.parametrize(("asked", "given"), [(1, 512), (512, 512), (513, 1024), (MIB - 1, MIB)])
-def test_a_request_is_rounded_up_to_512_bytes(asked: int, given: int) -> None:
-    assert filled(asked).allocated == given
+@pytest.mark.parametrize(("requested", "allocated"), [(1, 512), (512, 512), (513, 1024), (MIB - 1, MIB)])
+def test_a_request_is_rounded_up_to_512_bytes(requested: int, allocated: int) -> None:
+    assert allocator_with(requested).allocated == allocated
 
 
 @pytest.mark.parametrize(
-    ("asked", "segment"),
+    ("requested", "segment"),
     [
         (1, 2 * MIB),
         (MIB, 2 * MIB),
@@ -46,12 +46,12 @@ def test_a_request_is_rounded_up_to_512_bytes(asked: int, given: int) -> None:
         (100 * MIB, 100 * MIB),
     ],
 )
-def test_a_new_segment_is_2_mib_or_20_mib_or_the_request_rounded_up_to_2_mib(asked: int, segment: int) -> None:
-    assert filled(asked).reserved == segment
+def test_a_new_segment_is_2_mib_or_20_mib_or_the_request_rounded_up_to_2_mib(requested: int, segment: int) -> None:
+    assert allocator_with(requested).reserved == segment
 
 
 def test_requests_up_to_1_mib_share_a_pool_that_larger_ones_never_touch() -> None:
-    allocator = filled(2 * MIB)
+    allocator = allocator_with(2 * MIB)
     assert allocator.reserved == 20 * MIB
     allocator.allocate(1, MIB)  # 18 MiB are free, but in the other pool
     assert allocator.reserved == 22 * MIB
@@ -60,31 +60,31 @@ def test_requests_up_to_1_mib_share_a_pool_that_larger_ones_never_touch() -> Non
 
 
 def test_a_large_request_does_not_use_a_free_small_segment() -> None:
-    allocator = filled(MIB, MIB)
+    allocator = allocator_with(MIB, MIB)
     allocator.free(0)
     allocator.free(1)
     allocator.allocate(2, 2 * MIB)
     assert allocator.reserved == 22 * MIB
 
 
-# ---- which free block is taken
+# ---- which free block is used
 
 
-def test_the_smallest_free_block_that_fits_is_taken() -> None:
-    allocator = filled(8 * MIB, 2 * MIB, 4 * MIB, 6 * MIB)  # one segment of 20 MiB, full
+def test_the_smallest_free_block_that_fits_is_used() -> None:
+    allocator = allocator_with(8 * MIB, 2 * MIB, 4 * MIB, 6 * MIB)  # one segment of 20 MiB, full
     allocator.free(0)
     allocator.free(2)
-    allocator.allocate(4, 3 * MIB)  # into the hole of 4 MiB, though the one of 8 comes first
+    allocator.allocate(4, 3 * MIB)  # into the free 4 MiB, although the free 8 MiB come first
     allocator.allocate(5, 8 * MIB)
     assert mib(allocator.reserved) == 20
 
 
-def test_of_free_blocks_of_one_size_the_lowest_address_is_taken() -> None:
-    allocator = filled(2 * MIB, 4 * MIB, 2 * MIB, 4 * MIB, 8 * MIB)
+def test_among_free_blocks_of_equal_size_the_lowest_address_is_used() -> None:
+    allocator = allocator_with(2 * MIB, 4 * MIB, 2 * MIB, 4 * MIB, 8 * MIB)
     allocator.free(1)
     allocator.free(3)
     allocator.allocate(5, 4 * MIB)
-    allocator.free(4)  # beside the hole of block 3, which is still there
+    allocator.free(4)  # beside block 3, which is still free
     allocator.allocate(6, 12 * MIB)
     assert mib(allocator.reserved) == 20
 
@@ -93,22 +93,22 @@ def test_of_free_blocks_of_one_size_the_lowest_address_is_taken() -> None:
 
 
 def test_a_small_block_is_split_down_to_512_bytes() -> None:
-    allocator = filled(MIB, MIB - BLOCK_BYTES)
+    allocator = allocator_with(MIB, MIB - BLOCK_BYTES)
     assert allocator.allocated == 2 * MIB - BLOCK_BYTES
     allocator.allocate(2, BLOCK_BYTES)
     assert allocator.reserved == allocator.allocated == 2 * MIB
 
 
 def test_a_large_block_keeps_a_remainder_of_1_mib_which_counts_as_allocated() -> None:
-    assert mib(filled(19 * MIB).allocated) == 20
+    assert mib(allocator_with(19 * MIB).allocated) == 20
 
 
-def test_a_large_block_is_split_where_more_than_1_mib_remains() -> None:
-    assert filled(19 * MIB - BLOCK_BYTES).allocated == 19 * MIB - BLOCK_BYTES
+def test_a_large_block_is_split_if_more_than_1_mib_remains() -> None:
+    assert allocator_with(19 * MIB - BLOCK_BYTES).allocated == 19 * MIB - BLOCK_BYTES
 
 
-def test_a_tail_that_was_not_split_comes_back_with_its_block() -> None:
-    allocator = filled(19 * MIB)
+def test_freeing_a_block_also_frees_its_unsplit_end() -> None:
+    allocator = allocator_with(19 * MIB)
     allocator.free(0)
     assert allocator.allocated == 0
     allocator.allocate(1, 20 * MIB)
@@ -126,7 +126,7 @@ def test_expandable_segments_split_small_remainders_of_large_blocks() -> None:
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1)])
 def test_a_freed_block_merges_with_its_free_neighbours(order: tuple[int, int, int]) -> None:
-    allocator = filled(4 * MIB, 6 * MIB, 10 * MIB - 512, 2 * MIB)
+    allocator = allocator_with(4 * MIB, 6 * MIB, 10 * MIB - 512, 2 * MIB)
     reserved = allocator.reserved
     for name in order:
         allocator.free(name)
@@ -135,7 +135,7 @@ def test_a_freed_block_merges_with_its_free_neighbours(order: tuple[int, int, in
 
 
 def test_a_freed_block_does_not_merge_across_a_live_one() -> None:
-    allocator = filled(9 * MIB, 2 * MIB, 9 * MIB)
+    allocator = allocator_with(9 * MIB, 2 * MIB, 9 * MIB)
     allocator.free(0)
     allocator.free(2)
     allocator.allocate(3, 10 * MIB)
@@ -143,26 +143,26 @@ def test_a_freed_block_does_not_merge_across_a_live_one() -> None:
 
 
 def test_blocks_of_different_segments_never_merge() -> None:
-    allocator = filled(20 * MIB, 20 * MIB)
+    allocator = allocator_with(20 * MIB, 20 * MIB)
     allocator.free(0)
     allocator.free(1)
     allocator.allocate(2, 40 * MIB)
     assert mib(allocator.reserved) == 80
 
 
-# ---- a device that is full
+# ---- out of memory
 
 
-def test_free_segments_are_released_before_the_device_is_called_full() -> None:
-    allocator = filled(20 * MIB, limit=40 * MIB)
+def test_free_segments_are_released_before_an_oom_is_raised() -> None:
+    allocator = allocator_with(20 * MIB, limit=40 * MIB)
     allocator.free(0)
     allocator.allocate(1, 30 * MIB)
     assert mib(allocator.reserved) == 30
     assert allocator.retries == 1
 
 
-def test_free_segments_are_kept_while_the_device_has_room() -> None:
-    allocator = filled(20 * MIB, limit=50 * MIB)
+def test_free_segments_are_kept_while_the_device_has_memory() -> None:
+    allocator = allocator_with(20 * MIB, limit=50 * MIB)
     allocator.free(0)
     allocator.allocate(1, 30 * MIB)
     assert mib(allocator.reserved) == 50
@@ -170,14 +170,14 @@ def test_free_segments_are_kept_while_the_device_has_room() -> None:
 
 
 def test_small_segments_are_released_too() -> None:
-    allocator = filled(MIB, limit=20 * MIB)
+    allocator = allocator_with(MIB, limit=20 * MIB)
     allocator.free(0)
     allocator.allocate(1, 20 * MIB)
     assert mib(allocator.reserved) == 20
 
 
 def test_a_segment_with_a_live_block_is_not_released() -> None:
-    allocator = filled(10 * MIB - 512, 2 * MIB, limit=40 * MIB)
+    allocator = allocator_with(10 * MIB - 512, 2 * MIB, limit=40 * MIB)
     allocator.free(0)
     with pytest.raises(DeviceFull):
         allocator.allocate(2, 22 * MIB)
@@ -185,18 +185,18 @@ def test_a_segment_with_a_live_block_is_not_released() -> None:
 
 
 def test_the_last_byte_of_the_device_can_be_used() -> None:
-    assert mib(filled(20 * MIB, 20 * MIB, limit=40 * MIB).reserved) == 40
+    assert mib(allocator_with(20 * MIB, 20 * MIB, limit=40 * MIB).reserved) == 40
     with pytest.raises(DeviceFull, match="41943039"):
-        filled(20 * MIB, 20 * MIB, limit=40 * MIB - 1)
+        allocator_with(20 * MIB, 20 * MIB, limit=40 * MIB - 1)
 
 
 def test_the_segment_must_fit_and_not_only_the_request() -> None:
     with pytest.raises(DeviceFull):
-        filled(2 * MIB, limit=19 * MIB)
+        allocator_with(2 * MIB, limit=19 * MIB)
 
 
-def test_a_full_device_is_a_memory_error_and_leaves_the_live_blocks_alone() -> None:
-    allocator = filled(20 * MIB, limit=30 * MIB)
+def test_an_oom_is_a_memory_error_and_leaves_live_blocks_unchanged() -> None:
+    allocator = allocator_with(20 * MIB, limit=30 * MIB)
     with pytest.raises(MemoryError):
         allocator.allocate(1, 20 * MIB)
     assert mib(allocator.allocated) == 20
@@ -204,8 +204,8 @@ def test_a_full_device_is_a_memory_error_and_leaves_the_live_blocks_alone() -> N
     assert allocator.allocated == 0
 
 
-def test_peaks_outlive_frees_and_releases() -> None:
-    allocator = filled(20 * MIB, 20 * MIB, limit=40 * MIB)
+def test_peaks_are_kept_after_frees_and_releases() -> None:
+    allocator = allocator_with(20 * MIB, 20 * MIB, limit=40 * MIB)
     allocator.free(0)
     allocator.free(1)
     allocator.allocate(2, 22 * MIB)
@@ -213,16 +213,16 @@ def test_peaks_outlive_frees_and_releases() -> None:
     assert (mib(allocator.peak_allocated), mib(allocator.peak_reserved)) == (40, 40)
 
 
-def test_without_a_limit_there_is_no_end() -> None:
-    assert filled(1 << 50).reserved == 1 << 50
+def test_without_a_limit_any_size_fits() -> None:
+    assert allocator_with(1 << 50).reserved == 1 << 50
 
 
-# ---- random streams
+# ---- random requests
 
 
 @dataclass
-class Naive:
-    """The same rules written for reading, not for speed: segments are lists of [bytes, name or None], in order."""
+class NaiveAllocator:
+    """A slow, readable implementation of the rules: segments are lists of [bytes, name or None], in order."""
 
     limit: int | None = None
     segments: list[tuple[bool, list[list[int | None]]]] = field(default_factory=list)
@@ -290,14 +290,14 @@ SIZES = st.one_of(
     st.sampled_from([512, MIB, MIB + 1, 2 * MIB, 9 * MIB, 10 * MIB, 19 * MIB, 20 * MIB]),
 )
 STREAMS = st.lists(st.one_of(SIZES, st.integers(-40, -1)), max_size=80)
-"""An allocation of that many bytes, or, below 0, the free of one of the blocks that are alive."""
+"""An allocation of that many bytes or, if negative, the free of one of the live blocks."""
 LIMITS = st.one_of(st.none(), st.integers(2 * MIB, 120 * MIB))
 
 
 @settings(deadline=None)  # a shared machine may be slow for a moment
 @given(STREAMS, LIMITS)
-def test_every_byte_is_in_the_block_that_a_naive_allocator_puts_it_in(stream: list[int], limit: int | None) -> None:
-    allocator, naive, alive = CachingAllocator(limit), Naive(limit), []
+def test_the_counters_equal_those_of_a_naive_allocator(stream: list[int], limit: int | None) -> None:
+    allocator, naive, alive = CachingAllocator(limit), NaiveAllocator(limit), []
     for name, request in enumerate(stream):
         if request > 0:
             try:
@@ -317,7 +317,7 @@ def test_every_byte_is_in_the_block_that_a_naive_allocator_puts_it_in(stream: li
 @pytest.mark.parametrize("expandable", [False, True])
 @settings(deadline=None)  # a shared machine may be slow for a moment
 @given(stream=STREAMS, limit=LIMITS)
-def test_counts_stay_in_order_whatever_is_asked_for(expandable: bool, stream: list[int], limit: int | None) -> None:
+def test_the_counters_stay_consistent_for_any_requests(expandable: bool, stream: list[int], limit: int | None) -> None:
     allocator, alive = CachingAllocator(limit, expandable_segments=expandable), []
     peaks = (0, 0)
     for name, request in enumerate(stream):
@@ -342,8 +342,8 @@ def test_counts_stay_in_order_whatever_is_asked_for(expandable: bool, stream: li
 
 @settings(deadline=None)  # a shared machine may be slow for a moment
 @given(STREAMS, st.integers(2 * MIB, 120 * MIB))
-def test_what_fits_a_device_fits_any_larger_one_with_nothing_released(stream: list[int], limit: int) -> None:
-    """A request that the cache can serve never asks the device, so that a limit only ever takes away."""
+def test_requests_within_the_limit_release_no_segments(stream: list[int], limit: int) -> None:
+    """A request served from the cache never needs the device, so a limit above the peak changes nothing."""
     without, within = CachingAllocator(), CachingAllocator(limit)
     alive: list[int] = []
     for name, request in enumerate(stream):
@@ -365,7 +365,7 @@ def test_what_fits_a_device_fits_any_larger_one_with_nothing_released(stream: li
 
 @settings(deadline=None)  # a shared machine may be slow for a moment
 @given(STREAMS)
-def test_expandable_segments_never_allocate_more_than_was_asked_for_in_blocks_of_512(stream: list[int]) -> None:
+def test_expandable_segments_allocate_exactly_the_requests_rounded_to_512(stream: list[int]) -> None:
     allocator = CachingAllocator(expandable_segments=True)
     alive: dict[int, int] = {}
     for name, request in enumerate(stream):
@@ -380,7 +380,7 @@ def test_expandable_segments_never_allocate_more_than_was_asked_for_in_blocks_of
 
 
 # ---- the real allocator
-# Recorded from torch 2.11.0+cu130 on a virtual device of 100 MiB (torch.cuda.caching_allocator_alloc and
+# Recorded from torch 2.11.0+cu130 on a virtual GPU of 100 MiB (torch.cuda.caching_allocator_alloc and
 # caching_allocator_delete, torch.cuda.memory_allocated and memory_reserved after every request).
 
 # fmt: off
@@ -389,7 +389,7 @@ RECORDED_STREAM = [
     30751, 728, 721, -10, 5651, 24242, 19456, 28545, 6629, -10, 17676, 22664, -10, -8, 2992, -3, 464, 27042, -3, -3,
     32803, -3, -11, 28876,
 ]
-"""KiB to allocate; below 0, which of the live blocks to free, counted modulo their number."""
+"""KiB to allocate; if negative, the index of the live block to free, modulo their number."""
 RECORDED: dict[bool, list[tuple[int, int] | None]] = {
     False: [
         (8516, 20), (8835, 22), (12431, 22), (8835, 22), (29315, 42), (20799, 42), (20480, 42), (58252, 80),
@@ -406,13 +406,12 @@ RECORDED: dict[bool, list[tuple[int, int] | None]] = {
         (41636, 84), (68678, 84), (65686, 84), (64965, 84), None, (62362, 82), (35320, 82), (64196, 82),
     ],
 }
-"""KiB allocated and MiB reserved after each, None where the device was full; False: by default, True: with
-expandable segments."""
+"""KiB allocated and MiB reserved after each request, None if out of memory; the key is ``expandable_segments``."""
 # fmt: on
 
 
 @pytest.mark.parametrize("expandable", [False, True])
-def test_the_real_allocator_counted_the_same_on_a_device_that_ran_full(expandable: bool) -> None:
+def test_the_counters_equal_those_recorded_on_a_device_that_ran_out_of_memory(expandable: bool) -> None:
     allocator = CachingAllocator(100 * MIB, expandable_segments=expandable)
     counted: list[tuple[int, int] | None] = []
     alive: list[int] = []

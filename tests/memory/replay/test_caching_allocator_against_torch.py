@@ -1,4 +1,4 @@
-"""The replayed allocator against PyTorch's own, counter by counter, on a virtual card."""
+"""The allocator model compared with PyTorch's own allocator, counter by counter, on a virtual GPU."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ pytestmark = [
     pytest.mark.skipif(virtual_gpu.why_not() is not None, reason=str(virtual_gpu.why_not())),
 ]
 
-CARD = GpuSpec("2 GiB card", 2 * 2**30, 75, 40, 0)
+GPU = GpuSpec("2 GiB GPU", 2 * 2**30, 75, 40, 0)
 Event = tuple[int, int]
 
 
 class RealAllocator:
-    """The process that asks PyTorch's."""
+    """The process that runs PyTorch's allocator."""
 
     def __init__(self, expandable_segments: bool) -> None:
-        environment = virtual_gpu.environment(CARD)
+        environment = virtual_gpu.environment(GPU)
         if expandable_segments:
             environment["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
         self.expandable_segments = expandable_segments
@@ -46,7 +46,7 @@ class RealAllocator:
         )
 
     def replay(self, taken: int, events: list[Event]) -> list[list[int]]:
-        """On the card less ``taken`` bytes."""
+        """Return the counters after each event, with ``taken`` bytes of the device in use."""
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(json.dumps({"taken": taken, "events": events}) + "\n")
         self.process.stdin.flush()
@@ -67,30 +67,30 @@ def real(request: pytest.FixtureRequest) -> Iterator[RealAllocator]:
     allocator.close()
 
 
-def replay_ours(taken: int, events: list[Event], expandable_segments: bool) -> list[list[int]]:
-    total = CARD.total_bytes or 0
+def replay_model(taken: int, events: list[Event], expandable_segments: bool) -> list[list[int]]:
+    total = GPU.total_bytes or 0
     allocator = CachingAllocator(total - taken, device_bytes=total, expandable_segments=expandable_segments)
     live: set[int] = set()
-    seen = []
+    counters = []
     for name, size in events:
-        full = False
+        is_oom = False
         if size:
             try:
                 allocator.allocate(name, size)
                 live.add(name)
             except DeviceFull:
-                full = True
+                is_oom = True
         elif name in live:
             allocator.free(name)
             live.remove(name)
         peaks = [allocator.peak_allocated, allocator.peak_reserved]
-        seen.append([allocator.allocated, allocator.reserved, *peaks, allocator.retries, int(full)])
-    return seen
+        counters.append([allocator.allocated, allocator.reserved, *peaks, allocator.retries, int(is_oom)])
+    return counters
 
 
 @st.composite
 def streams(draw: st.DrawFn) -> list[Event]:
-    """Births of every scale, and deaths of what lives, in any order."""
+    """Draw allocations of every scale, and frees of live blocks in any order."""
     sizes = st.one_of(
         st.integers(1, 4096), st.integers(1, 2**20), st.integers(2**20, 30 * 2**20), st.integers(2**20, 400 * 2**20)
     )
@@ -107,19 +107,19 @@ def streams(draw: st.DrawFn) -> list[Event]:
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(events=streams(), taken=st.sampled_from([0, 1024 * MIB, 1536 * MIB, 1850 * MIB]))
-def test_any_stream_of_requests_has_the_same_counters_after_every_event(
+def test_random_requests_give_the_same_counters_after_every_event(
     real: RealAllocator, events: list[Event], taken: int
 ) -> None:
-    assert replay_ours(taken, events, real.expandable_segments) == real.replay(taken, events)
+    assert replay_model(taken, events, real.expandable_segments) == real.replay(taken, events)
 
 
 @pytest.mark.parametrize("taken", [0, 1360 * MIB, 1440 * MIB, 1640 * MIB])
 @pytest.mark.parametrize("batch_size", [16, 64])
-def test_a_training_steps_own_stream_has_the_same_counters_after_every_event(
+def test_the_requests_of_a_training_step_give_the_same_counters_after_every_event(
     real: RealAllocator, batch_size: int, taken: int
 ) -> None:
     workload = describe("bert-mini", max_length=128)
     timeline = Predictor(workload, dataclasses.replace(catalog.gpu("T4"), context_bytes=0)).timeline
     events = list(timeline.requests(batch_size))
     assert len(events) > 1000
-    assert replay_ours(taken, events, real.expandable_segments) == real.replay(taken, events)
+    assert replay_model(taken, events, real.expandable_segments) == real.replay(taken, events)

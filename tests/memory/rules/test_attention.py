@@ -1,8 +1,7 @@
-"""What attention kernels take for themselves, against the real allocator: claims about
-`hf_bsopt.memory.rules.attention`.
+"""Tests of `hf_bsopt.memory.rules.attention`, compared with the real allocator.
 
-Unless a test says otherwise, its figures were recorded with torch 2.11.0+cu130 on virtual devices of compute capability
-7.5 (T4, 40 multiprocessors), 8.0 (A100, 108) and 9.0 (H100, 132), from the history of the allocator.
+Unless a test says otherwise, its values come from the allocator's history with torch 2.11.0+cu130 on virtual GPUs of
+compute capability 7.5 (T4, 40 multiprocessors), 8.0 (A100, 108) and 9.0 (H100, 132).
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ def traced(step: Callable[[int], object], gpu: GpuSpec = A100) -> Timeline:
     return trace(nn.Module, lambda model, batch_size: step(batch_size), device=gpu)
 
 
-def taken(timeline: Timeline, origin: str, batch_size: int, gpu: GpuSpec = A100) -> list[int]:
-    """Bytes that the operation takes in one of the three steps, outputs included, in order."""
+def sizes_of(timeline: Timeline, origin: str, batch_size: int, gpu: GpuSpec = A100) -> list[int]:
+    """Return the bytes of each allocation of the operation in one of the three steps, outputs included, in order."""
     made = zip(timeline.sizes(batch_size, gpu).tolist(), timeline.origins, strict=True)
     sizes = [size for size, name in made if size and name == origin]
     assert sizes[: len(sizes) // 3] * 3 == sizes
@@ -88,9 +87,9 @@ def attention(
 def test_the_memory_efficient_backward_takes_row_sums_and_a_workspace(
     gpu: GpuSpec, batch: int, heads: int, queries: int, keys: int, width: int, dtype: torch.dtype, recorded: list[int]
 ) -> None:
-    """After the three gradients."""
+    """The recorded sizes are those of the three gradients, then the row sums and the workspace."""
     timeline = attention(gpu, heads=heads, queries=queries, keys=keys, width=width, dtype=dtype, masked=True)
-    assert taken(timeline, f"{EFFICIENT}_backward.default", batch, gpu) == recorded
+    assert sizes_of(timeline, f"{EFFICIENT}_backward.default", batch, gpu) == recorded
 
 
 @pytest.mark.parametrize(
@@ -108,19 +107,19 @@ def test_the_memory_efficient_backward_takes_row_sums_and_a_workspace(
         ),
     ],
 )
-def test_the_memory_efficient_backward_in_single_precision(
+def test_the_memory_efficient_backward_in_single_precision_has_the_recorded_workspace(
     gpu: GpuSpec, batch: int, heads: int, queries: int, width: int, workspace: int | None
 ) -> None:
     timeline = attention(gpu, heads=heads, queries=queries, width=width, dtype=SINGLE, masked=True)
-    *_, last = taken(timeline, f"{EFFICIENT}_backward.default", batch, gpu)
+    *_, last = sizes_of(timeline, f"{EFFICIENT}_backward.default", batch, gpu)
     tiles = math.ceil(queries / 128) * math.ceil(width / 64)
     assert last == (batch * heads * tiles * (4 + 128 * 64) * 4 if workspace is None else workspace)
 
 
 def test_wide_heads_of_the_memory_efficient_kernel_are_accumulated_in_single_precision() -> None:
-    """Recorded on all three: output, row sums and, while the kernel runs, the output once more in float32."""
+    """Recorded on all three GPUs: output, row sums and, while the kernel runs, a float32 copy of the output."""
     timeline = attention(T4, heads=2, queries=200, width=256)
-    assert taken(timeline, f"{EFFICIENT}.default", 2, T4) == [409600, 3584, 819200]
+    assert sizes_of(timeline, f"{EFFICIENT}.default", 2, T4) == [409600, 3584, 819200]
 
 
 @pytest.mark.parametrize(
@@ -143,12 +142,12 @@ def test_the_flash_backward_sums_the_gradient_of_queries_in_single_precision(
     timeline = attention(A100, heads=heads, shared_heads=shared_heads, queries=queries, width=width, dtype=BRAIN)
     outputs = batch * queries * width * 2
     gradients = [outputs * heads, outputs * (shared_heads or heads), outputs * (shared_heads or heads)]
-    sizes = taken(timeline, f"{FLASH}_backward.default", batch)
+    sizes = sizes_of(timeline, f"{FLASH}_backward.default", batch)
     assert sizes[-3 - len(recorded) :] == [*gradients, *recorded]
 
 
-def test_a_gradient_that_lies_otherwise_is_copied_for_attention() -> None:
-    """The kernels want [batch, sequence, heads, width]; after the usual transposition it lies so."""
+def test_a_gradient_in_another_layout_is_copied_for_attention() -> None:
+    """The kernels need [batch, sequence, heads, width], the layout after the usual transposition."""
 
     def step(batch_size: int, transposed: bool) -> None:
         q = torch.empty(batch_size, 32, 2, 64, dtype=HALF, requires_grad=True).transpose(1, 2)
@@ -158,19 +157,19 @@ def test_a_gradient_that_lies_otherwise_is_copied_for_attention() -> None:
 
     for gpu, name in ((T4, EFFICIENT), (A100, FLASH)):
         straight, copied = (
-            taken(traced(lambda b, t=transposed: step(b, t), gpu), f"{name}_backward.default", 8, gpu)
+            sizes_of(traced(lambda b, t=transposed: step(b, t), gpu), f"{name}_backward.default", 8, gpu)
             for transposed in (True, False)
         )
         assert copied == [8 * 2 * 32 * 64 * 2, *straight]
 
 
 @pytest.mark.parametrize(("gpu", "recorded"), [(A100, [48000, 6144000]), (H100, [64000, 8192000])])
-def test_flash_without_dropout_splits_the_keys_where_heads_are_few(gpu: GpuSpec, recorded: list[int]) -> None:
-    """flash_api.cpp, set_params_splitkv: partial sums and outputs of every split, for the call."""
+def test_flash_without_dropout_splits_the_keys_when_there_are_few_heads(gpu: GpuSpec, recorded: list[int]) -> None:
+    """flash_api.cpp, set_params_splitkv: partial sums and outputs of every split, held for the call."""
 
     def step(batch_size: int) -> None:
         q = torch.empty(batch_size, 4, 1000, 128, dtype=HALF, requires_grad=True)
         F.scaled_dot_product_attention(q, q, q)
 
-    sizes = taken(traced(step, gpu), f"{FLASH}.default", 1, gpu)
+    sizes = sizes_of(traced(step, gpu), f"{FLASH}.default", 1, gpu)
     assert [size for size in sizes if size > 100] == [1024000, 16000, *recorded]

@@ -1,4 +1,4 @@
-"""Autocast of CUDA on tensors that are on no CUDA device: claims about `hf_bsopt.memory.rules.autocast`."""
+"""Tests of `hf_bsopt.memory.rules.autocast`: CUDA's autocast on meta tensors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HALF, BRAIN, SINGLE, DOUBLE = torch.float16, torch.bfloat16, torch.float32, torc
 
 
 def dtype_of(operation: Callable[[], torch.Tensor], dtype: torch.dtype = HALF) -> torch.dtype:
-    """What ``operation`` returns under autocast on the traced device."""
+    """Return the dtype of ``operation``'s output under autocast on the traced device."""
     with as_device(A100_LIKE), torch.device("meta"), torch.autocast("cuda", dtype=dtype):
         return operation().dtype
 
@@ -46,7 +46,7 @@ def x(*shape: int, dtype: torch.dtype = SINGLE) -> torch.Tensor:
     ],
     ids=["linear", "matmul", "bmm", "baddbmm", "einsum", "conv1d", "attention", "prelu"],
 )
-def test_products_are_cast_to_half(operation: Callable[[], torch.Tensor], dtype: torch.dtype) -> None:
+def test_matrix_products_are_cast_to_half(operation: Callable[[], torch.Tensor], dtype: torch.dtype) -> None:
     assert dtype_of(operation, dtype) == dtype
 
 
@@ -86,17 +86,17 @@ def test_norms_powers_and_losses_are_computed_in_float32(operation: Callable[[],
         lambda: torch.linalg.vector_norm(x(dtype=HALF)),
     ],
 )
-def test_softmax_and_sums_give_float32(operation: Callable[[], torch.Tensor]) -> None:
+def test_softmax_and_sums_return_float32(operation: Callable[[], torch.Tensor]) -> None:
     assert dtype_of(operation) == SINGLE
 
 
-@pytest.mark.parametrize("asked", [HALF, BRAIN])
-def test_a_dtype_that_is_asked_for_is_given(asked: torch.dtype) -> None:
-    assert dtype_of(lambda: x(dtype=HALF).softmax(1, dtype=asked)) == asked
-    assert dtype_of(lambda: x(dtype=HALF).sum(dtype=asked)) == asked
+@pytest.mark.parametrize("dtype", [HALF, BRAIN])
+def test_an_explicit_dtype_is_respected(dtype: torch.dtype) -> None:
+    assert dtype_of(lambda: x(dtype=HALF).softmax(1, dtype=dtype)) == dtype
+    assert dtype_of(lambda: x(dtype=HALF).sum(dtype=dtype)) == dtype
 
 
-def test_operands_of_unlike_precision_are_cast_to_the_wider() -> None:
+def test_operands_of_different_precision_are_cast_to_the_wider_one() -> None:
     assert dtype_of(lambda: torch.addcmul(x(dtype=HALF), x(dtype=HALF), x())) == SINGLE
     assert dtype_of(lambda: torch.addcmul(x(dtype=HALF), x(dtype=HALF), x(dtype=HALF))) == HALF
     assert dtype_of(lambda: torch.atan2(x(dtype=HALF), x())) == SINGLE
@@ -118,7 +118,7 @@ def test_every_other_operation_keeps_its_dtype(operation: Callable[[], torch.Ten
     assert dtype_of(operation) == expected
 
 
-def test_nothing_is_cast_where_autocast_is_off() -> None:
+def test_nothing_is_cast_when_autocast_is_off() -> None:
     seen: list[torch.dtype] = []
 
     def step(model: nn.Module, batch_size: int) -> None:
@@ -133,7 +133,7 @@ def test_nothing_is_cast_where_autocast_is_off() -> None:
     assert seen[:4] == [SINGLE, SINGLE, HALF, SINGLE]
 
 
-def test_autocast_of_another_device_type_leaves_the_traced_one_alone() -> None:
+def test_autocast_of_another_device_type_does_not_affect_the_traced_device() -> None:
     seen: list[torch.dtype] = []
 
     def step(model: nn.Module, batch_size: int) -> None:
@@ -144,8 +144,8 @@ def test_autocast_of_another_device_type_leaves_the_traced_one_alone() -> None:
     assert seen[:2] == [SINGLE, BRAIN]
 
 
-def test_maybe_autocast_of_transformers_switches_autocast_off_on_the_traced_device() -> None:
-    """Rotary embeddings are computed so: `maybe_autocast(device_type=x.device.type, enabled=False)`."""
+def test_maybe_autocast_of_transformers_disables_autocast_on_the_traced_device() -> None:
+    """Rotary embeddings use `maybe_autocast(device_type=x.device.type, enabled=False)`."""
     generic = importlib.import_module("transformers.utils.generic")
     seen: list[torch.dtype] = []
 
@@ -159,11 +159,11 @@ def test_maybe_autocast_of_transformers_switches_autocast_off_on_the_traced_devi
     assert seen[:2] == [SINGLE, HALF]
 
 
-# ---- what the casts take
+# ---- memory of the casts
 
 
 def casts(timeline: Timeline, batch_size: int = 8) -> list[int]:
-    """Bytes of the copies that one of the three steps makes."""
+    """Return the bytes of each cast copy in one of the three steps."""
     sizes = timeline.sizes(batch_size).tolist()
     copies = [size for size, origin in zip(sizes, timeline.origins, strict=True) if origin == "aten._to_copy.default"]
     assert copies[: len(copies) // 3] * 3 == copies
@@ -179,10 +179,10 @@ def under_autocast(forward: Callable[[Any, torch.Tensor], object], dtype: torch.
 
 
 WEIGHT, INPUT = 2 * 1024 * 1024, 2 * 8 * 1024
-"""Of the layer above, in half precision, eight rows in."""
+"""Bytes of the layer above and of eight input rows, in half precision."""
 
 
-def test_a_weight_is_cast_once_and_its_copy_is_used_again() -> None:
+def test_a_weight_is_cast_once_and_the_copy_is_reused() -> None:
     timeline = under_autocast(lambda layer, x: [layer(x) for _ in range(5)])
     assert casts(timeline).count(WEIGHT) == 1
     assert casts(timeline).count(INPUT) == 5
@@ -197,7 +197,7 @@ def test_the_copy_of_a_weight_lives_until_autocast_ends() -> None:
     assert used - nothing == workspace + WEIGHT
 
 
-def test_the_copy_of_a_weight_is_gone_after_autocast() -> None:
+def test_the_copy_of_a_weight_is_freed_after_autocast() -> None:
     def step(model: Any, batch_size: int) -> None:
         with torch.autocast("cuda", dtype=HALF), torch.no_grad():
             model(torch.randn(batch_size, 1024))
@@ -207,7 +207,7 @@ def test_the_copy_of_a_weight_is_gone_after_autocast() -> None:
     assert timeline.composition(8)["activations"] == 40 * WEIGHT
 
 
-def test_without_its_cache_a_weight_is_cast_each_time() -> None:
+def test_without_the_cache_a_weight_is_cast_each_time() -> None:
     def step(model: Any, batch_size: int) -> None:
         with torch.autocast("cuda", dtype=HALF, cache_enabled=False):
             model(torch.randn(batch_size, 1024))
@@ -225,7 +225,7 @@ def test_a_frozen_weight_is_cast_each_time() -> None:
     assert casts(under_autocast(forward)).count(WEIGHT) == 2
 
 
-def test_what_is_in_half_precision_already_is_not_copied() -> None:
+def test_half_precision_tensors_are_not_copied() -> None:
     assert INPUT not in casts(under_autocast(lambda layer, x: layer(x.new_empty(x.shape, dtype=HALF))))
 
 
@@ -240,7 +240,7 @@ def test_softmax_widens_fp16_inside_its_kernel_but_copies_bf16_first(dtype: torc
     assert casts(under_autocast(forward, dtype)) == [wide] * copies
 
 
-def test_gradients_of_cast_weights_come_back_in_float32() -> None:
+def test_gradients_of_cast_weights_are_float32() -> None:
     seen: list[torch.dtype | None] = []
 
     def step(model: Any, batch_size: int) -> None:

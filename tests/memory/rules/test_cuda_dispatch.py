@@ -1,4 +1,4 @@
-"""What CUDA chooses and the traced device would not: claims about `hf_bsopt.memory.rules.cuda_dispatch`."""
+"""Tests of `hf_bsopt.memory.rules.cuda_dispatch`: the choices that CUDA makes and meta does not."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ EFFICIENT = "aten._scaled_dot_product_efficient_attention.default"
 MATH = "aten._safe_softmax.default"
 
 
-def card(capability: int) -> GpuSpec:
+def gpu_with(capability: int) -> GpuSpec:
     return dataclasses.replace(A100, compute_capability=capability)
 
 
-class Operations(TorchDispatchMode):
-    """The names of the operations that were run."""
+class OperationNames(TorchDispatchMode):
+    """Collects the names of the operations that run."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,13 +72,13 @@ class Call:
         return torch.randn(*shape, dtype=self.dtype, requires_grad=self.grad)
 
     def kernel_on(self, device: GpuSpec) -> str:
-        with as_device(device), torch.device("meta"), Operations() as operations:
+        with as_device(device), torch.device("meta"), OperationNames() as operations:
             self()
         [chosen] = {FLASH, EFFICIENT, MATH} & set(operations.names)
         return {FLASH: "flash", EFFICIENT: "efficient", MATH: "math"}[chosen]
 
     def trace(self, device: GpuSpec) -> Timeline:
-        """Forward, and backward where there is one."""
+        """Trace the forward, and the backward if there are gradients."""
 
         def step(model: nn.Module, batch_size: int) -> None:
             out = self(batch_size)
@@ -88,7 +88,7 @@ class Call:
         return trace(nn.Module, step, device=device)
 
 
-# ---- which kernel
+# ---- kernel selection
 
 
 @pytest.mark.parametrize("dtype", [HALF, BRAIN])
@@ -103,7 +103,7 @@ def test_a_t4_has_no_flash_attention(causal: bool) -> None:
 
 
 @pytest.mark.parametrize("mask", [torch.bool, HALF])
-def test_a_mask_rules_flash_out(mask: torch.dtype) -> None:
+def test_a_mask_excludes_flash(mask: torch.dtype) -> None:
     assert Call(mask=mask).kernel_on(A100) == "efficient"
 
 
@@ -117,7 +117,7 @@ def test_bf16_on_a_t4_has_no_fused_kernel(mask: torch.dtype | None) -> None:
     assert Call(BRAIN, mask=mask).kernel_on(T4) == "math"
 
 
-def test_grouped_queries_run_flash_or_plain_products() -> None:
+def test_grouped_query_attention_runs_flash_or_math() -> None:
     assert Call(heads=8, shared_heads=2).kernel_on(A100) == "flash"
     assert Call(heads=8, shared_heads=2, mask=torch.bool).kernel_on(A100) == "math"
     assert Call(heads=8, shared_heads=2).kernel_on(T4) == "math"
@@ -138,7 +138,7 @@ CALLS = {
     "width 264": Call(width=264),
 }
 CHOSEN = {
-    #    in the order of CALLS: flash, efficient, math
+    # in the order of CALLS; e: efficient, f: flash, m: math
     60: "e e e e e e e e e e e e",
     70: "e e e m m e e e e e e e",
     75: "e e e m m e e e e e e e",
@@ -149,7 +149,7 @@ CHOSEN = {
     100: "e f e f m m f f f f f e",
     120: "e f e f m m f e f f e e",
 }
-"""What `torch._fused_sdp_choice` of torch 2.11.0+cu130 answered on virtual devices, cuDNN's attention being off."""
+"""Results of `torch._fused_sdp_choice`, torch 2.11.0+cu130 on virtual GPUs, with cuDNN attention off."""
 
 
 @pytest.mark.parametrize(
@@ -160,45 +160,45 @@ CHOSEN = {
         for name, letter in zip(CALLS, letters.split(), strict=True)
     ],
 )
-def test_the_kernel_is_the_one_that_pytorch_chose_on_such_a_device(capability: int, name: str, expected: str) -> None:
-    assert CALLS[name].kernel_on(card(capability)) == expected
+def test_the_kernel_is_the_one_that_pytorch_chooses(capability: int, name: str, expected: str) -> None:
+    assert CALLS[name].kernel_on(gpu_with(capability)) == expected
 
 
 def test_heads_are_padded_to_8_elements_for_flash() -> None:
-    assert made_by(Call(width=20).trace(A100), FLASH, 3)[0] == 3 * 4 * 64 * 24 * 2
+    assert sizes_of(Call(width=20).trace(A100), FLASH, 3)[0] == 3 * 4 * 64 * 24 * 2
 
 
-def test_a_kernel_that_the_step_asks_for_is_the_one_that_runs() -> None:
+def test_sdpa_kernel_selects_the_kernel() -> None:
     with sdpa_kernel(SDPBackend.MATH):
         assert Call().kernel_on(A100) == "math"
 
 
-# ---- what attention takes
+# ---- memory of attention
 
 
-def made_by(timeline: Timeline, origin: str, batch_size: int) -> list[int]:
+def sizes_of(timeline: Timeline, origin: str, batch_size: int) -> list[int]:
     sizes = timeline.sizes(batch_size).tolist()
     made = [size for size, name in zip(sizes, timeline.origins, strict=True) if name == origin]
     return made[: len(made) // 3]
 
 
-def test_the_fused_kernels_keep_a_sum_for_each_row_and_no_scores() -> None:
+def test_the_fused_kernels_keep_row_sums_and_no_scores() -> None:
     out, rows = 5 * 4 * 64 * 64 * 2, 5 * 4 * 64 * 4
     for name in (FLASH, EFFICIENT):
         timeline = Call(mask=None if name == FLASH else HALF).trace(A100)
-        assert [size for size in made_by(timeline, name, 5) if size > 64] == [out, rows]
+        assert [size for size in sizes_of(timeline, name, 5) if size > 64] == [out, rows]
 
 
-def test_the_memory_efficient_kernel_keeps_no_sums_where_nothing_is_differentiated() -> None:
+def test_the_memory_efficient_kernel_keeps_no_row_sums_without_gradients() -> None:
     timeline = Call(grad=False).trace(T4)
-    assert made_by(timeline, EFFICIENT, 5) == [5 * 4 * 64 * 64 * 2, 0]
+    assert sizes_of(timeline, EFFICIENT, 5) == [5 * 4 * 64 * 64 * 2, 0]
 
 
-def test_a_boolean_mask_is_made_additive_at_its_own_shape() -> None:
+def test_a_boolean_mask_becomes_additive_without_expanding() -> None:
     timeline = Call(mask=torch.bool, keys=128, grad=False).trace(A100)
-    assert made_by(timeline, "aten.where.self", 5) == [5 * 64 * 128 * 2]
+    assert sizes_of(timeline, "aten.where.self", 5) == [5 * 64 * 128 * 2]
     timeline = Call(mask=HALF, keys=128, grad=False).trace(A100)
-    assert made_by(timeline, "aten.where.self", 5) == []
+    assert sizes_of(timeline, "aten.where.self", 5) == []
 
 
 @pytest.mark.parametrize(
@@ -210,25 +210,27 @@ def test_a_boolean_mask_is_made_additive_at_its_own_shape() -> None:
         pytest.param(129, 136),
     ],
 )
-def test_rows_of_a_mask_are_padded_to_8_elements(keys: int, padded: int | None) -> None:
+def test_mask_rows_are_padded_to_8_elements(keys: int, padded: int | None) -> None:
     """aten/src/ATen/native/transformers/attention.cpp, preprocess_mask: `mem_eff_alignment = 8`. Recorded with torch
-    2.11 on a virtual device: masks of 100 × 200 and 1,000 × 1,000 are not copied, 65 × 129 become 65 × 136."""
+    2.11 on a virtual GPU: masks of 100 × 200 and 1,000 × 1,000 are not copied, 65 × 129 become 65 × 136."""
     timeline = Call(mask=HALF, keys=keys, grad=False).trace(A100)
     copies = [] if padded is None else [5 * 64 * padded * 2]
-    assert made_by(timeline, "aten.constant_pad_nd.default", 5) == copies
+    assert sizes_of(timeline, "aten.constant_pad_nd.default", 5) == copies
 
 
 def test_the_backward_in_single_precision_multiplies_the_gradient_by_the_output() -> None:
-    """Recorded with torch 2.11 on a virtual device (sm80; batch 4, 4 heads, 128 × 64): beside the workspace of 524,800
-    bytes, and before it, the product of 524,288 and the row sums of 8,192 bytes twice."""
+    """Recorded with torch 2.11 on a virtual GPU (sm80; batch 4, 4 heads, 128 × 64): before the workspace of 524,800
+    bytes, the product of 524,288 bytes and the row sums of 8,192 bytes twice.
+    """
     timeline = Call(SINGLE, queries=128).trace(A100)
     name = "aten._scaled_dot_product_efficient_attention_backward.default"
-    assert made_by(timeline, name, 4).count(8192) == 2
+    assert sizes_of(timeline, name, 4).count(8192) == 2
 
 
 def mean_of_squares(masked: bool) -> Timeline:
-    """The benchmark of intel/torch-xpu-ops#2390 (forward and backward, gradients set to None in between). Its text is
-    not public in full; of the usual losses only this one gives all seven figures of its output."""
+    """Trace the benchmark of intel/torch-xpu-ops#2390 (forward and backward, gradients set to None in between). Its
+    full script is not public; of the usual losses only this one gives all seven values of its output.
+    """
     kept: dict[nn.Module, tuple[torch.Tensor, ...]] = {}
 
     def step(model: nn.Module, batch_size: int) -> None:
@@ -244,11 +246,11 @@ def mean_of_squares(masked: bool) -> Timeline:
     return trace(nn.Module, step, device=A100)
 
 
-def test_attention_takes_what_was_published_for_one_call() -> None:
+def test_attention_matches_the_published_peak() -> None:
     """benchmarks/truth/ops.csv, "SDPA fwd+bwd [1,32,2048,128]", bf16: 0.231 GB with a boolean mask, 0.239 GB causal.
 
-    The script divides by 2^30: it prints 0.250 GB for the scores of 2^28 bytes. The causal call came after one by plain
-    products, so that two workspaces of cuBLAS were there.
+    The script divides by 2^30: it prints 0.250 GB for the scores of 2^28 bytes. The causal call ran after one with
+    plain products, so two cuBLAS workspaces were allocated.
     """
     assert mean_of_squares(masked=True).peak(1).allocated_bytes / GIB == pytest.approx(0.231, rel=0.01)
     causal = mean_of_squares(masked=False).peak(1).allocated_bytes + 2 * 8_519_680
@@ -259,18 +261,18 @@ def test_attention_takes_what_was_published_for_one_call() -> None:
 
 
 @pytest.mark.parametrize("dtype", [SINGLE, HALF])
-def test_the_mask_of_dropout_is_a_byte_for_each_element_and_comes_first(dtype: torch.dtype) -> None:
+def test_the_dropout_mask_takes_a_byte_per_element_and_is_allocated_first(dtype: torch.dtype) -> None:
     timeline = trace(nn.Module, lambda model, batch_size: F.dropout(torch.randn(batch_size, 1000, dtype=dtype), 0.1))
-    assert made_by(timeline, "aten.native_dropout.default", 7) == [7000, 7000 * dtype.itemsize]
+    assert sizes_of(timeline, "aten.native_dropout.default", 7) == [7000, 7000 * dtype.itemsize]
 
 
 @pytest.mark.parametrize(("p", "training"), [(0.0, True), (0.1, False)])
-def test_dropout_that_drops_nothing_takes_nothing(p: float, training: bool) -> None:
+def test_dropout_that_drops_nothing_allocates_nothing(p: float, training: bool) -> None:
     timeline = trace(nn.Module, lambda model, batch_size: F.dropout(torch.randn(batch_size, 10), p, training))
     assert set(timeline.origins) == {"aten.randn.default"}
 
 
-def test_dropout_of_everything_gives_zeros() -> None:
+def test_dropout_with_probability_one_returns_zeros() -> None:
     shapes: list[torch.Size] = []
 
     def step(model: nn.Module, batch_size: int) -> None:
@@ -281,7 +283,7 @@ def test_dropout_of_everything_gives_zeros() -> None:
     assert "aten.native_dropout.default" not in timeline.origins
 
 
-def test_an_expanded_operand_of_a_product_is_copied_for_the_call() -> None:
+def test_an_expanded_operand_of_a_matrix_product_is_copied_for_the_call() -> None:
     def product(expanded: bool) -> Timeline:
         def step(model: nn.Module, batch_size: int) -> None:
             one = torch.randn(1, 64, 256).expand(batch_size, -1, -1)
@@ -289,14 +291,14 @@ def test_an_expanded_operand_of_a_product_is_copied_for_the_call() -> None:
 
         return trace(nn.Module, step)
 
-    assert made_by(product(True), "aten.bmm.default", 6) == [6 * 64 * 256 * 4, 6 * 64 * 32 * 4]
-    assert made_by(product(False), "aten.bmm.default", 6) == [6 * 64 * 32 * 4]
+    assert sizes_of(product(True), "aten.bmm.default", 6) == [6 * 64 * 256 * 4, 6 * 64 * 32 * 4]
+    assert sizes_of(product(False), "aten.bmm.default", 6) == [6 * 64 * 32 * 4]
 
 
 def test_the_gradient_of_a_sum_is_copied_before_it_is_multiplied() -> None:
     def step(model: nn.Module, batch_size: int) -> None:
-        model(torch.randn(batch_size, 64)).sum().backward()  # its gradient is one number, expanded
+        model(torch.randn(batch_size, 64)).sum().backward()  # its gradient is one expanded value
         model.zero_grad()
 
     timeline = trace(lambda: nn.Linear(64, 32, bias=False), step)
-    assert 6 * 32 * 4 in made_by(timeline, "aten.mm.default", 6)[1:]
+    assert 6 * 32 * 4 in sizes_of(timeline, "aten.mm.default", 6)[1:]

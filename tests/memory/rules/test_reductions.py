@@ -1,6 +1,6 @@
-"""The staging buffers of reductions, against the real allocator: claims about `hf_bsopt.memory.rules.reductions`.
+"""Tests of `hf_bsopt.memory.rules.reductions`, compared with the real allocator.
 
-The figures were recorded with torch 2.11.0+cu130 on virtual devices: a T4 (compute capability 7.5, 40 multiprocessors
+The values were recorded with torch 2.11.0+cu130 on virtual GPUs: a T4 (compute capability 7.5, 40 multiprocessors
 of 1,024 threads) and an A100 (8.0, 108 of 2,048).
 """
 
@@ -30,8 +30,10 @@ OPERATIONS: dict[str, Callable[..., torch.Tensor]] = {
 }
 
 
-def taken(operation: Callable[[torch.Tensor], object], shape: list[int], dtype: torch.dtype, gpu: GpuSpec) -> list[int]:
-    """Bytes that one call takes: its output first, then what it holds meanwhile."""
+def sizes_of(
+    operation: Callable[[torch.Tensor], object], shape: list[int], dtype: torch.dtype, gpu: GpuSpec
+) -> list[int]:
+    """Return the bytes of each allocation of one call: its output first, then its staging buffers."""
 
     def step(model: nn.Module, batch_size: int) -> None:
         operation(torch.empty(shape, dtype=dtype))
@@ -70,7 +72,7 @@ RECORDED = [
 
 @pytest.mark.parametrize("gpu", [T4, A100], ids=["T4", "A100"])
 @pytest.mark.parametrize(("name", "shape", "dim", "dtype", "on_t4", "on_a100"), RECORDED)
-def test_a_reduction_takes_what_the_real_one_took(
+def test_a_reduction_allocates_the_recorded_sizes(
     name: str,
     shape: list[int],
     dim: int | tuple[int, ...] | None,
@@ -80,28 +82,28 @@ def test_a_reduction_takes_what_the_real_one_took(
     gpu: GpuSpec,
 ) -> None:
     operation = OPERATIONS[name]
-    got = taken((lambda x: operation(x)) if dim is None else (lambda x: operation(x, dim)), shape, dtype, gpu)
-    assert got == (on_t4 if gpu is T4 else on_a100)
+    sizes = sizes_of((lambda x: operation(x)) if dim is None else (lambda x: operation(x, dim)), shape, dtype, gpu)
+    assert sizes == (on_t4 if gpu is T4 else on_a100)
 
 
 @pytest.mark.parametrize(("dtype", "copied"), [(torch.bool, True), (torch.int32, True), (torch.int64, False)])
-def test_integers_are_summed_as_a_copy_in_64_bits(dtype: torch.dtype, copied: bool) -> None:
+def test_integers_are_copied_to_64_bits_before_the_sum(dtype: torch.dtype, copied: bool) -> None:
     # recorded on the T4: 8, 8000000, 640 and 4 bytes for bool and int32
-    assert taken(torch.sum, [1_000_000], dtype, T4) == [8, *([8_000_000] if copied else []), 640, 4]
+    assert sizes_of(torch.sum, [1_000_000], dtype, T4) == [8, *([8_000_000] if copied else []), 640, 4]
 
 
-def test_a_column_sum_is_staged_in_tens_of_mib_on_any_device_large_enough() -> None:
-    """The gradient of a bias: more multiprocessors, more blocks, a larger buffer."""
+def test_the_staging_buffer_of_a_column_sum_grows_with_the_multiprocessors() -> None:
+    """The sum is that of a bias gradient: more multiprocessors run more blocks, which need a larger buffer."""
     sizes = [
-        taken(lambda x: x.sum(0), [16384, 768], HALF, dataclasses.replace(A100, multiprocessors=count))[1]
+        sizes_of(lambda x: x.sum(0), [16384, 768], HALF, dataclasses.replace(A100, multiprocessors=count))[1]
         for count in (20, 40, 108, 132)
     ]
     assert sizes == sorted(sizes)
     assert sizes[0] >= 10 * 2**20
 
 
-def test_a_staging_buffer_is_known_at_batch_sizes_that_were_not_traced() -> None:
-    """It does not grow linearly: at eight times 512 rows the buffer is that of 4,096 rows."""
+def test_a_staging_buffer_is_exact_at_batch_sizes_that_were_not_traced() -> None:
+    """The buffer does not grow linearly: at eight times 512 rows it is that of 4,096 rows."""
 
     def step(model: nn.Module, batch_size: int) -> None:
         torch.empty(512 * batch_size, 768, dtype=HALF).sum(0)
@@ -111,5 +113,5 @@ def test_a_staging_buffer_is_known_at_batch_sizes_that_were_not_traced() -> None
     sizes = {b: [size for size in timeline.sizes(b, T4).tolist()[:blocks] if size] for b in (1, 8, 64)}
     assert sizes[8] == [2 * 4096 * 768, 1536, 21233664, 24]
     for b in (1, 64):
-        alone = taken(lambda x: x.sum(0), [512 * b, 768], HALF, T4)
+        alone = sizes_of(lambda x: x.sum(0), [512 * b, 768], HALF, T4)
         assert sizes[b] == [2 * 512 * b * 768, *alone]

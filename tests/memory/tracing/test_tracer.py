@@ -1,4 +1,4 @@
-"""A step of plain PyTorch, followed without a device: claims about `hf_bsopt.memory.tracing.tracer`."""
+"""Tests of `hf_bsopt.memory.tracing.tracer` with steps of plain PyTorch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hf_bsopt.records import Peak
 
 MIB = 1 << 20
 WORKSPACE = 8_519_680
-"""cuBLAS, one for each thread that multiplies (FINDINGS.md)."""
+"""Bytes of the cuBLAS workspace, one per thread that runs matrix products."""
 A100, H100 = catalog.gpu("A100-80GB"), catalog.gpu("H100-80GB")
 
 Step = Callable[[nn.Module, int], object]
@@ -44,8 +44,8 @@ def forward_backward(model: nn.Module, batch_size: int) -> None:
     model.zero_grad()
 
 
-class Kept:
-    """Makes the optimizer of a model in its first step and keeps it, as a training loop does."""
+class CachedTools:
+    """Creates the optimizer of a model in its first step and keeps it, as a training loop does."""
 
     def __init__(self, make: Callable[..., object]) -> None:
         self.make = make
@@ -59,7 +59,7 @@ class Kept:
 
 
 def training(make: Callable[..., torch.optim.Optimizer], width: int = 64) -> Step:
-    optimizer_of = Kept(lambda model: make(model.parameters()))
+    optimizer_of = CachedTools(lambda model: make(model.parameters()))
 
     def step(model: nn.Module, batch_size: int) -> None:
         optimizer = optimizer_of(model)
@@ -71,7 +71,7 @@ def training(make: Callable[..., torch.optim.Optimizer], width: int = 64) -> Ste
     return step
 
 
-# ---- counted by hand
+# ---- computed by hand
 
 
 def linear_step(model: nn.Module, batch_size: int) -> None:
@@ -80,7 +80,7 @@ def linear_step(model: nn.Module, batch_size: int) -> None:
     model.zero_grad()
 
 
-def test_one_linear_layer_takes_the_bytes_that_are_counted_by_hand() -> None:
+def test_a_linear_layer_takes_the_bytes_computed_by_hand() -> None:
     timeline = trace(lambda: nn.Linear(1024, 512, bias=False), linear_step)
     weight, batch = 4 * 1024 * 512, 100
     activations = rounded(4 * batch * 1024, 4 * batch * 512, 4 * batch * 512)  # input, output and its gradient
@@ -95,7 +95,7 @@ def test_one_linear_layer_takes_the_bytes_that_are_counted_by_hand() -> None:
     assert timeline.peak(batch) == Peak(2 * weight + activations + 2 * WORKSPACE, 42 * MIB)
 
 
-def test_each_thread_that_multiplies_has_a_workspace_and_hopper_s_is_four_times_as_large() -> None:
+def test_each_thread_has_a_cublas_workspace_of_32_mib_on_hopper() -> None:
     timeline = trace(lambda: nn.Linear(1024, 512, bias=False), linear_step, device=H100)
     assert timeline.composition(4, H100)["workspace"] == 2 * 32 * MIB
 
@@ -110,16 +110,14 @@ def test_a_step_without_backward_has_one_workspace() -> None:
 
 
 @pytest.mark.parametrize(("release", "more"), [("2.8.0", MIB), ("2.11.0+cu130", MIB), ("2.12.1", 0), ("2.14.0", 0)])
-def test_a_linear_layer_with_a_bias_takes_the_workspace_of_cublaslt_too_up_to_torch_2_11(
-    release: str, more: int
-) -> None:
-    """Allocations of `torch.addmm` on the virtual device, with each of these releases."""
+def test_a_linear_layer_with_a_bias_has_a_cublaslt_workspace_up_to_torch_2_11(release: str, more: int) -> None:
+    """Recorded: allocations of `torch.addmm` on the virtual GPU with each of these releases."""
     timeline = trace(lambda: nn.Linear(1024, 512), linear_step, torch_version=release)
     assert timeline.composition(4)["workspace"] == 2 * WORKSPACE + more
 
 
 def test_a_workspace_is_held_only_while_a_product_runs_since_torch_2_15() -> None:
-    """`torch.mm` on the virtual device with 2.15.0 peaks at its output and 8,519,680 B, and leaves the output."""
+    """Recorded: `torch.mm` on the virtual GPU with 2.15.0 peaks at its output plus 8,519,680 B and keeps the output."""
     timeline = trace(
         nn.Module, lambda model, batch_size: torch.randn(64, 64).mm(torch.randn(64, 64)), torch_version="2.15"
     )
@@ -130,18 +128,18 @@ def test_a_workspace_is_held_only_while_a_product_runs_since_torch_2_15() -> Non
     assert all(events[events.index(block) + 1] == -block for block in workspaces)
 
 
-def test_a_step_without_products_takes_no_workspace() -> None:
+def test_a_step_without_matrix_products_has_no_workspace() -> None:
     timeline = trace(nn.Module, lambda model, batch_size: torch.randn(batch_size, 1024).exp())
     assert timeline.composition(2) == {**dict.fromkeys(timeline.composition(2), 0), "activations": 2 * 2 * 4096}
 
 
-def test_a_product_with_a_vector_takes_the_workspace_too() -> None:
-    """Recorded on the virtual device (torch 2.11, sm80): `torch.mv` of [256, 512] and [512] allocates 8,519,680 B."""
+def test_a_matrix_vector_product_has_a_workspace() -> None:
+    """Recorded on the virtual GPU (torch 2.11, sm80): `torch.mv` of [256, 512] and [512] allocates 8,519,680 B."""
     timeline = trace(nn.Module, lambda model, batch_size: torch.mv(torch.randn(batch_size, 512), torch.randn(512)))
     assert timeline.composition(2)["workspace"] == WORKSPACE
 
 
-def test_views_and_operations_in_place_take_nothing() -> None:
+def test_views_and_in_place_operations_allocate_nothing() -> None:
     def step(model: nn.Module, batch_size: int) -> None:
         x = torch.randn(batch_size, 4, 64)
         x.view(-1, 64).transpose(0, 1)[3:].expand(2, -1, -1).add_(1)
@@ -151,7 +149,7 @@ def test_views_and_operations_in_place_take_nothing() -> None:
     assert set(trace(nn.Module, step).origins) == {"aten.randn.default"}
 
 
-def test_a_tied_weight_is_counted_once_and_a_buffer_is_counted() -> None:
+def test_tied_weights_are_counted_once_and_buffers_are_counted() -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -163,11 +161,11 @@ def test_a_tied_weight_is_counted_once_and_a_buffer_is_counted() -> None:
     assert timeline.composition(2)["weights"] == rounded(4 * 1000 * 64, 4 * 300)
 
 
-# ---- gradients are summed as the autograd engine sums them
+# ---- gradients are accumulated as in the autograd engine
 
 
-def births(timeline: Timeline, origin: str) -> float:
-    """How often the operation made a tensor, in one of the three steps."""
+def allocation_count(timeline: Timeline, origin: str) -> float:
+    """Return how many tensors the operation allocates in one of the three steps."""
     return timeline.origins.count(origin) / 3
 
 
@@ -176,18 +174,18 @@ def test_two_gradients_of_one_tensor_are_summed_in_place() -> None:
         y = torch.randn(batch_size, 1024, requires_grad=True).sin()
         (y * 3 + y * 5).backward(torch.ones_like(y))
 
-    assert births(trace(nn.Module, step), "aten.add.Tensor") == 1  # the forward's
+    assert allocation_count(trace(nn.Module, step), "aten.add.Tensor") == 1  # the forward's
 
 
-def test_a_gradient_that_somebody_else_holds_is_not_overwritten() -> None:
+def test_a_gradient_with_another_reference_is_not_overwritten() -> None:
     def step(model: nn.Module, batch_size: int) -> None:
         y = torch.randn(batch_size, 1024, requires_grad=True).sin()
         (y + y * 5).backward(torch.ones_like(y))  # the first gradient of y is the one that was passed in
 
-    assert births(trace(nn.Module, step), "aten.add.Tensor") == 2
+    assert allocation_count(trace(nn.Module, step), "aten.add.Tensor") == 2
 
 
-def test_gradients_of_a_second_micro_batch_are_added_to_the_first_ones_in_place() -> None:
+def test_gradients_of_later_micro_batches_are_accumulated_in_place() -> None:
     def step(model: nn.Module, batch_size: int) -> None:
         for _ in range(4):
             model(torch.randn(batch_size, 64)).sum().backward()
@@ -195,10 +193,10 @@ def test_gradients_of_a_second_micro_batch_are_added_to_the_first_ones_in_place(
 
     timeline = trace(lambda: nn.Linear(64, 32, bias=False), step)
     assert timeline.composition(2)["gradients"] == rounded(4 * 64 * 32)
-    assert births(timeline, "aten.add.Tensor") == 0
+    assert allocation_count(timeline, "aten.add.Tensor") == 0
 
 
-# ---- whatever a step does
+# ---- recorded steps
 
 
 def plain(model: nn.Module, batch_size: int) -> None:
@@ -220,7 +218,7 @@ def optimizer_inside(model: nn.Module, batch_size: int) -> None:
 
 
 def mixed(dtype: torch.dtype) -> Step:
-    tools = Kept(lambda model: (torch.optim.AdamW(model.parameters()), torch.amp.GradScaler("cuda")))
+    tools = CachedTools(lambda model: (torch.optim.AdamW(model.parameters()), torch.amp.GradScaler("cuda")))
 
     def step(model: nn.Module, batch_size: int) -> None:
         optimizer, scaler = tools(model)  # type: ignore[misc]
@@ -273,24 +271,24 @@ RECORDED: dict[str, tuple[Step, int, int]] = {
     "checkpointing, not reentrant": (checkpointed(False), 74_774_016, 96_468_992),
 }
 """max_memory_allocated and max_memory_reserved of three of these steps with `perceptron`, batch size 4, recorded with
-torch 2.11.0+cu130 on a virtual device of compute capability 8.0."""
+torch 2.11.0+cu130 on a virtual GPU of compute capability 8.0."""
 
 
 @pytest.mark.parametrize("name", RECORDED)
-def test_the_real_allocator_counted_the_same_on_a_virtual_device(name: str) -> None:
+def test_the_predicted_peak_equals_the_one_recorded_on_a_virtual_gpu(name: str) -> None:
     step, allocated, reserved = RECORDED[name]
     assert trace(perceptron, step, device=A100, torch_version="2.11").peak(4, A100) == Peak(allocated, reserved)
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
 def test_activation_checkpointing_recomputes_in_half_precision_under_autocast(use_reentrant: bool) -> None:
-    """In the backward, where a mode of the Python interpreter would not be active."""
+    """The recomputation is in the backward, where a TorchFunctionMode is not active."""
     seen: list[torch.dtype] = []
 
     class Layer(nn.Linear):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             seen.append((y := super().forward(x)).dtype)
-            return y.sin()  # keeps y: without reentrance the recomputation ends with the last tensor that is needed
+            return y.sin()  # saves y: non-reentrant recomputation stops at the last saved tensor
 
     def step(model: nn.Module, batch_size: int) -> None:
         x = torch.randn(batch_size, 64, requires_grad=True)
@@ -319,7 +317,7 @@ def test_any_optimizer_can_be_traced(make: Callable[..., torch.optim.Optimizer])
     assert trace(small, training(make)).peak(2).allocated_bytes > 0
 
 
-def test_a_module_built_on_the_host_without_regard_to_meta_is_traced_all_the_same() -> None:
+def test_a_module_built_on_the_host_is_traced_too() -> None:
     def on_host() -> nn.Module:
         return nn.Sequential(nn.Linear(64, 128, device="cpu"), nn.GELU(), nn.Linear(128, 8, device="cpu"))
 
@@ -335,7 +333,7 @@ class Tied(nn.Module):
         self.register_buffer("table", torch.arange(6.0).view(2, 3).t())
 
 
-def test_what_is_traced_is_a_copy_with_the_ties_layouts_and_frozen_parts_of_the_module() -> None:
+def test_the_traced_copy_keeps_tied_weights_layouts_and_frozen_parameters() -> None:
     module, traced = Tied(), dict[int, Tied]()
     trace(lambda: module, lambda model, batch_size: traced.setdefault(id(model), model))  # type: ignore[arg-type]
     assert module not in traced.values()
@@ -350,7 +348,7 @@ def test_what_is_traced_is_a_copy_with_the_ties_layouts_and_frozen_parts_of_the_
     assert not any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers()))
 
 
-def test_a_module_that_its_owner_goes_on_using_keeps_its_weights() -> None:
+def test_a_traced_module_keeps_its_weights() -> None:
     module = small()
     before = [parameter.detach().clone() for parameter in module.parameters()]
     trace(lambda: module, forward_backward)
@@ -358,7 +356,7 @@ def test_a_module_that_its_owner_goes_on_using_keeps_its_weights() -> None:
         assert torch.equal(parameter, value)
 
 
-def test_what_a_step_puts_on_the_host_is_not_counted_and_is_computed_as_ever() -> None:
+def test_host_tensors_are_not_counted_and_are_computed_normally() -> None:
     computed: list[torch.Tensor] = []
 
     def step(model: nn.Module, batch_size: int) -> None:
@@ -370,7 +368,7 @@ def test_what_a_step_puts_on_the_host_is_not_counted_and_is_computed_as_ever() -
     assert [y.unique().tolist() for y in computed] == [[6.0], [5.0], [0.0]]
 
 
-def test_sums_and_products_on_the_host_take_nothing_of_the_device() -> None:
+def test_sums_and_products_on_the_host_take_no_device_memory() -> None:
     def step(model: nn.Module, batch_size: int) -> None:
         x = torch.ones(1000, batch_size, device="cpu")
         (x @ x.T).sum()
@@ -378,7 +376,7 @@ def test_sums_and_products_on_the_host_take_nothing_of_the_device() -> None:
     assert trace(nn.Module, step).peak(2) == Peak(0, 0)
 
 
-def test_what_is_read_from_the_device_is_zero() -> None:
+def test_values_read_from_the_device_are_zero() -> None:
     read: list[object] = []
 
     def step(model: nn.Module, batch_size: int) -> None:
@@ -397,7 +395,7 @@ def test_what_is_read_from_the_device_is_zero() -> None:
     assert read == [0.0, 0.0, False, [0.0, 0.0], 0.0, 0, torch.float16]
 
 
-def test_all_elements_are_chosen_where_the_step_asks_which() -> None:
+def test_nonzero_selects_all_elements() -> None:
     def step(model: nn.Module, batch_size: int) -> None:
         torch.ones(batch_size, 100).nonzero()
 
@@ -405,7 +403,7 @@ def test_all_elements_are_chosen_where_the_step_asks_which() -> None:
     assert sorted(set(timeline.sizes(10).tolist())) == [4 * 1000, 8 * 1000 * 2]
 
 
-def test_all_elements_are_chosen_by_a_mask_too() -> None:
+def test_a_mask_selects_all_elements() -> None:
     def step(model: nn.Module, batch_size: int) -> None:
         x = torch.randn(batch_size, 100)
         x[x > 0].sum()
@@ -413,8 +411,8 @@ def test_all_elements_are_chosen_by_a_mask_too() -> None:
     assert 4 * 1000 in trace(nn.Module, step).sizes(10).tolist()
 
 
-def test_weights_first_used_without_gradients_under_autocast_get_theirs() -> None:
-    """Seen with torch 2.11 and 2.13: the cached copy is made with gradients, whoever asks for it first."""
+def test_weights_first_used_under_no_grad_in_autocast_still_get_gradients() -> None:
+    """Observed with torch 2.11 and 2.13: the cached copy has gradients enabled, even if first used without."""
 
     def step(model: nn.Module, batch_size: int) -> None:
         with torch.autocast("cuda", dtype=torch.float16):
@@ -427,10 +425,10 @@ def test_weights_first_used_without_gradients_under_autocast_get_theirs() -> Non
     trace(small, step)
 
 
-# ---- what can't be followed
+# ---- errors
 
 
-def test_an_operation_that_needs_values_is_named() -> None:
+def test_the_error_names_an_operation_that_needs_values() -> None:
     def step(model: nn.Module, batch_size: int) -> None:
         torch.unique(torch.ones(batch_size, 5))
 
@@ -438,7 +436,7 @@ def test_an_operation_that_needs_values_is_named() -> None:
         trace(nn.Module, step)
 
 
-def test_an_error_of_the_step_itself_reaches_its_author() -> None:
+def test_an_error_of_the_step_itself_is_not_wrapped() -> None:
     def step(model: nn.Module, batch_size: int) -> None:
         raise KeyError("labels")
 
@@ -446,12 +444,12 @@ def test_an_error_of_the_step_itself_reaches_its_author() -> None:
         trace(nn.Module, step)
 
 
-def test_a_step_that_names_a_cuda_device_is_answered_in_words() -> None:
+def test_a_step_that_names_a_cuda_device_raises_a_trace_error() -> None:
     with pytest.raises(TraceError):
         trace(nn.Module, lambda model, batch_size: torch.randn(batch_size, device="cuda"))
 
 
-def test_a_step_that_takes_nothing_is_made_of_nothing() -> None:
+def test_an_empty_step_has_an_empty_timeline() -> None:
     timeline = trace(nn.Module, lambda model, batch_size: None)
     assert timeline.peak(2) == Peak(0, 0)
     assert sum(timeline.composition(2).values()) == 0
@@ -460,7 +458,7 @@ def test_a_step_that_takes_nothing_is_made_of_nothing() -> None:
 # ---- labels
 
 
-def test_weights_gradients_and_state_of_fused_adamw_are_labelled_as_such() -> None:
+def test_weights_and_state_of_fused_adamw_are_labelled() -> None:
     model = small()
     weights = sum(rounded(4 * p.numel()) for p in model.parameters())
     steps = 512 * len(list(model.parameters()))
@@ -476,7 +474,7 @@ def test_adamw_that_is_not_fused_keeps_its_step_count_on_the_host() -> None:
 
 
 def test_rmsprop_keeps_its_step_count_on_the_host() -> None:
-    """Recorded on the virtual device (torch 2.11): `perceptron`, 6 parameters: 3,072 B less than is traced."""
+    """Recorded on the virtual GPU (torch 2.11): `perceptron`, takes 3,072 B less than with 6 counts on the GPU."""
     weights = sum(rounded(4 * p.numel()) for p in small().parameters())
     parts = trace(small, training(torch.optim.RMSprop)).composition(4)
     assert parts["optimizer"] == weights
@@ -486,14 +484,14 @@ def test_sgd_without_momentum_has_no_state() -> None:
     assert trace(small, training(torch.optim.SGD)).composition(4)["optimizer"] == 0
 
 
-def test_gradients_have_the_bytes_of_the_trained_weights() -> None:
+def test_gradients_take_the_bytes_of_the_trainable_weights() -> None:
     def half_frozen() -> nn.Module:
         model = small()
         model[0].requires_grad_(False)  # type: ignore[index]
         return model
 
     def gradients(build: Callable[[], nn.Module]) -> int:
-        # what is live when a much larger tensor is made, before the gradients go
+        # a much larger tensor sets the peak while the gradients are live
         def step(model: nn.Module, batch_size: int) -> None:
             model(torch.randn(batch_size, 64)).sum().backward()
             torch.empty(batch_size, 10_000_000)
@@ -506,7 +504,7 @@ def test_gradients_have_the_bytes_of_the_trained_weights() -> None:
     assert gradients(half_frozen) == sum(sizes[2:])
 
 
-# ---- nothing is left behind
+# ---- no side effects
 
 
 def state_of_torch() -> dict[str, object]:
@@ -572,7 +570,7 @@ def breaks(error: Exception) -> Step:
 @pytest.mark.parametrize(
     "step", [everything, breaks(RuntimeError("no")), breaks(KeyError("no"))], ids=["whole", "RuntimeError", "KeyError"]
 )
-def test_torch_is_as_it_was_after_a_trace_also_after_one_that_broke(step: Step) -> None:
+def test_torch_state_is_restored_after_a_trace_and_after_a_failed_one(step: Step) -> None:
     before = state_of_torch()
     with contextlib.suppress(TraceError, KeyError):
         trace(small, step)
@@ -580,7 +578,7 @@ def test_torch_is_as_it_was_after_a_trace_also_after_one_that_broke(step: Step) 
     assert before["attention"]
 
 
-def test_a_collector_that_was_off_stays_off() -> None:
+def test_a_disabled_garbage_collector_stays_disabled() -> None:
     gc.disable()
     try:
         trace(small, forward_backward)
@@ -589,14 +587,14 @@ def test_a_collector_that_was_off_stays_off() -> None:
         gc.enable()
 
 
-def test_no_collection_falls_in_the_midst_of_a_step() -> None:
-    """It would free what lies in cycles at another moment in the second trace."""
+def test_the_garbage_collector_is_off_during_a_step() -> None:
+    """A collection would free reference cycles at different events in the two traces."""
     running: list[bool] = []
     trace(small, lambda model, batch_size: running.append(gc.isenabled()))
     assert not any(running)
 
 
-def test_the_model_is_gone_after_a_trace() -> None:
+def test_the_model_is_freed_after_a_trace() -> None:
     models: list[weakref.ref[nn.Module]] = []
 
     def build() -> nn.Module:
@@ -608,13 +606,13 @@ def test_the_model_is_gone_after_a_trace() -> None:
     assert [model() for model in models] == [None, None, None]
 
 
-def test_a_second_trace_is_the_same_as_the_first() -> None:
+def test_tracing_twice_gives_the_same_timeline() -> None:
     first, second = trace(small, everything), trace(small, everything)
     assert list(first.requests(5)) == list(second.requests(5))
     assert (first.origins, first.categories) == (second.origins, second.categories)
 
 
-def test_memory_is_that_of_the_third_step_with_what_the_first_two_left() -> None:
+def test_the_peak_of_the_third_step_includes_what_the_first_two_left() -> None:
     held: dict[nn.Module, list[torch.Tensor]] = {}
 
     def step(model: nn.Module, batch_size: int) -> None:
