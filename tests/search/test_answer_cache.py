@@ -179,7 +179,7 @@ def test_a_full_disk_leaves_the_answer_before(
 WRITER = """
 import sys
 from pathlib import Path
-from hf_bsopt.cache import AnswerCache
+from hf_bsopt.search.answer_cache import AnswerCache
 from hf_bsopt.records import Peak, Trial
 
 size = int(sys.argv[2])
