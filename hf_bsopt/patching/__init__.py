@@ -1,7 +1,7 @@
 """The CONFIG patch: the batch size that was found, written into a script, a notebook, a YAML or JSON file."""
 
-from .keys import parse_keys
-from .patcher import Patched, patch
-from .planning import Change
+from .edit_plan import Change
+from .patcher import PatchResult, patch
+from .setting_names import parse_keys
 
-__all__ = ["Change", "Patched", "parse_keys", "patch"]
+__all__ = ["Change", "PatchResult", "parse_keys", "patch"]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from .python_values import parse
+from .python_values import parse_python
 from .sites import line_starts
 
-PYTHON_CELLS = frozenset({"time", "timeit", "capture", "prun", "memit", "debug", "notify", "skip", "wandb"})
+PYTHON_CELL_MAGICS = frozenset({"time", "timeit", "capture", "prun", "memit", "debug", "notify", "skip", "wandb"})
 """Cell magics whose body is Python of this notebook."""
 _CELL_MAGIC = re.compile(r"%%\s*(\w+)(.*)")
 _LINE_MAGIC = re.compile(r"[ \t]*([%!?,;/].*|[%\w.*]+\?{1,2}[ \t]*)$", re.DOTALL)
@@ -18,7 +18,7 @@ _STRING = re.compile(r"""(?:'''|\"\"\"|'(?:\\.|[^'\\\r\n])*'|"(?:\\.|[^"\\\r\n])
 
 
 @dataclass(frozen=True)
-class Masked:
+class MaskedCell:
     """Python that has as many characters on each line as the cell, and the command lines that were masked."""
 
     source: str
@@ -28,7 +28,7 @@ class Masked:
     """Where the cell is written to, for %%writefile train.py."""
 
 
-def mask(cell: str) -> Masked | None:
+def mask_magics(cell: str) -> MaskedCell | None:
     """None for a cell that isn't Python: %%bash, %%html. What is masked badly is left for `ast` to refuse."""
     body, file = cell, ""
     blank = len(cell) - len(cell.lstrip("\r\n"))
@@ -38,23 +38,23 @@ def mask(cell: str) -> Masked | None:
             file = rest.removeprefix("-a").strip().strip("'\"")
             if not file.endswith(".py"):
                 return None
-        elif name not in PYTHON_CELLS:
+        elif name not in PYTHON_CELL_MAGICS:
             return None
         body = cell[:blank] + " " * (found.end() - blank) + cell[found.end() :]
     if file or _is_python(body):
-        return Masked(body, file=file)
+        return MaskedCell(body, file=file)
     return _mask_lines(body)
 
 
 def _is_python(source: str) -> bool:
     try:
-        parse(source)
+        parse_python(source)
     except SyntaxError:
         return False
     return True
 
 
-def _mask_lines(cell: str) -> Masked:
+def _mask_lines(cell: str) -> MaskedCell:
     starts = [*line_starts(cell), len(cell)]
     parts: list[str] = []
     commands: list[tuple[int, int]] = []
@@ -68,16 +68,16 @@ def _mask_lines(cell: str) -> Masked:
             begin, end = starts[number], starts[last + 1]
             if _COMMAND.match(line):
                 commands.append((begin, end))
-            parts.append(_blank(cell[begin:end], found.start(1)))
+            parts.append(_blanked(cell[begin:end], found.start(1)))
             number = last + 1
             continue
         parts.append(line)
         state = _state_after(line, state)
         number += 1
-    return Masked("".join(parts), tuple(commands))
+    return MaskedCell("".join(parts), tuple(commands))
 
 
-def _blank(text: str, at: int) -> str:
+def _blanked(text: str, at: int) -> str:
     """Spaces for all but line ends, and a statement, 0, at the place of the magic."""
     return text[:at] + "0" + re.sub(r"[^\r\n]", " ", text[at + 1 :])
 
@@ -91,7 +91,7 @@ def _state_after(line: str, state: str) -> str:
         depth = brackets.count("(")
     while at < len(line):
         if quotes:
-            end = _closing(line, quotes, at)
+            end = _after_closing_quotes(line, quotes, at)
             if end < 0:
                 return f"{quotes} {'(' * depth}"
             quotes, at = "", end
@@ -110,7 +110,7 @@ def _state_after(line: str, state: str) -> str:
     return "\\" if line.rstrip("\r\n").endswith("\\") else ""
 
 
-def _closing(line: str, quotes: str, at: int) -> int:
+def _after_closing_quotes(line: str, quotes: str, at: int) -> int:
     """Just behind the closing quotes, -1 where they aren't on this line."""
     found = re.compile(rf"(?:\\.|(?!{quotes})[^\\])*{quotes}", re.DOTALL).match(line, at)
     return found.end() if found else -1

@@ -7,20 +7,20 @@ import re
 from collections.abc import Iterator
 
 from ..errors import PatchError
-from . import shell
-from .json_text import Array, JsonError, Node, Object, Scalar, Text, raw_positions, read
-from .keys import MEANINGS, rank
-from .magics import Masked, mask
+from . import command_lines
+from .json_positions import Array, JsonError, Node, Object, Scalar, Text, parse_json, raw_positions
+from .magics import MaskedCell, mask_magics
 from .python_sites import PythonReader
+from .setting_names import SETTINGS, specificity_rank
 from .sites import Chunk, Document, Edit
 
 FORMATS = (3, 4)
 
 
-def document(name: str, text: str) -> Document:
+def notebook_document(name: str, text: str) -> Document:
     """Every binding in the code cells. Raises PatchError for what is no notebook of Python."""
     try:
-        root = read(text)
+        root = parse_json(text)
     except JsonError as error:
         raise PatchError(f"{name} is no notebook: {error}. The file is untouched.") from None
     if not isinstance(root, Object):
@@ -39,13 +39,13 @@ def _read_cells(name: str, text: str, chunks: tuple[Chunk, ...]) -> Document:
     notebook = PythonReader()
     unreadable = []
     for chunk in chunks:
-        masked = mask(_without_surrogates(chunk.text))
+        masked = mask_magics(_without_surrogates(chunk.text))
         if masked is None:
             continue
         try:
             _read_cell(notebook, chunk, masked)
         except SyntaxError as error:
-            if problem := _speaks(chunk, error):
+            if problem := _possible_setting(chunk, error):
                 unreadable.append(f"{name}, {problem}")
     return Document(
         name,
@@ -58,22 +58,22 @@ def _read_cells(name: str, text: str, chunks: tuple[Chunk, ...]) -> Document:
     )
 
 
-def _read_cell(notebook: PythonReader, chunk: Chunk, masked: Masked) -> None:
+def _read_cell(notebook: PythonReader, chunk: Chunk, masked: MaskedCell) -> None:
     """A file that a cell writes is a program of its own, in a scope of its own."""
     if masked.file:
-        with notebook.file(masked.file):
+        with notebook.file_scope(masked.file):
             notebook.read(chunk, masked.source)
         return
     notebook.read(chunk, masked.source)
     for start, end in masked.commands:
-        for site in shell.flags(chunk, start, end):
+        for site in command_lines.flag_sites(chunk, start, end):
             notebook.add(site)
 
 
-def _speaks(chunk: Chunk, error: SyntaxError) -> str:
+def _possible_setting(chunk: Chunk, error: SyntaxError) -> str:
     """In words, where a cell that `ast` can't read gives a number to a name that is looked for."""
     for found in re.finditer(r"""([A-Za-z_]\w*)["']?\]?[ \t]*[:=][ \t]*[0-9]""", chunk.text):
-        if any(rank(meaning, found.group(1)) is not None for meaning in MEANINGS):
+        if any(specificity_rank(setting, found.group(1)) is not None for setting in SETTINGS):
             line = chunk.line_of(found.start())
             return f"cell {chunk.cell}: {error.msg} (line {error.lineno}); its line {line}: {chunk.line(line).strip()}"
     return ""

@@ -14,16 +14,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ..errors import PatchError
-from . import config_files, diffing, files, notebook
-from .keys import check_meaning, check_values
-from .planning import Change, Plan, plan
-from .python_sites import document as python_document
+from . import config_files, edit_diff, notebook, text_file
+from .edit_plan import Change, EditPlan, plan_edits
+from .python_sites import python_document
+from .setting_names import as_setting, check_values
 from .sites import Document, Number
 
 FORMATS: dict[str, Callable[[str, str], Document]] = {
     ".py": python_document,
     ".pyw": python_document,
-    ".ipynb": notebook.document,
+    ".ipynb": notebook.notebook_document,
     ".yaml": config_files.yaml_document,
     ".yml": config_files.yaml_document,
     ".json": config_files.json_document,
@@ -31,7 +31,7 @@ FORMATS: dict[str, Callable[[str, str], Document]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Patched:
+class PatchResult:
     """What was changed, or with ``dry_run`` would be; ``str()`` is what a command line prints."""
 
     path: Path
@@ -41,14 +41,14 @@ class Patched:
     notes: tuple[str, ...]
     """Why these places, and what was left."""
     is_written: bool
-    already: tuple[str, ...] = ()
+    already_set: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [*(f"· {note}" for note in self.notes)]
         if self.changes:
             lines.append(f"{self.path}: {'patched' if self.is_written else 'not written, this is a dry run'}")
-        elif self.already:
-            lines.append(f"{self.path}: already so ({', '.join(self.already)})")
+        elif self.already_set:
+            lines.append(f"{self.path}: already so ({', '.join(self.already_set)})")
         else:
             lines.append(f"{self.path}: nothing to change")
         return self.diff + "\n".join(lines)
@@ -60,7 +60,7 @@ def patch(
     *,
     keys: Mapping[str, str] | None = None,
     dry_run: bool = False,
-) -> Patched:
+) -> PatchResult:
     """Changes the values where they stand in a script, notebook, YAML or JSON file; nothing else by a byte.
 
     ``values``: batch_size and whichever of gradient_accumulation_steps, learning_rate, warmup_steps, max_length are
@@ -69,34 +69,36 @@ def patch(
     UsageError, where it can't be told with certainty what to change: then, and with ``dry_run``, the file is untouched.
     """
     wanted = check_values(values)
-    named = {check_meaning(meaning): key for meaning, key in (keys or {}).items()}
+    named = {as_setting(setting): key for setting, key in (keys or {}).items()}
     where = Path(path)
     read = FORMATS.get(where.suffix.lower())
-    original = files.read(where)
+    original = text_file.read_text_file(where)
     if read is None:
         raise PatchError(
             f"{where}: what can be patched is {', '.join(FORMATS)}, not {where.suffix or 'a file without suffix'}"
         )
     document = read(where.name, original.text)
-    planned = plan(document, wanted, named)
+    planned = plan_edits(document, wanted, named)
     if not planned.edits:
-        return Patched(where, "", (), planned.notes, False, planned.already)
-    text = diffing.apply(original.text, planned.edits)
+        return PatchResult(where, "", (), planned.notes, False, planned.already_set)
+    text = edit_diff.apply_edits(original.text, planned.edits)
     after = _read_again(document, text, read)
     _check(document, after, planned)
     if not dry_run:
-        files.replace(original, text)
-    return Patched(where, _diff(document, after, planned), planned.changes, planned.notes, not dry_run, planned.already)
+        text_file.replace_text_file(original, text)
+    return PatchResult(
+        where, _diff(document, after, planned), planned.changes, planned.notes, not dry_run, planned.already_set
+    )
 
 
 def _read_again(before: Document, text: str, read: Callable[[str, str], Document]) -> Document:
     try:
         return read(before.name, text)
     except PatchError as error:
-        raise _too_far(before) from error
+        raise _reaches_too_far(before) from error
 
 
-def _check(before: Document, after: Document, planned: Plan) -> None:
+def _check(before: Document, after: Document, planned: EditPlan) -> None:
     """The patched text parses, and binds what the old one did but for the changes. Raises PatchError if not."""
     changed: set[tuple[int | None, int]] = set()
     inserted = 0
@@ -107,7 +109,7 @@ def _check(before: Document, after: Document, planned: Plan) -> None:
             inserted += 1
             other = next(new, None)
         if other is None or (not isinstance(site.value, Number) and other.value != site.value):
-            raise _too_far(before)
+            raise _reaches_too_far(before)
         if isinstance(site.value, Number) and (
             not isinstance(other.value, Number) or other.value.value != site.value.value
         ):
@@ -115,22 +117,22 @@ def _check(before: Document, after: Document, planned: Plan) -> None:
     inserted += len(list(new))
     replaced = sum(1 for change in planned.changes if change.old)
     if (len(changed), inserted) != (replaced, planned.inserted) or len(before.unreadable) != len(after.unreadable):
-        raise _too_far(before)
+        raise _reaches_too_far(before)
 
 
-def _too_far(document: Document) -> PatchError:
+def _reaches_too_far(document: Document) -> PatchError:
     return PatchError(f"{document.name}: the change would reach further than it should. The file is untouched.")
 
 
-def _diff(before: Document, after: Document, planned: Plan) -> str:
+def _diff(before: Document, after: Document, planned: EditPlan) -> str:
     """Of the file; of the cells, for a notebook that is all on one line."""
     is_notebook = any(chunk.cell is not None for chunk in before.chunks)
-    if is_notebook and diffing.longest_line(before.text, planned.edits) > diffing.LONGEST_LINE:
+    if is_notebook and edit_diff.longest_edited_line(before.text, planned.edits) > edit_diff.LONGEST_LINE:
         return "".join(
             "".join(
                 difflib.unified_diff(
-                    [*diffing.lines(chunk.text)],
-                    [*diffing.lines(other.text)],
+                    [*edit_diff.split_lines(chunk.text)],
+                    [*edit_diff.split_lines(other.text)],
                     f"a/{before.name} (cell {chunk.cell})",
                     f"b/{before.name} (cell {chunk.cell})",
                 )
@@ -138,4 +140,4 @@ def _diff(before: Document, after: Document, planned: Plan) -> str:
             for chunk, other in zip(before.chunks, after.chunks, strict=True)
             if chunk.text != other.text
         )
-    return diffing.unified_diff(before.name, before.text, planned.edits)
+    return edit_diff.unified_diff(before.name, before.text, planned.edits)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import ast
 import dataclasses
 
-from . import shell
-from .keys import vocabulary, words
-from .python_values import Positions, as_number, dotted, last_name, names_in
-from .sites import ANY, OPTIONS, Chunk, Container, Kind, Number, Path, Reference, Site, Value
+from . import command_lines
+from .python_values import Positions, as_number, callee_name, dotted_path, names_in
+from .setting_names import split_words, word_list
+from .sites import COMMAND_LINE, UNNAMED, Chunk, Container, Kind, Number, Path, Reference, Site, Value
 
 OPTION_CALLS = frozenset({"add_argument", "option", "DEFINE_integer", "DEFINE_float", "DEFINE_string"})
-COMMANDS = frozenset({"system", "run", "call", "check_call", "check_output", "Popen", "getoutput"})
+COMMAND_CALLS = frozenset({"system", "run", "call", "check_call", "check_output", "Popen", "getoutput"})
 """Of os, subprocess and get_ipython(): the first argument is a command line, in one string or in a list."""
-ONLY_SHOWN = frozenset({"print", "pprint", "display", "len", "type", "vars", "repr", "str", "info", "debug"})
+DISPLAY_CALLS = frozenset({"print", "pprint", "display", "len", "type", "vars", "repr", "str", "info", "debug"})
 """Calls that read a value and train nothing with it."""
 
 
@@ -30,8 +30,8 @@ class ExpressionReader:
         self._class: Path = ()
         self._guard = ""
         self._is_local = False
-        self._inside = ""
-        self._read_by: dict[str, set[Path]] = {}
+        self._current_function = ""
+        self._reads_by_function: dict[str, set[Path]] = {}
         """What a function reads, which happens when it is called."""
         self._parameters: dict[str, tuple[str, ...]] = {}
         self._local_names: set[Path] = set()
@@ -56,7 +56,7 @@ class ExpressionReader:
 
     def _path_of(self, target: ast.expr) -> Path:
         """() for what has no constant name."""
-        path = dotted(target)
+        path = dotted_path(target)
         if path is None:
             return ()
         if path[0] == "self" and self._class:
@@ -79,7 +79,7 @@ class ExpressionReader:
             Site(path, kind, value, self._chunk, container, start, end, guard=self._guard, is_local=self._is_local)
         )
 
-    def _look_into(self, node: ast.expr, owner: Path) -> None:
+    def _visit(self, node: ast.expr, owner: Path) -> None:
         """Bindings inside an expression that is assigned to ``owner``."""
         match node:
             case ast.Dict():
@@ -96,34 +96,34 @@ class ExpressionReader:
                 for child in ast.iter_child_nodes(node):
                     if isinstance(child, ast.expr):
                         is_one_of = isinstance(node, ast.List | ast.Tuple | ast.IfExp)
-                        self._look_into(child, (*owner, ANY) if is_one_of else ())
+                        self._visit(child, (*owner, UNNAMED) if is_one_of else ())
                     elif isinstance(child, ast.comprehension):
-                        self._look_into(child.iter, ())
+                        self._visit(child.iter, ())
 
     def _read(self, node: ast.expr) -> None:
-        path = dotted(node)
+        path = dotted_path(node)
         if path is not None and self._is_local:
-            self._read_by.setdefault(self._inside, set()).add(self._resolved(path))
+            self._reads_by_function.setdefault(self._current_function, set()).add(self._resolved(path))
         elif path is not None:
             self.reads.append((self._order, self._resolved(path)))
         else:
             for child in ast.iter_child_nodes(node):
                 if isinstance(child, ast.expr):
-                    self._look_into(child, ())
+                    self._visit(child, ())
 
     def _mapping(self, node: ast.Dict, owner: Path, kind: Kind) -> None:
         names = frozenset(
             key.value for key in node.keys if isinstance(key, ast.Constant) and isinstance(key.value, str)
         )
-        owner = owner or (ANY,)
-        container = Container(self.container(), "dict", names, is_open=None in node.keys)
+        owner = owner or (UNNAMED,)
+        container = Container(self.container(), "dict", names, has_unpacking=None in node.keys)
         for key, value in zip(node.keys, node.values, strict=True):
             if isinstance(key, ast.Constant) and isinstance(key.value, str):
                 path = (*owner, key.value)
                 self._entry(path, kind, value, container, self._positions.start(key))
             else:
-                path = (*owner, ANY)
-            self._look_into(value, path)
+                path = (*owner, UNNAMED)
+            self._visit(value, path)
 
     def _entry(self, path: Path, kind: Kind, value: ast.expr, container: Container, start: int) -> None:
         end = self._positions.end(value)
@@ -133,42 +133,42 @@ class ExpressionReader:
         )
 
     def _call(self, node: ast.Call, owner: Path) -> None:
-        name = last_name(node.func)
+        name = callee_name(node.func)
         match node.func, name:
             case _, _ if name in OPTION_CALLS:
                 self._option(node)
-            case ast.Attribute(), _ if name in COMMANDS:
+            case ast.Attribute(), _ if name in COMMAND_CALLS:
                 self._command(node)
             case _, "set_defaults":
-                self._keywords(node, (OPTIONS,), "item")
+                self._keywords(node, (COMMAND_LINE,), "item")
             case ast.Attribute(value=holder), "update" | "setdefault":
                 held = self._path_of(holder)
                 self._keywords(node, held, "item")
                 for argument in node.args:
                     if isinstance(argument, ast.Dict):
                         self._mapping(argument, held, "item")
-            case _, _ if name in vocabulary("mappings"):
-                self._keywords(node, owner or (ANY,), "entry")
+            case _, _ if name in word_list("mappings"):
+                self._keywords(node, owner or (UNNAMED,), "entry")
                 for argument in node.args:
-                    self._look_into(argument, owner)
+                    self._visit(argument, owner)
             case _:
                 if name == "partial" and node.args:
-                    name = last_name(node.args[0])
-                self._keywords(node, (name or "?",), "keyword", about=_about(node, owner))
+                    name = callee_name(node.args[0])
+                self._keywords(node, (name or "?",), "keyword", nearby_names=_nearby_names(node, owner))
                 self._positional(node, name)
-                if name not in ONLY_SHOWN:
+                if name not in DISPLAY_CALLS:
                     for argument in node.args:
-                        self._look_into(argument, (name or "?", ANY))
-                self._look_into_callee(node.func)
+                        self._visit(argument, (name or "?", UNNAMED))
+                self._visit_callee(node.func)
 
     def _positional(self, node: ast.Call, name: str) -> None:
         """Arguments of a function of this file by the names of its parameters, and what it reads when it is called."""
-        read = self._read_by.get(name, set())
+        read = self._reads_by_function.get(name, set())
         if self._is_local:
-            self._read_by.setdefault(self._inside, set()).update(read)
+            self._reads_by_function.setdefault(self._current_function, set()).update(read)
         else:
             self.reads += [(self._order, path) for path in sorted(read)]
-        container = Container(self.container(), callee=name, is_settings=False, about=_about(node, ()))
+        container = Container(self.container(), callee=name, holds_settings=False, nearby_names=_nearby_names(node, ()))
         for parameter, argument in zip(self._parameters.get(name, ()), node.args, strict=False):
             if isinstance(argument, ast.Starred):
                 return
@@ -179,46 +179,50 @@ class ExpressionReader:
             match argument:
                 case ast.Constant(value=str(text)):
                     start, end = self._positions.start(argument) + 1, self._positions.end(argument) - 1
-                    found = shell.flags(self._chunk, start, end) if self._chunk.text[start:end] == text else []
+                    found = (
+                        command_lines.flag_sites(self._chunk, start, end) if self._chunk.text[start:end] == text else []
+                    )
                     for flag in found:
                         self.add(dataclasses.replace(flag, guard=self._guard))
                 case _:
-                    self._look_into(argument, ("?", ANY))
-        self._keywords(node, (last_name(node.func),), "keyword")
+                    self._visit(argument, ("?", UNNAMED))
+        self._keywords(node, (callee_name(node.func),), "keyword")
 
-    def _look_into_callee(self, func: ast.expr) -> None:
+    def _visit_callee(self, func: ast.expr) -> None:
         """`TrainingArguments(…).set_dataloader(…)`, `Trainer(…).train()`: calls in what is called."""
         for inner in ast.iter_child_nodes(func):
             if isinstance(inner, ast.Call):
                 self._call(inner, ())
 
-    def _keywords(self, node: ast.Call, owner: Path, kind: Kind, about: str = "") -> None:
+    def _keywords(self, node: ast.Call, owner: Path, kind: Kind, nearby_names: str = "") -> None:
         names = frozenset(word.arg for word in node.keywords if word.arg)
-        callee = last_name(node.args[0]) if last_name(node.func) == "partial" and node.args else last_name(node.func)
-        is_open = any(word.arg is None for word in node.keywords)
-        is_settings = kind != "keyword" or not vocabulary("settings").isdisjoint(words(callee)[-1:])
-        container = Container(self.container(), "keywords", names, is_open, callee, is_settings, about)
+        callee = callee_name(node.func)
+        if callee == "partial" and node.args:
+            callee = callee_name(node.args[0])
+        has_unpacking = any(word.arg is None for word in node.keywords)
+        holds_settings = kind != "keyword" or not word_list("settings").isdisjoint(split_words(callee)[-1:])
+        container = Container(self.container(), "keywords", names, has_unpacking, callee, holds_settings, nearby_names)
         for word in node.keywords:
             if word.arg is None:
-                self._look_into(word.value, owner)
+                self._visit(word.value, owner)
                 continue
             path = (*owner, word.arg)
             self._entry(path, kind, word.value, container, self._positions.start(word))
-            if callee not in ONLY_SHOWN:
-                self._look_into(word.value, (*path, ANY) if kind == "keyword" else path)
+            if callee not in DISPLAY_CALLS:
+                self._visit(word.value, (*path, UNNAMED) if kind == "keyword" else path)
 
     def _option(self, node: ast.Call) -> None:
         """add_argument("-b", "--batch_size", default=16), click.option(…), DEFINE_integer("batch_size", 16, …)."""
         spoken = [word.value for word in node.args if isinstance(word, ast.Constant) and isinstance(word.value, str)]
         longest = [word for word in spoken if word.startswith("--")] or spoken
         default = next((word.value for word in node.keywords if word.arg == "default"), None)
-        if default is None and last_name(node.func).startswith("DEFINE_") and len(node.args) > 1:
+        if default is None and callee_name(node.func).startswith("DEFINE_") and len(node.args) > 1:
             longest, default = spoken[:1], node.args[1]
         if default is None:
             return
         container = Container(self.container())
         for name in longest:
-            path = (OPTIONS, name.lstrip("-").replace("-", "_"))
+            path = (COMMAND_LINE, name.lstrip("-").replace("-", "_"))
             self._entry(path, "option", default, container, self._positions.start(node))
 
     def _flags(self, node: ast.List | ast.Tuple) -> None:
@@ -227,7 +231,7 @@ class ExpressionReader:
             match flag, value:
                 case ast.Constant(value=str(name)), ast.Constant(value=str(text)) if name.startswith("--"):
                     if as_number(text) is not None:
-                        path = (OPTIONS, name.lstrip("-").replace("-", "_"))
+                        path = (COMMAND_LINE, name.lstrip("-").replace("-", "_"))
                         self._entry(path, "flag", value, Container(self.container()), self._positions.start(flag))
         for flag in node.elts:
             match flag:
@@ -241,12 +245,12 @@ class ExpressionReader:
         if number is None or self._positions.text[start + 1 : end - 1] != text:
             return
         found = Number(number, end - 1 - len(value), end - 1)
-        path = (OPTIONS, name.lstrip("-").replace("-", "_"))
+        path = (COMMAND_LINE, name.lstrip("-").replace("-", "_"))
         self.add(Site(path, "flag", found, self._chunk, Container(self.container()), start, end, guard=self._guard))
 
 
-def _about(node: ast.Call, owner: Path) -> str:
+def _nearby_names(node: ast.Call, owner: Path) -> str:
     """What a call is for, as far as names say: what it is assigned to, what it is called, what it is given."""
     given = [name for argument in node.args for name in sorted(names_in(argument))]
     given += [name for word in node.keywords if word.arg in ("dataset", "data", "x") for name in names_in(word.value)]
-    return " ".join([*owner[-1:], last_name(node.func), *given])
+    return " ".join([*owner[-1:], callee_name(node.func), *given])

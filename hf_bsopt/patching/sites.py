@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..errors import PatchError
-from .keys import spelled
+from .setting_names import snake_case
 
 Path = tuple[str, ...]
 Kind = Literal["entry", "variable", "attribute", "item", "keyword", "parameter", "option", "flag"]
@@ -20,10 +20,10 @@ parameter: def f(x=1) · option: of argparse · flag: --x 1 on a command line.""
 Style = Literal["dict", "keywords", "class", "item", "json", "yaml", "yaml flow", "flags", "none"]
 """How a neighbour of the entry is written."""
 
-OPTIONS = "--"
+COMMAND_LINE = "--"
 """The owner of every command-line option."""
 DEBUG = "debug"
-ANY = "*"
+UNNAMED = "*"
 """One of several without a name of its own: the items of a list, what a call is given."""
 
 
@@ -57,18 +57,18 @@ class Computed:
     """Known only at run time; the names that it is computed from."""
 
     names: frozenset[str]
-    is_change: bool = False
+    uses_old_value: bool = False
     """Of the value that the name had before: `batch_size *= 2`."""
 
 
 @dataclass(frozen=True)
-class Word:
+class NonNumber:
     """Not a number and never to become one: "auto", None, a string."""
 
     text: str
 
 
-Value = Number | Reference | Computed | Word
+Value = Number | Reference | Computed | NonNumber
 
 
 @dataclass(frozen=True)
@@ -97,11 +97,11 @@ class Container:
     number: int
     style: Style = "none"
     names: frozenset[str] = frozenset()
-    is_open: bool = False
+    has_unpacking: bool = False
     """** or << may bring in more names."""
     callee: str = ""
-    is_settings: bool = True
-    about: str = ""
+    holds_settings: bool = True
+    nearby_names: str = ""
     """Names around a call, which tell DataLoader(train, …) from DataLoader(valid, …)."""
 
 
@@ -132,20 +132,20 @@ class Site:
         return self.chunk.line_of(position)
 
     @property
-    def label(self) -> str:
+    def key(self) -> str:
         """As --key takes it: CONFIG.batch_size:12, with the cell before the line in a notebook."""
         where = f"{self.line}" if self.chunk.cell is None else f"{self.chunk.cell}:{self.line}"
-        return f"{self.dotted}:{where}"
+        return f"{self.dotted_name}:{where}"
 
     @property
     def where(self) -> str:
         return f"line {self.line}" if self.chunk.cell is None else f"cell {self.chunk.cell}, line {self.line}"
 
     @property
-    def dotted(self) -> str:
-        if self.path[0] == OPTIONS:
+    def dotted_name(self) -> str:
+        if self.path[0] == COMMAND_LINE:
             return f"--{self.name}"
-        return ".".join(part for part in self.path if part != ANY)
+        return ".".join(part for part in self.path if part != UNNAMED)
 
 
 @dataclass(frozen=True)
@@ -177,9 +177,9 @@ class Document:
 
     def excerpt(self, sites: list[Site]) -> str:
         """file:line and the line itself, one row for each site."""
-        return "\n".join(self.row(site.chunk, site.line) for site in sites)
+        return "\n".join(self.excerpt_line(site.chunk, site.line) for site in sites)
 
-    def row(self, chunk: Chunk, line: int) -> str:
+    def excerpt_line(self, chunk: Chunk, line: int) -> str:
         place = f"{self.name}:{line}" if chunk.cell is None else f"{self.name}, cell {chunk.cell}, line {line}"
         text = chunk.line(line).strip()
         return f"  {place}:  {text if len(text) <= 120 else text[:117] + '...'}"
@@ -191,11 +191,11 @@ def line_starts(text: str) -> tuple[int, ...]:
     return (0, *(match.end() for match in re.finditer(r"\r\n|\r|\n", text)))
 
 
-def whole_file(text: str) -> Chunk:
+def whole_file_chunk(text: str) -> Chunk:
     return Chunk(text, None, Edit)
 
 
-def select(sites: tuple[Site, ...], key: str, document: Document) -> list[Site]:
+def sites_for_key(sites: tuple[Site, ...], key: str, document: Document) -> list[Site]:
     """The sites that --key names: `batch_size`, `CONFIG.batch_size`, `CONFIG.batch_size:12`, `--bs`, `bs:3:2`.
 
     Raises PatchError where there is none, with the nearest names.
@@ -209,18 +209,18 @@ def select(sites: tuple[Site, ...], key: str, document: Document) -> list[Site]:
 
     def is_named(site: Site, like: Callable[[str], str]) -> bool:
         place = [site.chunk.cell, site.line] if site.chunk.cell is not None else [site.line]
-        if not parts or (where and where != place) or (is_option and site.path[0] != OPTIONS):
+        if not parts or (where and where != place) or (is_option and site.path[0] != COMMAND_LINE):
             return False
         for path in (site.path, document.canonical(site.path)):
-            end = ".".join(part for part in path if part != ANY).split(".")[-len(parts) :]
+            end = ".".join(part for part in path if part != UNNAMED).split(".")[-len(parts) :]
             if [like(part) for part in end] == [like(part) for part in parts]:
                 return True
         return False
 
-    found = [site for site in sites if is_named(site, str)] or [site for site in sites if is_named(site, spelled)]
+    found = [site for site in sites if is_named(site, str)] or [site for site in sites if is_named(site, snake_case)]
     if found:
         return found
-    known = sorted({site.dotted for site in sites} | {site.name for site in sites})
+    known = sorted({site.dotted_name for site in sites} | {site.name for site in sites})
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     nearest = f"; the nearest names are {', '.join(near)}" if near else ""
     at = f" at {':'.join(numbers)}" if numbers else ""

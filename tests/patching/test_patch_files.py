@@ -13,7 +13,7 @@ import pytest
 from written import BATCH, BOTH, notebook, patched, refusal
 
 from hf_bsopt.errors import PatchError, UsageError
-from hf_bsopt.patching import Change, files, parse_keys, patch
+from hf_bsopt.patching import Change, parse_keys, patch, text_file
 
 SOURCE = "batch_size = 8\n"
 
@@ -77,13 +77,13 @@ def test_an_unchanged_file_is_not_written(tmp_path: Path) -> None:
 def test_a_file_that_changed_in_the_meantime_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "train.py"
     path.write_text(SOURCE)
-    keep = files._keep_owner_and_mode
+    keep = text_file._keep_owner_and_mode
 
     def somebody_writes(old: Path, new: Path) -> None:
         keep(old, new)
         old.write_text("batch_size = 9\n")
 
-    monkeypatch.setattr(files, "_keep_owner_and_mode", somebody_writes)
+    monkeypatch.setattr(text_file, "_keep_owner_and_mode", somebody_writes)
     with pytest.raises(PatchError, match="changed by somebody else"):
         patch(path, BATCH)
     assert (path.read_text(), len(list(tmp_path.iterdir()))) == ("batch_size = 9\n", 1)
@@ -137,7 +137,7 @@ def test_what_is_no_text_file_is_refused_in_words(tmp_path: Path) -> None:
 def test_a_huge_file_is_refused_unread(tmp_path: Path) -> None:
     path = tmp_path / "huge.json"
     with path.open("wb") as file:
-        file.truncate(files.LARGEST_BYTES + 1)
+        file.truncate(text_file.LARGEST_BYTES + 1)
     with pytest.raises(PatchError, match=r"has 67,108,865 bytes"):
         patch(path, BATCH)
 

@@ -9,19 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_bsopt.patching import diffing, json_text
-from hf_bsopt.patching.keys import rank, words
-from hf_bsopt.patching.magics import mask
+from hf_bsopt.patching import edit_diff, json_positions
+from hf_bsopt.patching.magics import mask_magics
+from hf_bsopt.patching.setting_names import specificity_rank, split_words
 from hf_bsopt.patching.sites import Edit, line_starts
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 documents = st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=20)
 
 
-def as_python(node: json_text.Node) -> object:
-    if isinstance(node, json_text.Object):
+def as_python(node: json_positions.Node) -> object:
+    if isinstance(node, json_positions.Object):
         return {key.value: as_python(value) for key, value in node.pairs}
-    if isinstance(node, json_text.Array):
+    if isinstance(node, json_positions.Array):
         return [as_python(item) for item in node.items]
     return node.value
 
@@ -29,7 +29,7 @@ def as_python(node: json_text.Node) -> object:
 @given(documents, st.booleans(), st.sampled_from([None, 0, 2, "\t"]))
 def test_json_is_read_as_the_standard_library_reads_it(value: object, is_ascii: bool, indent: int | str | None) -> None:
     text = json.dumps(value, ensure_ascii=is_ascii, indent=indent)
-    node = json_text.read(f" \n{text}\t")
+    node = json_positions.parse_json(f" \n{text}\t")
     assert as_python(node) == json.loads(text)
     assert f" \n{text}\t"[node.start : node.end] == text
 
@@ -37,9 +37,9 @@ def test_json_is_read_as_the_standard_library_reads_it(value: object, is_ascii: 
 @given(st.text(), st.booleans())
 def test_each_character_of_a_string_is_found_in_its_json(value: str, is_ascii: bool) -> None:
     text = json.dumps(value, ensure_ascii=is_ascii)
-    node = json_text.read(text)
-    assert isinstance(node, json_text.Text)
-    places = json_text.raw_positions(text, node)
+    node = json_positions.parse_json(text)
+    assert isinstance(node, json_positions.Text)
+    places = json_positions.raw_positions(text, node)
     assert len(places) == len(value) + 1
     for place, character in enumerate(value):
         assert json.loads(f'"{text[places[place] : places[place + 1]]}"') == character
@@ -53,7 +53,7 @@ lines = st.lists(
 @given(lines, st.sampled_from(["\n", "\r\n"]))
 def test_masking_keeps_the_length_of_every_line(cell: list[str], newline: str) -> None:
     text = newline.join(cell)
-    masked = mask(text)
+    masked = mask_magics(text)
     assert masked is not None
     assert list(map(len, re.split(newline, masked.source))) == list(map(len, re.split(newline, text)))
     for start, end in masked.commands:
@@ -62,7 +62,7 @@ def test_masking_keeps_the_length_of_every_line(cell: list[str], newline: str) -
 
 def applied(text: str, diff: str) -> str:
     """The text with a unified diff applied, as strictly as `patch` does."""
-    old, new, here = diffing.lines(text), [], 0
+    old, new, here = edit_diff.split_lines(text), [], 0
     rows = re.findall(r"[^\r\n]*(?:\r\n|\r|\n)", diff)[2:]
     for place, row in enumerate(rows):
         if found := re.match(r"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@", row):
@@ -103,14 +103,14 @@ def test_the_diff_makes_the_new_text_of_the_old(
         inside = set(text[edit.start : edit.end]) & {"\r", "\n"}
         if not inside and not text[: edit.start].endswith("\r") and (not edits or edits[-1].end < edit.start):
             edits.append(edit)
-    assert applied(text, diffing.unified_diff("a.py", text, edits)) == diffing.apply(text, edits)
+    assert applied(text, edit_diff.unified_diff("a.py", text, edits)) == edit_diff.apply_edits(text, edits)
 
 
 @pytest.mark.parametrize(
     "name", ["batch_size", "BATCH_SIZE", "batchSize", "BatchSize", "--batch-size", "train_bs", "TRAIN_BATCH_SIZE", "bs"]
 )
 def test_spellings_of_the_batch_size_are_one(name: str) -> None:
-    assert rank("batch_size", name) is not None
+    assert specificity_rank("batch_size", name) is not None
 
 
 @pytest.mark.parametrize(
@@ -129,10 +129,10 @@ def test_spellings_of_the_batch_size_are_one(name: str) -> None:
     ],
 )
 def test_names_that_only_contain_one_are_none(name: str) -> None:
-    assert rank("batch_size", name) is None
-    assert rank("gradient_accumulation_steps", name) is None
+    assert specificity_rank("batch_size", name) is None
+    assert specificity_rank("gradient_accumulation_steps", name) is None
 
 
 def test_words_of_names() -> None:
-    assert words("SFTConfig") == ("sft", "config")
-    assert words("perDeviceTrainBatchSize") == words("PER_DEVICE_TRAIN_BATCH_SIZE")
+    assert split_words("SFTConfig") == ("sft", "config")
+    assert split_words("perDeviceTrainBatchSize") == split_words("PER_DEVICE_TRAIN_BATCH_SIZE")

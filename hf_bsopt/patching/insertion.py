@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 
 from ..errors import PatchError
-from .keys import ACCUMULATION, TRANSFORMERS, Meaning, spelled
+from .setting_names import ACCUMULATION, TRANSFORMERS_BATCH_SIZES, Setting, snake_case
 from .sites import Document, Edit, Reference, Site
 
-_ENDS = {
+_LINE_ENDS = {
     "dict": r"[ \t]*,[ \t]*(?:#[^\r\n]*)?(\r\n|\r|\n)",
     "keywords": r"[ \t]*,[ \t]*(?:#[^\r\n]*)?(\r\n|\r|\n)",
     "json": r"[ \t]*,[ \t]*(\r\n|\r|\n)",
@@ -31,40 +31,44 @@ _GLOBAL_SIZES = {"train_micro_batch_size_per_gpu": "train_batch_size", "micro_ba
 """DeepSpeed and axolotl work the accumulation out of these where it isn't given."""
 
 
-def neighbour(document: Document, batch: Site) -> Site:
+def insertion_neighbour(document: Document, batch: Site) -> Site:
     """Where transformers reads it, if there is one such call; else the batch size's own place."""
-    calls = [site for site in document.sites if site.kind == "keyword" and spelled(site.name) in TRANSFORMERS]
+    calls = [
+        site for site in document.sites if site.kind == "keyword" and snake_case(site.name) in TRANSFORMERS_BATCH_SIZES
+    ]
     return calls[0] if len(calls) == 1 else batch
 
 
-def is_read(site: Site) -> bool:
+def reads_accumulation(site: Site) -> bool:
     """Is it certain that whoever reads the neighbour reads the accumulation too?"""
-    name = spelled(site.name)
+    name = snake_case(site.name)
     is_file = site.container.style in ("yaml", "yaml flow", "json")
-    return name in TRANSFORMERS or (is_file and name in _GLOBAL_SIZES)
+    return name in TRANSFORMERS_BATCH_SIZES or (is_file and name in _GLOBAL_SIZES)
 
 
-def insertion(document: Document, meaning: Meaning, value: str, batch: Site) -> tuple[Edit, Site, str]:
+def planned_insertion(document: Document, setting: Setting, value: str, batch: Site) -> tuple[Edit, Site, str]:
     """(the edit, the neighbour, the name that was written). Raises PatchError where none can stand safely."""
-    beside = neighbour(document, batch)
+    beside = insertion_neighbour(document, batch)
     style = beside.container.style
-    known = is_read(beside)
-    if meaning == "max_length" or (meaning != ACCUMULATION and not known):
-        raise _nowhere(document, meaning, beside, "and it can't be told where your code would read it")
-    check_global_size(document, beside)
+    known = reads_accumulation(beside)
+    if setting == "max_length" or (setting != ACCUMULATION and not known):
+        raise _cannot_insert(document, setting, beside, "and it can't be told where your code would read it")
+    check_no_global_batch_size(document, beside)
     if style == "none" or (not known and (style == "flags" or beside.kind == "keyword")):
-        raise _nowhere(document, meaning, beside, "and nothing here would read it: the training loop has to accumulate")
-    if beside.container.is_open:
-        raise _nowhere(document, meaning, beside, "unless what is unpacked beside the batch size brings it in")
-    name = _name(meaning, beside.name)
-    return _edit(beside, name, value), beside, name
+        raise _cannot_insert(
+            document, setting, beside, "and nothing here would read it: the training loop has to accumulate"
+        )
+    if beside.container.has_unpacking:
+        raise _cannot_insert(document, setting, beside, "unless what is unpacked beside the batch size brings it in")
+    name = _name_in_same_case(setting, beside.name)
+    return _edit_beside(beside, name, value), beside, name
 
 
-def check_global_size(document: Document, batch: Site) -> None:
+def check_no_global_batch_size(document: Document, batch: Site) -> None:
     """Raises PatchError where the accumulation is worked out of a whole batch that stands beside."""
-    whole = _GLOBAL_SIZES.get(spelled(batch.name))
+    whole = _GLOBAL_SIZES.get(snake_case(batch.name))
     if whole is not None and whole in batch.container.names:
-        raise _nowhere(
+        raise _cannot_insert(
             document,
             ACCUMULATION,
             batch,
@@ -72,27 +76,27 @@ def check_global_size(document: Document, batch: Site) -> None:
         )
 
 
-def _nowhere(document: Document, meaning: Meaning, beside: Site, why: str) -> PatchError:
+def _cannot_insert(document: Document, setting: Setting, beside: Site, why: str) -> PatchError:
     return PatchError(
-        f"{document.name}: there is no {meaning} in this file, {why}:\n{document.excerpt([beside])}\n"
-        f"Write it where your code reads it, and name it with --key {meaning}=NAME. The file is untouched."
+        f"{document.name}: there is no {setting} in this file, {why}:\n{document.excerpt([beside])}\n"
+        f"Write it where your code reads it, and name it with --key {setting}=NAME. The file is untouched."
     )
 
 
-def _name(meaning: Meaning, beside: str) -> str:
-    return meaning.upper() if beside.isupper() else meaning
+def _name_in_same_case(setting: Setting, beside: str) -> str:
+    return setting.upper() if beside.isupper() else setting
 
 
-def _edit(beside: Site, name: str, value: str) -> Edit:
+def _edit_beside(beside: Site, name: str, value: str) -> Edit:
     """After the neighbour where it ends its line, else before it: before an entry is always a place for another."""
     text, style = beside.chunk.text, beside.container.style
-    entry = _entry(beside, name, value)
+    entry = _formatted_entry(beside, name, value)
     if style == "flags":
         return beside.chunk.edit(beside.end, beside.end, f" {entry}")
     line = max(text.rfind("\n", 0, beside.start), text.rfind("\r", 0, beside.start)) + 1
     indent = text[line : beside.start]
     starts_line = not indent.strip()
-    end = re.compile(_ENDS[style]).match(text, beside.end) if style in _ENDS and starts_line else None
+    end = re.compile(_LINE_ENDS[style]).match(text, beside.end) if style in _LINE_ENDS and starts_line else None
     comma = "" if style in ("yaml", "class", "item") else ","
     if end is not None:
         return beside.chunk.edit(end.end(), end.end(), f"{indent}{entry}{comma}{end.group(1)}")
@@ -110,7 +114,7 @@ def _newline(text: str, line: int) -> str:
     return found.group() if found else "\n"
 
 
-def _entry(beside: Site, name: str, value: str) -> str:
+def _formatted_entry(beside: Site, name: str, value: str) -> str:
     """The neighbour's own text up to its value, with the other name."""
     style = beside.container.style
     written = beside.chunk.text[beside.start : beside.end]

@@ -10,16 +10,28 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..errors import PatchError
-from .keys import Meaning, rank, speaks_of
-from .sites import ANY, DEBUG, OPTIONS, Computed, Document, Number, Path, Reference, Site, Word, select
+from .setting_names import Setting, mentions, specificity_rank
+from .sites import (
+    COMMAND_LINE,
+    DEBUG,
+    UNNAMED,
+    Computed,
+    Document,
+    NonNumber,
+    Number,
+    Path,
+    Reference,
+    Site,
+    sites_for_key,
+)
 
-REBINDS = frozenset({"variable", "attribute", "entry", "item"})
-FURTHEST = 8
+REBINDING_KINDS = frozenset({"variable", "attribute", "entry", "item"})
+MAX_REFERENCES = 8
 """References followed one after another."""
 
 
 @dataclass(frozen=True)
-class Choice:
+class SiteChoice:
     """The site to change, or None."""
 
     site: Site | None
@@ -28,57 +40,57 @@ class Choice:
     """Where there is none: what has the name and is no number, such as "auto"."""
 
 
-def choose(document: Document, meaning: Meaning, key: str | None, beside: Site | None) -> Choice:
+def choose_site(document: Document, setting: Setting, key: str | None, beside: Site | None) -> SiteChoice:
     """``key`` is what --key named; ``beside`` is where the batch size stands, which settles it between equals.
 
     Raises PatchError for several, and for a value that is computed at run time.
     """
-    return _Chooser(document, meaning).choose(key, beside)
+    return _SiteChooser(document, setting).choose(key, beside)
 
 
-class _Chooser:
-    def __init__(self, document: Document, meaning: Meaning) -> None:
+class _SiteChooser:
+    def __init__(self, document: Document, setting: Setting) -> None:
         self.document = document
-        self.meaning: Meaning = meaning
+        self.setting: Setting = setting
         self.notes: list[str] = []
 
-    def choose(self, key: str | None, beside: Site | None) -> Choice:
+    def choose(self, key: str | None, beside: Site | None) -> SiteChoice:
         if key is None:
-            found = [site for site in self.document.sites if rank(self.meaning, site.name) is not None]
-            found = self._used([site for site in found if not self._is_evaluation(site)])
+            found = [site for site in self.document.sites if specificity_rank(self.setting, site.name) is not None]
+            found = self._candidates([site for site in found if not self._is_evaluation(site)])
         else:
-            found = self._live(select(self.document.sites, key, self.document))
+            found = self._not_overridden(sites_for_key(self.document.sites, key, self.document))
             if not any(isinstance(site.value, Number) for site in found):
                 found += self._definitions(found)
-        numbers = _once([site for site in found if isinstance(site.value, Number)])
+        numbers = _one_per_number([site for site in found if isinstance(site.value, Number)])
         computed = [site for site in found if isinstance(site.value, Computed)]
         if len(numbers) > 1:
-            numbers = self._particular(numbers)
+            numbers = self._most_specific(numbers)
         if len(numbers) > 1 and beside is not None:
-            numbers = _nearest(numbers, beside)
+            numbers = _beside(numbers, beside)
         if len(numbers) > 1:
-            raise self._several(numbers)
+            raise self._ambiguous_error(numbers)
         if numbers:
-            return Choice(self._certain(numbers[0], computed), tuple(self.notes))
+            return SiteChoice(self._checked_for_changes(numbers[0], computed), tuple(self.notes))
         if computed:
-            raise self._at_run_time(computed)
+            raise self._run_time_error(computed)
         others = tuple(site for site in found if site.kind not in ("variable", "parameter"))
         if key is not None and not any(is_auto(site) for site in others):
             raise PatchError(
                 f"{self.document.name}: what --key {key} names is no number\n{self.document.excerpt(found)}\n"
                 "The file is untouched."
             )
-        return Choice(None, tuple(self.notes), others)
+        return SiteChoice(None, tuple(self.notes), others)
 
     # ---- what counts
 
     def _is_evaluation(self, site: Site) -> bool:
-        about = site.container.about.split() if site.kind == "keyword" and not self._is_settings(site) else ()
-        return any(speaks_of("evaluation", name) for name in (*site.path[:-1], *about))
+        about = site.container.nearby_names.split() if site.kind == "keyword" and not self._holds_settings(site) else ()
+        return any(mentions("evaluation", name) for name in (*site.path[:-1], *about))
 
-    def _is_settings(self, site: Site) -> bool:
+    def _holds_settings(self, site: Site) -> bool:
         """TrainingArguments(…), or a class of this file; not DataLoader(…)."""
-        if site.container.is_settings:
+        if site.container.holds_settings:
             return True
         return any(other.kind == "attribute" and other.path[-2] == site.container.callee for other in self._classes)
 
@@ -86,80 +98,80 @@ class _Chooser:
     def _classes(self) -> list[Site]:
         return [site for site in self.document.sites if site.kind == "attribute"]
 
-    def _used(self, named: list[Site]) -> list[Site]:
+    def _candidates(self, named: list[Site]) -> list[Site]:
         """The definitions that settings refer to; without such, those with the name; else what any use refers to."""
-        live = self._live(named)
+        live = self._not_overridden(named)
         defaults = [site for site in named if site.kind == "option" and not any(site is other for other in live)]
         unused = self._definitions(defaults)  # of an option that the command line gives
         strong = [site for site in live if site not in unused]
         strong = [site for site in strong if site.kind != "parameter" and self._is_strong(site)]
         uses = [site for site in live if isinstance(site.value, Reference)]
-        settings = [site for site in uses if site.kind == "keyword" and self._is_settings(site)]
+        settings = [site for site in uses if site.kind == "keyword" and self._holds_settings(site)]
         referred = self._definitions(settings)
         if any(isinstance(site.value, Number | Computed) for site in referred):
             literal = [site for site in strong if site.kind == "keyword" and isinstance(site.value, Number)]
-            self._tell_use(settings[0], referred, [site for site in strong if isinstance(site.value, Number)])
+            self._note_use(settings[0], referred, [site for site in strong if isinstance(site.value, Number)])
             return _unique(referred + literal)
         if any(isinstance(site.value, Number | Computed) for site in strong):
             return strong
         weak = [site for site in live if site not in strong and self._counts(site)]
-        given = self._live([*self._definitions(uses), *(site for site in weak if site.kind != "parameter")])
+        given = self._not_overridden([*self._definitions(uses), *(site for site in weak if site.kind != "parameter")])
         if any(isinstance(site.value, Number | Computed) for site in given):
             return _unique(given)
         return _unique([*strong, *weak])
 
-    def _tell_use(self, use: Site, referred: list[Site], numbers: list[Site]) -> None:
+    def _note_use(self, use: Site, referred: list[Site], numbers: list[Site]) -> None:
         """Where there are other numbers of that name: why it is none of them."""
         chosen = [site.where for site in referred if isinstance(site.value, Number)]
         if any(site.where not in chosen and site.kind != "keyword" for site in numbers):
-            self._note(f"{self.meaning}: {use.where} trains with the one of {' and '.join(dict.fromkeys(chosen))}")
+            self._note(f"{self.setting}: {use.where} trains with the one of {' and '.join(dict.fromkeys(chosen))}")
 
     def _is_strong(self, site: Site) -> bool:
-        return (site.kind != "keyword" or self._is_settings(site)) and self._counts(site)
+        return (site.kind != "keyword" or self._holds_settings(site)) and self._counts(site)
 
     def _counts(self, site: Site) -> bool:
         """Not what is computed from another of its kind, nor the shape of a batch inside a loop or function."""
         if not isinstance(site.value, Computed):
             return True
-        if site.value.is_change:
+        if site.value.uses_old_value:
             return True
         if site.kind in ("variable", "item") and (site.is_local or "loop" in site.guard):
             return False
-        return all(rank(self.meaning, name) is None for name in site.value.names)
+        return all(specificity_rank(self.setting, name) is None for name in site.value.names)
 
     def _definitions(self, uses: Iterable[Site]) -> list[Site]:
         found: list[Site] = []
         for use in uses:
-            found += self._follow(use, FURTHEST)
+            found += self._follow(use, MAX_REFERENCES)
         return _unique(found)
 
     def _follow(self, use: Site, further: int) -> list[Site]:
         if not isinstance(use.value, Reference) or not further:
             return []
         found: list[Site] = []
-        for site in self._live(self._bound(use.value.path, use)):
+        for site in self._not_overridden(self._targets_of(use.value.path, use)):
             found += [site] if not isinstance(site.value, Reference) else self._follow(site, further - 1)
         return found
 
-    def _bound(self, path: Path, use: Site) -> list[Site]:
+    def _targets_of(self, path: Path, use: Site) -> list[Site]:
         """The sites that a reference may mean: of the same path, else the option of that name."""
         wanted = self.document.canonical(path)
         sites = [site for site in self.document.sites if site is not use]
         same = [site for site in sites if self.document.canonical(site.path) == wanted]
         same = same or [site for site in sites if site.is_local and site.path[-len(path) :] == path]
         if not same:
-            return [site for site in sites if site.path[0] == OPTIONS and site.name == path[-1]]
+            return [site for site in sites if site.path[0] == COMMAND_LINE and site.name == path[-1]]
         before = [site for site in same if site.order < use.order]
         return before if before and not use.is_local else same
 
     # ---- what overrides what
 
-    def _live(self, sites: list[Site]) -> list[Site]:
+    def _not_overridden(self, sites: list[Site]) -> list[Site]:
         """Without debugging branches and without what is overridden."""
         live = []
         for site in sites:
             if site.guard == DEBUG:
-                self._note(f"{self.meaning}: {site.where} is for debugging, and left as it is")
+                self._note(f"{self.setting}: {site.where} is for debugging, and left as it is")
                 continue
             over = next((other for other in sites if self._overrides(other, site)), None)
             if over is None:
@@ -167,7 +179,7 @@ class _Chooser:
             elif isinstance(over.value, Number):
                 same = f"of two on {over.where} the last counts"
                 other = f"{over.where} overrides {site.where}"
-                self._note(f"{self.meaning}: {same if over.where == site.where else other}")
+                self._note(f"{self.setting}: {same if over.where == site.where else other}")
         return live
 
     def _note(self, note: str) -> None:
@@ -189,7 +201,7 @@ class _Chooser:
         if later.kind == "item":
             return earlier.kind != "flag"
         same_place = later.container.number == earlier.container.number
-        return later.kind in REBINDS and earlier.kind in REBINDS and (same_place or ANY not in path)
+        return later.kind in REBINDING_KINDS and earlier.kind in REBINDING_KINDS and (same_place or UNNAMED not in path)
 
     def _is_read_between(self, earlier: Site, later: Site, path: Path) -> bool:
         return any(
@@ -199,7 +211,7 @@ class _Chooser:
 
     # ---- between several
 
-    def _particular(self, numbers: list[Site]) -> list[Site]:
+    def _most_specific(self, numbers: list[Site]) -> list[Site]:
         """In one container the most particular name: per_device_train_batch_size before batch_size."""
         kept = []
         for site in numbers:
@@ -207,58 +219,58 @@ class _Chooser:
                 other for other in numbers if _owner(other) == _owner(site) and self._rank(other) < self._rank(site)
             ]
             if better:
-                self._note(f"{self.meaning}: {better[0].name} is more particular than {site.name} beside it")
+                self._note(f"{self.setting}: {better[0].name} is more particular than {site.name} beside it")
             else:
                 kept.append(site)
         return kept
 
     def _rank(self, site: Site) -> int:
-        row = rank(self.meaning, site.name)
+        row = specificity_rank(self.setting, site.name)
         return -1 if row is None else row
 
-    def _certain(self, site: Site, computed: list[Site]) -> Site:
+    def _checked_for_changes(self, site: Site, computed: list[Site]) -> Site:
         """The same site, unless the value is changed at run time as well."""
         path = self.document.canonical(site.path)
         changes = [other for other in computed if self.document.canonical(other.path) == path]
         if changes:
-            raise self._at_run_time([site, *changes])
+            raise self._run_time_error([site, *changes])
         for other in computed:
-            self._note(f"{self.meaning}: {other.where} computes {other.dotted} at run time, and is left as it is")
+            self._note(f"{self.setting}: {other.where} computes {other.dotted_name} at run time, and is left as it is")
         return site
 
-    def _several(self, sites: list[Site]) -> PatchError:
+    def _ambiguous_error(self, sites: list[Site]) -> PatchError:
         return PatchError(
-            f"{self.document.name}: {self.meaning} is set in {len(sites)} places, and none of them refers to another:\n"
+            f"{self.document.name}: {self.setting} is set in {len(sites)} places, and none of them refers to another:\n"
             f"{self.document.excerpt(sites)}\n"
-            f"Say which: {', or '.join(f'--key {self.meaning}={site.label}' for site in sites[:4])}\n"
+            f"Say which: {', or '.join(f'--key {self.setting}={site.key}' for site in sites[:4])}\n"
             "The file is untouched."
         )
 
-    def _at_run_time(self, sites: list[Site]) -> PatchError:
+    def _run_time_error(self, sites: list[Site]) -> PatchError:
         return PatchError(
-            f"{self.document.name}: {self.meaning} is known only at run time:\n{self.document.excerpt(sites)}\n"
-            f"Write a number there, or say which value is meant with --key {self.meaning}=NAME:LINE. "
+            f"{self.document.name}: {self.setting} is known only at run time:\n{self.document.excerpt(sites)}\n"
+            f"Write a number there, or say which value is meant with --key {self.setting}=NAME:LINE. "
             "The file is untouched."
         )
 
 
 def is_auto(site: Site) -> bool:
     """Whoever reads the file puts the value in."""
-    return isinstance(site.value, Word) and site.value.text == "auto"
+    return isinstance(site.value, NonNumber) and site.value.text == "auto"
 
 
 def _owner(site: Site) -> tuple[Path, int]:
     return site.path[:-1], site.container.number if site.kind in ("keyword", "flag") else 0
 
 
-def _nearest(sites: list[Site], beside: Site) -> list[Site]:
+def _beside(sites: list[Site], beside: Site) -> list[Site]:
     """Those in the same container as the batch size, else under the same owner; all where there are none."""
     number = beside.container.number
     same = [site for site in sites if number and site.container.number == number and site.chunk is beside.chunk]
     return same or [site for site in sites if site.path[:-1] == beside.path[:-1]] or sites
 
 
-def _once(sites: list[Site]) -> list[Site]:
+def _one_per_number(sites: list[Site]) -> list[Site]:
     """One for each number that stands there: `BATCH_SIZE = bs = 16` is two names and one number."""
     places = {(site.chunk.cell, site.value.start): site for site in reversed(sites) if isinstance(site.value, Number)}
     return sorted(places.values(), key=lambda site: site.order)

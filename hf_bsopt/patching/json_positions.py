@@ -12,7 +12,7 @@ _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
 _WORD = re.compile(r"true|false|null|NaN|-?Infinity")
 _ESCAPED_PAIR = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}")
 _DECODER = json.JSONDecoder()
-DEEPEST = 200
+MAX_DEPTH = 200
 
 
 class JsonError(ValueError):
@@ -59,7 +59,7 @@ class Object:
 Node = Text | Scalar | Array | Object
 
 
-def read(text: str) -> Node:
+def parse_json(text: str) -> Node:
     """Raises JsonError."""
     reader = _Reader(text)
     node = reader.node(reader.skip(0), 0)
@@ -79,8 +79,8 @@ class _Reader:
         return JsonError(f"line {self.text.count(chr(10), 0, at) + 1}: {what}")
 
     def node(self, at: int, depth: int) -> Node:
-        if depth > DEEPEST:
-            raise self.error(at, f"nested more than {DEEPEST} deep")
+        if depth > MAX_DEPTH:
+            raise self.error(at, f"nested more than {MAX_DEPTH} deep")
         match self.text[at : at + 1]:
             case '"':
                 return self.string(at)

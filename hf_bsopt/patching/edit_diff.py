@@ -23,7 +23,7 @@ class _Group:
     edits: tuple[Edit, ...]
 
 
-def apply(text: str, edits: Sequence[Edit]) -> str:
+def apply_edits(text: str, edits: Sequence[Edit]) -> str:
     """The text with the edits, which are sorted and don't overlap."""
     parts: list[str] = []
     behind = 0
@@ -33,12 +33,12 @@ def apply(text: str, edits: Sequence[Edit]) -> str:
     return "".join([*parts, text[behind:]])
 
 
-def lines(text: str) -> list[str]:
+def split_lines(text: str) -> list[str]:
     """With their ends, of any of the three kinds."""
     return re.findall(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+$", text)
 
 
-def longest_line(text: str, edits: Sequence[Edit]) -> int:
+def longest_edited_line(text: str, edits: Sequence[Edit]) -> int:
     """The characters of the longest line that an edit touches."""
     ends = [*line_starts(text), len(text)]
     touched = [_line(ends[:-1], edit.start) for edit in edits]
@@ -111,7 +111,7 @@ def _hunk(text: str, starts: Sequence[int], groups: list[_Group], count: int) ->
         before = between(group.first, min(group.last, count))
         start = starts[group.first] if group.first < len(starts) else len(text)
         shifted = [Edit(edit.start - start, edit.end - start, edit.new) for edit in group.edits]
-        after = lines(apply("".join(before), shifted))
+        after = split_lines(apply_edits("".join(before), shifted))
         rows += [*_rows(" ", kept), *_rows("-", before), *_rows("+", after)]
         old += len(kept) + len(before)
         new += len(kept) + len(after)

@@ -16,11 +16,11 @@ from pathlib import Path
 from ..errors import PatchError
 
 LARGEST_BYTES = 64 << 20
-PYTHON = (".py", ".pyw")
+PYTHON_SUFFIXES = (".py", ".pyw")
 
 
 @dataclass(frozen=True)
-class Original:
+class TextFile:
     """A file as it was read; ``target`` is what a symbolic link points to."""
 
     path: Path
@@ -30,13 +30,13 @@ class Original:
     encoding: str
 
 
-def read(path: Path) -> Original:
+def read_text_file(path: Path) -> TextFile:
     """Raises PatchError for what is no text file, with what it is instead."""
     try:
         target = path.resolve(strict=True)
         status = target.stat()
     except FileNotFoundError:
-        raise PatchError(f"{path}: there is no such file{_near(path)}") from None
+        raise PatchError(f"{path}: there is no such file{_nearest_name(path)}") from None
     except (OSError, RuntimeError, ValueError) as error:
         raise PatchError(f"{path} can't be read: {error}") from None
     if stat.S_ISDIR(status.st_mode):
@@ -59,10 +59,10 @@ def read(path: Path) -> Original:
         raise PatchError(f"{path} is not text in {encoding}: {error}") from None
     if not is_kept:
         raise PatchError(f"{path} can't be written back byte for byte in {encoding}; save it as UTF-8 first")
-    return Original(path, target, content, text, encoding)
+    return TextFile(path, target, content, text, encoding)
 
 
-def _near(path: Path) -> str:
+def _nearest_name(path: Path) -> str:
     with contextlib.suppress(OSError, ValueError):
         near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1)
         return f"; did you mean {path.with_name(near[0])}?" if near else ""
@@ -71,7 +71,7 @@ def _near(path: Path) -> str:
 
 def _encoding(path: Path, content: bytes) -> str:
     """As Python's own coding line says; UTF-8, with or without a mark, for everything else."""
-    if path.suffix.lower() in PYTHON:
+    if path.suffix.lower() in PYTHON_SUFFIXES:
         try:
             return tokenize.detect_encoding(io.BytesIO(content).readline)[0]
         except SyntaxError as error:
@@ -79,7 +79,7 @@ def _encoding(path: Path, content: bytes) -> str:
     return "utf-8-sig" if content.startswith(b"\xef\xbb\xbf") else "utf-8"
 
 
-def replace(original: Original, text: str) -> None:
+def replace_text_file(original: TextFile, text: str) -> None:
     """The whole new file under the old name, with the old mode and, where allowed, owner.
 
     Raises PatchError where the folder can't be written to, or the file has changed since it was read.
