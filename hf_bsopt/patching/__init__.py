@@ -1,4 +1,7 @@
-"""The CONFIG patch: the batch size that was found, written into a script, a notebook, a YAML or JSON file."""
+"""Write the batch size that was found into a script, a notebook, or a YAML or JSON file.
+
+Entry point: `patch` in patcher.py.
+"""
 
 from .edit_plan import Change
 from .patcher import PatchResult, patch

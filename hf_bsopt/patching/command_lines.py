@@ -1,4 +1,4 @@
-"""Flags in the command lines of a notebook: `!python train.py --batch_size 16`."""
+"""Find flags in command lines: `!python train.py --batch_size 16` in a notebook, `os.system("…")` in a script."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .python_values import as_number
 from .sites import COMMAND_LINE, Chunk, Container, Number, Site
 
 OWN_COMMAND = re.compile(r"find[-_]optimal[-_]batch[-_]size|hf_bsopt")
-"""The search that this patch comes from: its flags are questions, not settings."""
+"""This package's own command: its flags describe a search and are not settings of the training."""
 _LAUNCHES = re.compile(
     r"\b(python[0-9.]*|torchrun|accelerate|deepspeed|uv|%run|[\w-]+\.(py|sh)|[\w-]+[-_](cli|train))\b"
 )
@@ -19,7 +19,7 @@ _FLAG = re.compile(
 
 
 def flag_sites(chunk: Chunk, start: int, end: int) -> list[Site]:
-    """Every flag with a number on the command line from ``start`` to ``end``; none of our own command."""
+    """Return each flag with a number on the command line from ``start`` to ``end``; none for this package's command."""
     line = chunk.text[start:end]
     if OWN_COMMAND.search(line) or not _LAUNCHES.search(line):
         return []

@@ -1,4 +1,4 @@
-"""JSON and YAML configuration files: every value with its place. axolotl, LLaMA-Factory, TRL, DeepSpeed, accelerate."""
+"""Find the sites in JSON and YAML configuration files: axolotl, LLaMA-Factory, TRL, DeepSpeed, accelerate."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from .sites import (
 )
 
 Node = Any
-"""ruamel.yaml's: id, value, start_mark and end_mark with an index, style."""
+"""A node of ruamel.yaml: it has id, value, style, and start_mark and end_mark with an index."""
 _INTERPOLATION = re.compile(r"\$\{([\w.]+)\}")
 
 
 def json_document(name: str, text: str) -> Document:
-    """Raises PatchError for what is not JSON."""
+    """Return the sites of a JSON file. Raise PatchError if it is not JSON."""
     try:
         root = json_positions.parse_json(text)
     except JsonError as error:
@@ -66,7 +66,7 @@ def _json_value(text: str, node: json_positions.Node) -> Value:
 
 
 def _string_value(word: str, start: int, end: int, text: str) -> Value:
-    """A string: a number in quotes, another name as Hydra writes it, or just a word."""
+    """Return the value of a string: a number in quotes, a reference in Hydra's syntax, or a plain string."""
     number = as_number(word)
     if number is not None and text[start:end] == word:
         return Number(number, start, end)
@@ -76,7 +76,7 @@ def _string_value(word: str, start: int, end: int, text: str) -> Value:
 
 
 def yaml_document(name: str, text: str) -> Document:
-    """Raises PatchError for what is not YAML, MissingExtraError without ruamel.yaml."""
+    """Return the sites of a YAML file. Raise PatchError if it is not YAML, MissingExtraError without ruamel.yaml."""
     try:
         from ruamel.yaml import YAML
         from ruamel.yaml.error import YAMLError
@@ -99,8 +99,10 @@ def yaml_document(name: str, text: str) -> Document:
 
 
 class _YamlReader:
-    """What an anchor shares is seen once. A shared scalar, or a mapping that evaluation shares, is no number to change:
-    every alias of it would change too.
+    """Reader of YAML nodes, which visits a node that several aliases share only once.
+
+    A number that aliases share, or that is in a mapping shared with evaluation, is reported as Computed and thus not
+    changed, because every alias of it would change, too.
     """
 
     def __init__(self, chunk: Chunk) -> None:
@@ -141,7 +143,7 @@ class _YamlReader:
             self.read(value, inner, nodes)
 
     def _value(self, node: Node) -> Value:
-        """The scalar stands at the end of what its node spans: an anchor and a tag may come before."""
+        """Return the value of a scalar. Its text is at the end of the node: an anchor and a tag may come before it."""
         end = node.end_mark.index - (1 if node.style in ("'", '"') else 0)
         start = end - len(node.value)
         if self.chunk.text[start:end] != node.value or node.style in ("|", ">"):

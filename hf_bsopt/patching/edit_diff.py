@@ -1,4 +1,4 @@
-"""A unified diff made from the edits themselves: as fast for a notebook of 50 MB as for a script."""
+"""Build a unified diff from the edits; comparing the old and the new text would be slow for a notebook of 50 MB."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from .sites import Edit, line_starts
 
 CONTEXT = 3
 LONGEST_LINE = 2_000
-"""A notebook on a single line is shown by its cells instead."""
+"""A notebook with an edited line longer than this, in characters, is shown as a diff of its cells."""
 
 
 @dataclass(frozen=True)
 class _Group:
-    """Neighbouring lines that change, counted from 0, the last excluded."""
+    """Adjacent changed lines: from ``first`` to ``last`` (exclusive), counted from 0."""
 
     first: int
     last: int
@@ -24,7 +24,7 @@ class _Group:
 
 
 def apply_edits(text: str, edits: Sequence[Edit]) -> str:
-    """The text with the edits, which are sorted and don't overlap."""
+    """Return the text with the edits applied; they must be sorted and must not overlap."""
     parts: list[str] = []
     behind = 0
     for edit in edits:
@@ -34,19 +34,19 @@ def apply_edits(text: str, edits: Sequence[Edit]) -> str:
 
 
 def split_lines(text: str) -> list[str]:
-    """With their ends, of any of the three kinds."""
+    r"""Return the lines with their line ends: \n, \r\n or \r."""
     return re.findall(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+$", text)
 
 
 def longest_edited_line(text: str, edits: Sequence[Edit]) -> int:
-    """The characters of the longest line that an edit touches."""
+    """Return the number of characters of the longest line that an edit touches."""
     ends = [*line_starts(text), len(text)]
     touched = [_line(ends[:-1], edit.start) for edit in edits]
     return max((ends[line + 1] - ends[line] for line in touched), default=0)
 
 
 def unified_diff(name: str, text: str, edits: Sequence[Edit]) -> str:
-    """As ``diff -u`` writes it, with three lines of context; "" without edits."""
+    """Return the diff as ``diff -u`` formats it, with three lines of context; "" if there are no edits."""
     if not edits:
         return ""
     starts = line_starts(text)
@@ -67,7 +67,7 @@ def _range(first: int, count: int) -> str:
 
 
 def _groups(text: str, edits: Sequence[Edit]) -> list[_Group]:
-    """Whole lines that go in before a line replace none."""
+    """Return the edits grouped by adjacent lines. An edit that inserts whole lines replaces no line."""
     groups: list[_Group] = []
     starts = line_starts(text)
     for edit in edits:
@@ -97,7 +97,7 @@ def _hunks(groups: list[_Group], count: int) -> list[list[_Group]]:
 
 
 def _hunk(text: str, starts: Sequence[int], groups: list[_Group], count: int) -> tuple[int, int, str]:
-    """(its old lines, its new lines, the lines)."""
+    """Return the number of old lines, the number of new lines and the text of a hunk."""
     ends = [*starts[1:], len(text)]
 
     def between(first: int, last: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""A missing value written right beside the batch size, in its neighbour's formatting."""
+"""Add a missing setting beside the batch size, formatted like its neighbour."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LINE_ENDS = {
     "class": r"[ \t]*(?:#[^\r\n]*)?(\r\n|\r|\n)",
     "item": r"[ \t]*(?:#[^\r\n]*)?(\r\n|\r|\n)",
 }
-"""How an entry that ends its line goes on, where a new line may follow."""
+"""What follows an entry that ends its line, if a new line can be added after it."""
 _OPERATORS = {
     "dict": r"[\"'][ \t]*:[ \t]*",
     "json": r"\"[ \t]*:[ \t]*",
@@ -27,12 +27,13 @@ _OPERATORS = {
     "item": r"[^=\r\n]*=[ \t]*",
     "flags": r"=|[ \t]+",
 }
+"""What stands between the name and the value of an entry, including the quote that closes the name."""
 _GLOBAL_SIZES = {"train_micro_batch_size_per_gpu": "train_batch_size", "micro_batch_size": "batch_size"}
-"""DeepSpeed and axolotl work the accumulation out of these where it isn't given."""
+"""micro-batch name: global batch name. DeepSpeed and axolotl compute the accumulation from both if it is not given."""
 
 
 def insertion_neighbour(document: Document, batch: Site) -> Site:
-    """Where transformers reads it, if there is one such call; else the batch size's own place."""
+    """Return the batch size in the call that transformers reads, if there is exactly one such call; else ``batch``."""
     calls = [
         site for site in document.sites if site.kind == "keyword" and snake_case(site.name) in TRANSFORMERS_BATCH_SIZES
     ]
@@ -40,39 +41,42 @@ def insertion_neighbour(document: Document, batch: Site) -> Site:
 
 
 def reads_accumulation(site: Site) -> bool:
-    """Is it certain that whoever reads the neighbour reads the accumulation too?"""
+    """Return True if what reads this site is known to read the gradient accumulation from the same place."""
     name = snake_case(site.name)
     is_file = site.container.style in ("yaml", "yaml flow", "json")
     return name in TRANSFORMERS_BATCH_SIZES or (is_file and name in _GLOBAL_SIZES)
 
 
 def planned_insertion(document: Document, setting: Setting, value: str, batch: Site) -> tuple[Edit, Site, str]:
-    """(the edit, the neighbour, the name that was written). Raises PatchError where none can stand safely."""
+    """Return the edit, the neighbour and the name of the new entry. Raise PatchError if it can't be added safely."""
     beside = insertion_neighbour(document, batch)
     style = beside.container.style
     known = reads_accumulation(beside)
     if setting == "max_length" or (setting != ACCUMULATION and not known):
-        raise _cannot_insert(document, setting, beside, "and it can't be told where your code would read it")
+        raise _cannot_insert(document, setting, beside, "and it is unknown where your code would read it")
     check_no_global_batch_size(document, beside)
     if style == "none" or (not known and (style == "flags" or beside.kind == "keyword")):
         raise _cannot_insert(
             document, setting, beside, "and nothing here would read it: the training loop has to accumulate"
         )
     if beside.container.has_unpacking:
-        raise _cannot_insert(document, setting, beside, "unless what is unpacked beside the batch size brings it in")
+        raise _cannot_insert(
+            document, setting, beside, "unless the mapping that is unpacked beside the batch size contains it"
+        )
     name = _name_in_same_case(setting, beside.name)
     return _edit_beside(beside, name, value), beside, name
 
 
 def check_no_global_batch_size(document: Document, batch: Site) -> None:
-    """Raises PatchError where the accumulation is worked out of a whole batch that stands beside."""
-    whole = _GLOBAL_SIZES.get(snake_case(batch.name))
-    if whole is not None and whole in batch.container.names:
+    """Raise PatchError if the accumulation is computed from a global batch size beside the micro-batch size."""
+    global_size = _GLOBAL_SIZES.get(snake_case(batch.name))
+    if global_size is not None and global_size in batch.container.names:
         raise _cannot_insert(
             document,
             ACCUMULATION,
             batch,
-            f"and is worked out of {whole} beside it: delete {whole}, it follows from both",
+            f"and it is computed from {global_size} beside it: delete {global_size}, which "
+            "follows from the micro-batch size and the accumulation",
         )
 
 
@@ -88,7 +92,7 @@ def _name_in_same_case(setting: Setting, beside: str) -> str:
 
 
 def _edit_beside(beside: Site, name: str, value: str) -> Edit:
-    """After the neighbour where it ends its line, else before it: before an entry is always a place for another."""
+    """Return the edit: after the neighbour if that ends its line, else before it, where there is always room."""
     text, style = beside.chunk.text, beside.container.style
     entry = _formatted_entry(beside, name, value)
     if style == "flags":
@@ -109,13 +113,13 @@ def _edit_beside(beside: Site, name: str, value: str) -> Edit:
 
 
 def _newline(text: str, line: int) -> str:
-    """As the line before ends, or the first of the file."""
+    """Return the end of the previous line, or of the first line of the file."""
     found = re.search(r"\r\n|\r|\n", text[max(line - 2, 0) :] if line else text)
     return found.group() if found else "\n"
 
 
 def _formatted_entry(beside: Site, name: str, value: str) -> str:
-    """The neighbour's own text up to its value, with the other name."""
+    """Return the neighbour's text up to its value with the name replaced, then the new value."""
     style = beside.container.style
     written = beside.chunk.text[beside.start : beside.end]
     spelling = re.escape(beside.name).replace("_", "[_-]") if style == "flags" else re.escape(beside.name)

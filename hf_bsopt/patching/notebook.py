@@ -1,4 +1,4 @@
-"""Notebooks: the source of each cell with its place in the file, so that nothing else of the JSON is touched."""
+"""Find the sites in a notebook, with the position of each cell's source, so that no other part of the JSON changes."""
 
 from __future__ import annotations
 
@@ -18,19 +18,21 @@ FORMATS = (3, 4)
 
 
 def notebook_document(name: str, text: str) -> Document:
-    """Every binding in the code cells. Raises PatchError for what is no notebook of Python."""
+    """Return the sites in the code cells. Raise PatchError if the file is not a Python notebook."""
     try:
         root = parse_json(text)
     except JsonError as error:
-        raise PatchError(f"{name} is no notebook: {error}. The file is untouched.") from None
+        raise PatchError(f"{name} is not a notebook: {error}. The file is untouched.") from None
     if not isinstance(root, Object):
-        raise PatchError(f"{name} is no notebook: it holds no cells. The file is untouched.")
+        raise PatchError(f"{name} is not a notebook: it has no cells. The file is untouched.")
     version = root.get("nbformat")
     if not isinstance(version, Scalar) or version.value not in FORMATS:
-        raise PatchError(f"{name}: notebooks of nbformat 3 and 4 can be patched; open and save it in Jupyter first")
+        raise PatchError(f"{name}: only nbformat 3 and 4 can be patched; open and save the notebook in Jupyter first")
     language = _language(root)
     if language not in ("python", "ipython"):
-        raise PatchError(f"{name} is a notebook of {language}, and only Python can be patched. The file is untouched.")
+        raise PatchError(
+            f"{name} is a notebook in {language}; only Python notebooks can be patched. The file is untouched."
+        )
     chunks = tuple(_chunk(text, number, source) for number, source in _sources(root, version.value == 3))
     return _read_cells(name, text, chunks)
 
@@ -59,7 +61,7 @@ def _read_cells(name: str, text: str, chunks: tuple[Chunk, ...]) -> Document:
 
 
 def _read_cell(notebook: PythonReader, chunk: Chunk, masked: MaskedCell) -> None:
-    """A file that a cell writes is a program of its own, in a scope of its own."""
+    """Read one cell. A cell that writes a file is read as a separate program, in its own scope."""
     if masked.file:
         with notebook.file_scope(masked.file):
             notebook.read(chunk, masked.source)
@@ -71,7 +73,7 @@ def _read_cell(notebook: PythonReader, chunk: Chunk, masked: MaskedCell) -> None
 
 
 def _possible_setting(chunk: Chunk, error: SyntaxError) -> str:
-    """In words, where a cell that `ast` can't read gives a number to a name that is looked for."""
+    """Return the place in a cell that is not valid Python where a number follows the name of a setting, else ""."""
     for found in re.finditer(r"""([A-Za-z_]\w*)["']?\]?[ \t]*[:=][ \t]*[0-9]""", chunk.text):
         if any(specificity_rank(setting, found.group(1)) is not None for setting in SETTINGS):
             line = chunk.line_of(found.start())
@@ -80,7 +82,7 @@ def _possible_setting(chunk: Chunk, error: SyntaxError) -> str:
 
 
 def _language(root: Object) -> str:
-    """As the notebook's metadata say; python where they say nothing."""
+    """Return the language from the notebook's metadata; python if they have none."""
     metadata = root.get("metadata")
     for group, key in (("language_info", "name"), ("kernelspec", "language")):
         holder = metadata.get(group) if isinstance(metadata, Object) else None
@@ -91,7 +93,7 @@ def _language(root: Object) -> str:
 
 
 def _sources(root: Object, is_old: bool) -> Iterator[tuple[int, tuple[Text, ...]]]:
-    """(the cell's number from 1, the strings of its source), for each cell of code."""
+    """Yield (number of the cell, counted from 1; the strings of its source) for each code cell."""
     holders = _items(root.get("worksheets")) if is_old else (root,)
     cells = [cell for holder in holders if isinstance(holder, Object) for cell in _items(holder.get("cells"))]
     for number, cell in enumerate(cells, 1):
@@ -110,7 +112,7 @@ def _items(node: Node | None) -> tuple[Node, ...]:
 
 def _chunk(text: str, number: int, source: tuple[Text, ...]) -> Chunk:
     def edit(start: int, end: int, new: str) -> Edit:
-        """In the string of the source that holds it; whole new lines between two strings become a string."""
+        """Edit the string of the source that contains the range; whole new lines become a string of their own."""
         behind = 0
         for place, string in enumerate(source):
             first, behind = behind, behind + len(string.value)
@@ -128,7 +130,7 @@ def _chunk(text: str, number: int, source: tuple[Text, ...]) -> Chunk:
 
 
 def _escaped(new: str, text: str, string: Text, *, quotes: bool) -> str:
-    """As the neighbouring string is written: non-ASCII escaped unless it has some as it is."""
+    """Return ``new`` as JSON, with non-ASCII characters escaped unless ``string`` contains unescaped ones."""
     written = json.dumps(new, ensure_ascii=text[string.start : string.end].isascii())
     return written if quotes else written[1:-1]
 

@@ -1,4 +1,4 @@
-"""The road of a patch: read, find, choose, edit, check, replace.
+"""Patch a file: read it, find and choose the sites, edit the text, check the result, replace the file.
 
     patch("train.ipynb", {"batch_size": 48, "gradient_accumulation_steps": 1}, dry_run=True).diff
 
@@ -32,23 +32,24 @@ FORMATS: dict[str, Callable[[str, str], Document]] = {
 
 @dataclasses.dataclass(frozen=True)
 class PatchResult:
-    """What was changed, or with ``dry_run`` would be; ``str()`` is what a command line prints."""
+    """The changes that were made, or with ``dry_run`` would be made; ``str()`` is what the command line prints."""
 
     path: Path
     diff: str
-    """Unified; "" where everything stood there before."""
+    """A unified diff; "" if nothing needs to change."""
     changes: tuple[Change, ...]
     notes: tuple[str, ...]
-    """Why these places, and what was left."""
+    """Why these sites were chosen, and which were left unchanged."""
     is_written: bool
     already_set: tuple[str, ...] = ()
+    """Descriptions of the values that needed no change."""
 
     def __str__(self) -> str:
         lines = [*(f"· {note}" for note in self.notes)]
         if self.changes:
             lines.append(f"{self.path}: {'patched' if self.is_written else 'not written, this is a dry run'}")
         elif self.already_set:
-            lines.append(f"{self.path}: already so ({', '.join(self.already_set)})")
+            lines.append(f"{self.path}: already up to date ({', '.join(self.already_set)})")
         else:
             lines.append(f"{self.path}: nothing to change")
         return self.diff + "\n".join(lines)
@@ -61,12 +62,15 @@ def patch(
     keys: Mapping[str, str] | None = None,
     dry_run: bool = False,
 ) -> PatchResult:
-    """Changes the values where they stand in a script, notebook, YAML or JSON file; nothing else by a byte.
+    """Change settings in a script, notebook, YAML or JSON file; every other byte stays the same.
 
-    ``values``: batch_size and whichever of gradient_accumulation_steps, learning_rate, warmup_steps, max_length are
-    wanted; ``Report.config`` is one. ``keys``: what the file calls one of them, such as {"batch_size": "CFG.train_bs"},
-    with ":LINE" (":CELL:LINE" in a notebook) where the name stands several times. Raises PatchError, which is a
-    UsageError, where it can't be told with certainty what to change: then, and with ``dry_run``, the file is untouched.
+    ``values``: the new values of any of batch_size (micro-batch, in sequences), gradient_accumulation_steps (in
+    micro-batches), learning_rate, warmup_steps (in optimizer steps) and max_length (in tokens); ``Report.config`` has
+    this form. ``keys``: the name of a setting in the file, such as {"batch_size": "CFG.train_bs"}, followed by ":LINE"
+    (":CELL:LINE" in a notebook) if the name occurs several times. ``dry_run``: write nothing.
+
+    Raises UsageError for invalid values, and its subclass PatchError if it is not certain what to change. The file is
+    then untouched.
     """
     wanted = check_values(values)
     named = {as_setting(setting): key for setting, key in (keys or {}).items()}
@@ -75,7 +79,7 @@ def patch(
     original = text_file.read_text_file(where)
     if read is None:
         raise PatchError(
-            f"{where}: what can be patched is {', '.join(FORMATS)}, not {where.suffix or 'a file without suffix'}"
+            f"{where}: only {', '.join(FORMATS)} files can be patched, not {where.suffix or 'a file without a suffix'}"
         )
     document = read(where.name, original.text)
     planned = plan_edits(document, wanted, named)
@@ -99,7 +103,7 @@ def _read_again(before: Document, text: str, read: Callable[[str, str], Document
 
 
 def _check(before: Document, after: Document, planned: EditPlan) -> None:
-    """The patched text parses, and binds what the old one did but for the changes. Raises PatchError if not."""
+    """Raise PatchError unless the patched text has the same sites and values as the old one, except for the changes."""
     changed: set[tuple[int | None, int]] = set()
     inserted = 0
     new = iter(after.sites)
@@ -121,11 +125,11 @@ def _check(before: Document, after: Document, planned: EditPlan) -> None:
 
 
 def _reaches_too_far(document: Document) -> PatchError:
-    return PatchError(f"{document.name}: the change would reach further than it should. The file is untouched.")
+    return PatchError(f"{document.name}: the edit would change other values, too. The file is untouched.")
 
 
 def _diff(before: Document, after: Document, planned: EditPlan) -> str:
-    """Of the file; of the cells, for a notebook that is all on one line."""
+    """Return the diff of the file, or of its cells for a notebook that is written on one line."""
     is_notebook = any(chunk.cell is not None for chunk in before.chunks)
     if is_notebook and edit_diff.longest_edited_line(before.text, planned.edits) > edit_diff.LONGEST_LINE:
         return "".join(

@@ -1,4 +1,4 @@
-"""Bindings inside Python expressions: dicts, keywords of calls, options of argparse, flags in lists."""
+"""Find sites inside Python expressions: dicts, keyword arguments, options of argparse, flags in lists."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from .sites import COMMAND_LINE, UNNAMED, Chunk, Container, Kind, Number, Path, 
 
 OPTION_CALLS = frozenset({"add_argument", "option", "DEFINE_integer", "DEFINE_float", "DEFINE_string"})
 COMMAND_CALLS = frozenset({"system", "run", "call", "check_call", "check_output", "Popen", "getoutput"})
-"""Of os, subprocess and get_ipython(): the first argument is a command line, in one string or in a list."""
+"""Functions of os, subprocess and get_ipython() whose first argument is a command line: a string or a list."""
 DISPLAY_CALLS = frozenset({"print", "pprint", "display", "len", "type", "vars", "repr", "str", "info", "debug"})
-"""Calls that read a value and train nothing with it."""
+"""Calls that only display or inspect a value, so that reading it there doesn't count as a use."""
 
 
 class ExpressionReader:
-    """``sites``, ``aliases`` and ``reads`` are what was found so far, in a scope that `PythonReader` keeps."""
+    """Collector of the sites, aliases and reads (see `Document`) in expressions; `PythonReader` tracks the scope."""
 
     def __init__(self) -> None:
         self.sites: list[Site] = []
@@ -32,7 +32,7 @@ class ExpressionReader:
         self._is_local = False
         self._current_function = ""
         self._reads_by_function: dict[str, set[Path]] = {}
-        """What a function reads, which happens when it is called."""
+        """function: the paths that it reads; the reads happen when it is called."""
         self._parameters: dict[str, tuple[str, ...]] = {}
         self._local_names: set[Path] = set()
         self._chunk: Chunk
@@ -44,7 +44,7 @@ class ExpressionReader:
         self.sites.append(dataclasses.replace(site, value=value, order=self._order))
 
     def _resolved(self, path: Path) -> Path:
-        """With the function or file in front whose local name the first one is."""
+        """Return the path, prefixed with the scope in which its first name is local."""
         for depth in range(len(self._scope), 0, -1):
             if (*self._scope[:depth], path[0]) in self._local_names:
                 return (*self._scope[:depth], *path)
@@ -55,7 +55,7 @@ class ExpressionReader:
         return self._containers
 
     def _path_of(self, target: ast.expr) -> Path:
-        """() for what has no constant name."""
+        """Return the path of an assignment target; () if it has no constant name."""
         path = dotted_path(target)
         if path is None:
             return ()
@@ -80,7 +80,7 @@ class ExpressionReader:
         )
 
     def _visit(self, node: ast.expr, owner: Path) -> None:
-        """Bindings inside an expression that is assigned to ``owner``."""
+        """Collect the sites inside an expression that is assigned to ``owner``."""
         match node:
             case ast.Dict():
                 self._mapping(node, owner, "entry")
@@ -89,7 +89,7 @@ class ExpressionReader:
             case ast.Name() | ast.Attribute() | ast.Subscript():
                 self._read(node)
             case ast.JoinedStr():
-                return  # nothing is set inside of an f-string, and before Python 3.12 its positions are wrong
+                return  # nothing is bound inside an f-string, and before Python 3.12 its positions are wrong
             case _:
                 if isinstance(node, ast.List | ast.Tuple):
                     self._flags(node)
@@ -162,7 +162,7 @@ class ExpressionReader:
                 self._visit_callee(node.func)
 
     def _positional(self, node: ast.Call, name: str) -> None:
-        """Arguments of a function of this file by the names of its parameters, and what it reads when it is called."""
+        """Add positional arguments of a function in this file by parameter name, and the reads that its call causes."""
         read = self._reads_by_function.get(name, set())
         if self._is_local:
             self._reads_by_function.setdefault(self._current_function, set()).update(read)
@@ -189,7 +189,7 @@ class ExpressionReader:
         self._keywords(node, (callee_name(node.func),), "keyword")
 
     def _visit_callee(self, func: ast.expr) -> None:
-        """`TrainingArguments(…).set_dataloader(…)`, `Trainer(…).train()`: calls in what is called."""
+        """Visit the calls inside a callee: `TrainingArguments(…).set_dataloader(…)`, `Trainer(…).train()`."""
         for inner in ast.iter_child_nodes(func):
             if isinstance(inner, ast.Call):
                 self._call(inner, ())
@@ -212,7 +212,7 @@ class ExpressionReader:
                 self._visit(word.value, (*path, UNNAMED) if kind == "keyword" else path)
 
     def _option(self, node: ast.Call) -> None:
-        """add_argument("-b", "--batch_size", default=16), click.option(…), DEFINE_integer("batch_size", 16, …)."""
+        """Add an option: add_argument("-b", "--bs", default=16), click.option(…), DEFINE_integer("bs", 16, …)."""
         spoken = [word.value for word in node.args if isinstance(word, ast.Constant) and isinstance(word.value, str)]
         longest = [word for word in spoken if word.startswith("--")] or spoken
         default = next((word.value for word in node.keywords if word.arg == "default"), None)
@@ -226,7 +226,7 @@ class ExpressionReader:
             self._entry(path, "option", default, container, self._positions.start(node))
 
     def _flags(self, node: ast.List | ast.Tuple) -> None:
-        """["--batch_size", "16"], as parse_args and subprocess take it."""
+        """Add the flags of a list for parse_args or subprocess: ["--batch_size", "16"] or ["--batch_size=16"]."""
         for flag, value in zip(node.elts, node.elts[1:], strict=False):
             match flag, value:
                 case ast.Constant(value=str(name)), ast.Constant(value=str(text)) if name.startswith("--"):
@@ -250,7 +250,7 @@ class ExpressionReader:
 
 
 def _nearby_names(node: ast.Call, owner: Path) -> str:
-    """What a call is for, as far as names say: what it is assigned to, what it is called, what it is given."""
+    """Return the names that show the purpose of a call: its assignment target, its own name and its arguments."""
     given = [name for argument in node.args for name in sorted(names_in(argument))]
     given += [name for word in node.keywords if word.arg in ("dataset", "data", "x") for name in names_in(word.value)]
     return " ".join([*owner[-1:], callee_name(node.func), *given])

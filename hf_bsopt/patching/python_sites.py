@@ -1,4 +1,4 @@
-"""Every binding in Python source, in the order in which it happens: assignments, classes, functions, conditions."""
+"""Find the sites in Python source in execution order: assignments, classes, functions, conditions."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 class PythonReader(ExpressionReader):
-    """Reads one chunk after the other as one program."""
+    """Reader that treats the chunks it reads, such as the cells of a notebook, as one program."""
 
     def read(self, chunk: Chunk, source: str) -> None:
-        """``source`` is the chunk's text with what is no Python masked. Raises SyntaxError."""
+        """Add the sites of a chunk. ``source``: its text with all that isn't Python masked. Raises SyntaxError."""
         tree = parse_python(source)
         self._chunk, self._positions = chunk, Positions(source)
         state = self._scope, self._class, self._guard, self._is_local, self._current_function
@@ -33,7 +33,7 @@ class PythonReader(ExpressionReader):
 
     @contextlib.contextmanager
     def file_scope(self, name: str) -> Iterator[None]:
-        """What is read inside is a program of its own."""
+        """Treat the chunks that are read within this context as a separate program."""
         outer = self._scope
         self._scope = (name,)
         try:
@@ -69,7 +69,7 @@ class PythonReader(ExpressionReader):
                 self._children(node)
 
     def _children(self, node: ast.AST) -> None:
-        """With, Try, Match, Return, Expr: statements inside as they come, expressions looked into."""
+        """Visit the children of With, Try, Match, Return and Expr: statements and expressions in order."""
         for child in ast.iter_child_nodes(node):
             if isinstance(child, ast.ExceptHandler | ast.match_case):
                 self._guarded(self._describe(node), [child])
@@ -201,13 +201,13 @@ class PythonReader(ExpressionReader):
             is_in_init = (
                 self._current_function == "__init__" and path[:-1] == self._class and not isinstance(value, Computed)
             )
-            self._is_local = is_local and not is_in_init  # whoever makes an instance runs it
+            self._is_local = is_local and not is_in_init  # __init__ runs for every instance
             self._site(path, "item", value, Container(self.container(), "item"), node)
             self._is_local = is_local
 
 
 def python_document(name: str, text: str) -> Document:
-    """Every binding in a script. Raises PatchError for what this version of Python can't read."""
+    """Return the sites of a script. Raise PatchError if this version of Python can't parse it."""
     chunk = whole_file_chunk(text)
     reader = PythonReader()
     try:
@@ -216,7 +216,7 @@ def python_document(name: str, text: str) -> Document:
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
         line = f"\n{Document(name, text, ()).excerpt_line(chunk, error.lineno)}" if error.lineno else ""
         raise PatchError(
-            f"{name} can't be read by Python {version}: {error.msg}{line}\nThe file is untouched."
+            f"{name} can't be parsed by Python {version}: {error.msg}{line}\nThe file is untouched."
         ) from None
     return Document(name, text, tuple(reader.sites), (), tuple(reader.aliases.items()), tuple(reader.reads), (chunk,))
 

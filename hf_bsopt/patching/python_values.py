@@ -1,4 +1,4 @@
-"""What an expression says about a value, and where it stands: positions of `ast` as characters of the text."""
+"""Find the value of an expression and its position: line and column of `ast` as a character of the text."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from .setting_names import mentions
 from .sites import Computed, NonNumber, Number, Path, Reference, Value, line_starts
 
 DEFAULT_WRAPPERS = frozenset({"field", "Field", "Option", "Argument", "Param", "Parameter"})
-"""`dataclasses.field(default=16)`, pydantic's and typer's: the default is the value."""
+"""`dataclasses.field(default=16)` and the like of pydantic and typer: the default is the value."""
 CASTS = frozenset({"int", "float", "str"})
 _PLAIN_STRING = re.compile(r"""(["'])([^"'\\]*)\1""")
 
 
 @functools.lru_cache(maxsize=2)
 def parse_python(source: str) -> ast.Module:
-    """Raises SyntaxError, also for what makes `ast` fail in another way."""
+    """Return the syntax tree. Raise SyntaxError, also if `ast` fails with another error."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # "\d" in a user's string is not our concern
+        warnings.simplefilter("ignore")  # such as "\d" in a string of the user's file
         try:
             return ast.parse(source)
         except (ValueError, RecursionError, MemoryError, OverflowError) as error:
@@ -28,13 +28,13 @@ def parse_python(source: str) -> ast.Module:
 
 
 class Positions:
-    """Turns the line and UTF-8 column of `ast` into a character of the text."""
+    """Converter from the line and UTF-8 column of `ast` to a character position in the text."""
 
     def __init__(self, text: str) -> None:
         self.text = text
         self._starts = line_starts(text)
         self._characters: dict[int, list[int] | None] = {}
-        """For each line with more than ASCII, which character a byte belongs to."""
+        """line: the character that each of its bytes belongs to, or None if the line is ASCII."""
 
     def offset(self, line: int, column: int) -> int:
         if line not in self._characters:
@@ -57,7 +57,7 @@ class Positions:
         return self.offset(node.end_lineno or node.lineno, node.end_col_offset or 0)
 
     def value(self, node: ast.expr) -> Value:
-        """What stands there; for a number also where."""
+        """Return the value of an expression; a Number has its position."""
         match node:
             case ast.Constant() | ast.UnaryOp(operand=ast.Constant()):
                 return self._constant(node)
@@ -96,7 +96,7 @@ class Positions:
 
 
 def _power_or_shift(base: int, op: ast.operator, shift: int) -> int | None:
-    """`2**6` and `1 << 6` are one number, written otherwise; `16 * 8` says more than its product."""
+    """Return the value of `2**6` or `1 << 6`, which are plain numbers; None for `16 * 8`, whose factors matter."""
     if not 0 <= shift <= 62 or not 0 <= base <= 1024:
         return None
     if isinstance(op, ast.Pow):
@@ -105,7 +105,7 @@ def _power_or_shift(base: int, op: ast.operator, shift: int) -> int | None:
 
 
 def _is_not_a_literal(node: ast.expr) -> bool:
-    """`not 3` and `~3` are no literals."""
+    """Return True for operators such as `not 3` and `~3`; False for a constant with or without a sign."""
     return isinstance(node, ast.UnaryOp) and not (
         isinstance(node.op, ast.USub | ast.UAdd)
         and isinstance(node.operand, ast.Constant)
@@ -114,7 +114,7 @@ def _is_not_a_literal(node: ast.expr) -> bool:
 
 
 def as_number(text: str) -> int | float | None:
-    """The number that a word is, as command lines and configuration files write it."""
+    """Return the number that a string represents on a command line or in a configuration file, or None."""
     if re.fullmatch(r"[+-]?(0|[1-9][0-9_]*)", text):
         return int(text)
     if re.fullmatch(r"[+-]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][+-]?[0-9]+)?", text):
@@ -123,7 +123,7 @@ def as_number(text: str) -> int | float | None:
 
 
 def callee_name(func: ast.expr) -> str:
-    """`dataclasses.field` is called field; what has no name is called nothing."""
+    """Return the last part of the callee's name: "field" for `dataclasses.field`; "" if it has no name."""
     match func:
         case ast.Name(id=name) | ast.Attribute(attr=name):
             return name
@@ -133,7 +133,7 @@ def callee_name(func: ast.expr) -> str:
 
 
 def dotted_path(node: ast.expr) -> Path | None:
-    """CONFIG["train"].batch_size is ("CONFIG", "train", "batch_size"); so are .get("…", 16) and getattr(…)."""
+    """Return ("CONFIG", "train", "bs") for CONFIG["train"].bs, also with .get("bs", 16) or getattr(…); else None."""
     match node:
         case ast.Name(id=name):
             return (name,)
@@ -152,7 +152,7 @@ def dotted_path(node: ast.expr) -> Path | None:
 
 
 def names_in(node: ast.AST) -> frozenset[str]:
-    """Every name, attribute and constant key that an expression mentions."""
+    """Return every name, attribute and constant key in an expression."""
     found = set()
     for inner in ast.walk(node):
         match inner:
@@ -164,16 +164,16 @@ def names_in(node: ast.AST) -> frozenset[str]:
 
 
 def body_is_for_debugging(test: ast.expr) -> bool | None:
-    """Is the body of `if test` for debugging (True) or the other branch (False)? None where it is about something else.
+    """Return True if the body of `if test` is for debugging, False if the other branch is, None if neither is.
 
-    `if CFG.debug`, `if DEBUG == True`, `if not args.fast_dev_run`.
+    Examples: `if CFG.debug`, `if DEBUG == True`, `if not args.fast_dev_run`.
     """
     match test:
         case ast.UnaryOp(op=ast.Not(), operand=operand):
             inner = body_is_for_debugging(operand)
             return None if inner is None else not inner
-        case ast.Compare(left=left, ops=[ast.Eq() | ast.Is()], comparators=[ast.Constant(value=bool(wanted))]):
+        case ast.Compare(left=left, ops=[ast.Eq() | ast.Is()], comparators=[ast.Constant(value=bool(expected))]):
             inner = body_is_for_debugging(left)
-            return None if inner is None else inner == wanted
+            return None if inner is None else inner == expected
     path = dotted_path(test)
     return True if path is not None and mentions("debugging", path[-1]) else None

@@ -1,7 +1,9 @@
-"""What a name means: `per_device_train_batch_size`, `TRAIN_BS` and `micro_batch_size` are all the batch size.
+"""Names that scripts give to a setting: `per_device_train_batch_size`, `TRAIN_BS` and `micro_batch_size` are all the
+batch size.
 
-Names are compared as words: `trainBatchSize`, `TRAIN_BATCH_SIZE`, `--train-batch-size` are one. Only whole names in
-data/patch_names.json count: `eval_batch_size` and `gradient_accumulation_kwargs` are never taken for what they contain.
+Names are compared word by word: `trainBatchSize`, `TRAIN_BATCH_SIZE` and `--train-batch-size` are the same name. Only
+whole names from data/patch_names.json match: `eval_batch_size` and `gradient_accumulation_kwargs` do not match because
+of the name that they contain.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ SETTINGS: tuple[Setting, ...] = get_args(Setting)
 ACCUMULATION: Setting = "gradient_accumulation_steps"
 
 TRANSFORMERS_BATCH_SIZES = frozenset({"per_device_train_batch_size", "per_gpu_train_batch_size"})
-"""Where one of these stands, transformers reads `gradient_accumulation_steps` beside it."""
+"""Names read by transformers, which also reads `gradient_accumulation_steps` from the same place."""
 
 
 @functools.cache
@@ -34,21 +36,27 @@ def _table() -> dict[str, Any]:
 
 @functools.cache
 def word_list(kind: Literal["evaluation", "debugging", "settings", "mappings"]) -> frozenset[str]:
-    """Words in names that say evaluation or debugging; the last words of what holds settings (TrainingArguments,
-    SFTConfig, Accelerator); the calls that hold what they are given (dict, SimpleNamespace).
+    """Return one of the word lists of data/patch_names.json.
+
+    evaluation, debugging: words that mark a name as one for evaluation or debugging.
+    settings: the last word of the name of a class that holds settings (TrainingArguments, SFTConfig, Accelerator).
+    mappings: callables that store their keyword arguments (dict, SimpleNamespace).
     """
     return frozenset(_table()[kind])
 
 
 @functools.cache
 def known_names(setting: Setting) -> tuple[frozenset[str], ...]:
-    """From the most to the least particular: where one container has several, the first row wins."""
+    """Return the names of a setting in rows, the most specific names first.
+
+    If one container has names of several rows, the name of the first such row is the one to change.
+    """
     return tuple(frozenset(row) for row in _table()["names"][setting])
 
 
 @functools.cache
 def split_words(name: str) -> tuple[str, ...]:
-    """("train", "batch", "size") for "trainBatchSize" and for "--train-batch-size"."""
+    """Split a name into lower-case words: ("train", "batch", "size") for "trainBatchSize" and "--train-batch-size"."""
     apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name)
     return tuple(word for word in re.split(r"[^0-9a-z]+", apart.lower()) if word)
 
@@ -58,21 +66,22 @@ def snake_case(name: str) -> str:
 
 
 def specificity_rank(setting: Setting, name: str) -> int | None:
-    """How particular a name is about a setting, 0 the most; None where it has another."""
+    """Return 0 for the most specific names of a setting, 1 and 2 for the less specific, None if it is not its name."""
     word = snake_case(name)
     return next((row for row, known in enumerate(known_names(setting)) if word in known), None)
 
 
 def mentions(kind: Literal["evaluation", "debugging"], name: str) -> bool:
-    """Is one of its words in the list? A name that says "train" as well speaks of training."""
-    said = split_words(name)
-    return "train" not in said and not word_list(kind).isdisjoint(said)
+    """Return True if a word of the name is in the list. A name that contains "train" is one for training: False."""
+    words = split_words(name)
+    return "train" not in words and not word_list(kind).isdisjoint(words)
 
 
 def parse_keys(given: Iterable[str]) -> dict[str, str]:
-    """What --key means: `micro_bs` (the batch size is called that) or `gradient_accumulation_steps=CFG.every`.
+    """Parse the values of --key, and return the name for each setting.
 
-    Raises UsageError for a setting that there isn't, and for an empty name.
+    A value is NAME (the name of the batch size: `micro_bs`) or SETTING=NAME (`gradient_accumulation_steps=CFG.every`).
+    Raises UsageError for an unknown setting and for an empty name.
     """
     keys: dict[str, str] = {}
     for item in given:
@@ -81,22 +90,24 @@ def parse_keys(given: Iterable[str]) -> dict[str, str]:
             setting, name = "batch_size", item
         as_setting(setting.strip())
         if not name.strip():
-            raise UsageError(f"--key {item!r} names nothing; for example --key batch_size=CONFIG.train_bs")
+            raise UsageError(f"--key {item!r} contains no name; for example --key batch_size=CONFIG.train_bs")
         keys[setting.strip()] = name.strip()
     return keys
 
 
 def as_setting(setting: str) -> Setting:
-    """The same word, known to be one. Raises UsageError with the nearest."""
+    """Return ``setting`` if it is one of SETTINGS. Raise UsageError with the nearest one if it is not."""
     for known in SETTINGS:
         if setting == known:
             return known
     near = difflib.get_close_matches(setting, SETTINGS, n=1, cutoff=0.0)[0]
-    raise UsageError(f"there is no value called {setting!r} to patch; did you mean {near}? All: {', '.join(SETTINGS)}")
+    raise UsageError(
+        f"{setting!r} is not a setting that can be patched; did you mean {near}? Valid: {', '.join(SETTINGS)}"
+    )
 
 
 def check_values(values: Mapping[str, object]) -> dict[Setting, int | float]:
-    """The values, in the order of SETTINGS. Raises UsageError for one that no training could have."""
+    """Return the values in the order of SETTINGS. Raise UsageError for a value that no training run can have."""
     if not values:
         raise UsageError("there are no values to patch; for example {'batch_size': 48}")
     named = {as_setting(name): value for name, value in values.items()}
@@ -108,10 +119,10 @@ def check_values(values: Mapping[str, object]) -> dict[Setting, int | float]:
         is_rate = setting == "learning_rate"
         least = 0 if setting == "warmup_steps" else 1
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise UsageError(f"{setting} is a number, not {value!r}")
+            raise UsageError(f"{setting} must be a number, not {value!r}")
         if is_rate and value <= 0:
-            raise UsageError(f"learning_rate is above 0, not {value}")
+            raise UsageError(f"learning_rate must be above 0, not {value}")
         if not is_rate and (value != int(value) or value < least):
-            raise UsageError(f"{setting} is a whole number from {least} on, not {value}")
+            raise UsageError(f"{setting} must be an integer of at least {least}, not {value}")
         checked[setting] = float(value) if is_rate else int(value)
     return checked

@@ -1,7 +1,7 @@
-"""Which of the places that a name is bound in is the one that training uses.
+"""Choose, among the sites where a setting is bound, the one that training uses.
 
-A later binding that plainly overrides an earlier one takes its place; what only refers to another is no definition; two
-that don't know of each other are an error that shows both.
+A binding that certainly overrides an earlier one replaces it. A value that only refers to another name is followed to
+its definition. Two independent definitions are an error that shows both.
 """
 
 from __future__ import annotations
@@ -27,23 +27,24 @@ from .sites import (
 
 REBINDING_KINDS = frozenset({"variable", "attribute", "entry", "item"})
 MAX_REFERENCES = 8
-"""References followed one after another."""
+"""The longest chain of references that is followed."""
 
 
 @dataclass(frozen=True)
 class SiteChoice:
-    """The site to change, or None."""
+    """The site to change, or None, with notes that give the reasons."""
 
     site: Site | None
     notes: tuple[str, ...] = ()
     others: tuple[Site, ...] = ()
-    """Where there is none: what has the name and is no number, such as "auto"."""
+    """If ``site`` is None: the sites that have the name but not a number, such as "auto"."""
 
 
 def choose_site(document: Document, setting: Setting, key: str | None, beside: Site | None) -> SiteChoice:
-    """``key`` is what --key named; ``beside`` is where the batch size stands, which settles it between equals.
+    """Return the site of ``setting`` that training uses.
 
-    Raises PatchError for several, and for a value that is computed at run time.
+    ``key``: the name from --key, or None. ``beside``: the site of the batch size; of several candidates the one beside
+    it is chosen. Raises PatchError if several candidates remain, and for a value that is computed at run time.
     """
     return _SiteChooser(document, setting).choose(key, beside)
 
@@ -77,19 +78,19 @@ class _SiteChooser:
         others = tuple(site for site in found if site.kind not in ("variable", "parameter"))
         if key is not None and not any(is_auto(site) for site in others):
             raise PatchError(
-                f"{self.document.name}: what --key {key} names is no number\n{self.document.excerpt(found)}\n"
+                f"{self.document.name}: the value of --key {key} is not a number:\n{self.document.excerpt(found)}\n"
                 "The file is untouched."
             )
         return SiteChoice(None, tuple(self.notes), others)
 
-    # ---- what counts
+    # ---- candidates
 
     def _is_evaluation(self, site: Site) -> bool:
         about = site.container.nearby_names.split() if site.kind == "keyword" and not self._holds_settings(site) else ()
         return any(mentions("evaluation", name) for name in (*site.path[:-1], *about))
 
     def _holds_settings(self, site: Site) -> bool:
-        """TrainingArguments(…), or a class of this file; not DataLoader(…)."""
+        """Return True for TrainingArguments(…) or a class of this file, False for DataLoader(…)."""
         if site.container.holds_settings:
             return True
         return any(other.kind == "attribute" and other.path[-2] == site.container.callee for other in self._classes)
@@ -99,10 +100,12 @@ class _SiteChooser:
         return [site for site in self.document.sites if site.kind == "attribute"]
 
     def _candidates(self, named: list[Site]) -> list[Site]:
-        """The definitions that settings refer to; without such, those with the name; else what any use refers to."""
+        """Return the definitions that settings refer to; without those, the sites with a name of the setting; without
+        those, the definitions that any other use refers to.
+        """
         live = self._not_overridden(named)
         defaults = [site for site in named if site.kind == "option" and not any(site is other for other in live)]
-        unused = self._definitions(defaults)  # of an option that the command line gives
+        unused = self._definitions(defaults)  # the defaults of options that a command line overrides
         strong = [site for site in live if site not in unused]
         strong = [site for site in strong if site.kind != "parameter" and self._is_strong(site)]
         uses = [site for site in live if isinstance(site.value, Reference)]
@@ -121,16 +124,17 @@ class _SiteChooser:
         return _unique([*strong, *weak])
 
     def _note_use(self, use: Site, referred: list[Site], numbers: list[Site]) -> None:
-        """Where there are other numbers of that name: why it is none of them."""
+        """Note why the definition in use was chosen, if other numbers have that name, too."""
         chosen = [site.where for site in referred if isinstance(site.value, Number)]
         if any(site.where not in chosen and site.kind != "keyword" for site in numbers):
-            self._note(f"{self.setting}: {use.where} trains with the one of {' and '.join(dict.fromkeys(chosen))}")
+            self._note(f"{self.setting}: {use.where} trains with the value of {' and '.join(dict.fromkeys(chosen))}")
 
     def _is_strong(self, site: Site) -> bool:
+        """Return False for an argument of a call that holds no settings, such as DataLoader(…)."""
         return (site.kind != "keyword" or self._holds_settings(site)) and self._counts(site)
 
     def _counts(self, site: Site) -> bool:
-        """Not what is computed from another of its kind, nor the shape of a batch inside a loop or function."""
+        """Return False for a value computed from the same setting, and for a batch's shape in a loop or function."""
         if not isinstance(site.value, Computed):
             return True
         if site.value.uses_old_value:
@@ -154,7 +158,7 @@ class _SiteChooser:
         return found
 
     def _targets_of(self, path: Path, use: Site) -> list[Site]:
-        """The sites that a reference may mean: of the same path, else the option of that name."""
+        """Return the sites that a reference may refer to: those of the same path, else the option of that name."""
         wanted = self.document.canonical(path)
         sites = [site for site in self.document.sites if site is not use]
         same = [site for site in sites if self.document.canonical(site.path) == wanted]
@@ -164,20 +168,20 @@ class _SiteChooser:
         before = [site for site in same if site.order < use.order]
         return before if before and not use.is_local else same
 
-    # ---- what overrides what
+    # ---- overriding
 
     def _not_overridden(self, sites: list[Site]) -> list[Site]:
-        """Without debugging branches and without what is overridden."""
+        """Return the sites that are neither in a debugging branch nor overridden by a later one."""
         live = []
         for site in sites:
             if site.guard == DEBUG:
-                self._note(f"{self.setting}: {site.where} is for debugging, and left as it is")
+                self._note(f"{self.setting}: {site.where} is for debugging and is left unchanged")
                 continue
             over = next((other for other in sites if self._overrides(other, site)), None)
             if over is None:
                 live.append(site)
             elif isinstance(over.value, Number):
-                same = f"of two on {over.where} the last counts"
+                same = f"{over.where} sets it twice, and the last one counts"
                 other = f"{over.where} overrides {site.where}"
                 self._note(f"{self.setting}: {same if over.where == site.where else other}")
         return live
@@ -209,17 +213,17 @@ class _SiteChooser:
             for order, read in self.document.reads
         )
 
-    # ---- between several
+    # ---- several numbers
 
     def _most_specific(self, numbers: list[Site]) -> list[Site]:
-        """In one container the most particular name: per_device_train_batch_size before batch_size."""
+        """Keep the most specific name in each container: per_device_train_batch_size rather than batch_size."""
         kept = []
         for site in numbers:
             better = [
                 other for other in numbers if _owner(other) == _owner(site) and self._rank(other) < self._rank(site)
             ]
             if better:
-                self._note(f"{self.setting}: {better[0].name} is more particular than {site.name} beside it")
+                self._note(f"{self.setting}: {better[0].name} is more specific than {site.name} beside it")
             else:
                 kept.append(site)
         return kept
@@ -229,33 +233,33 @@ class _SiteChooser:
         return -1 if row is None else row
 
     def _checked_for_changes(self, site: Site, computed: list[Site]) -> Site:
-        """The same site, unless the value is changed at run time as well."""
+        """Return the site. Raise PatchError if its value is also changed at run time."""
         path = self.document.canonical(site.path)
         changes = [other for other in computed if self.document.canonical(other.path) == path]
         if changes:
             raise self._run_time_error([site, *changes])
         for other in computed:
-            self._note(f"{self.setting}: {other.where} computes {other.dotted_name} at run time, and is left as it is")
+            self._note(f"{self.setting}: {other.where} computes {other.dotted_name} at run time and is left unchanged")
         return site
 
     def _ambiguous_error(self, sites: list[Site]) -> PatchError:
         return PatchError(
             f"{self.document.name}: {self.setting} is set in {len(sites)} places, and none of them refers to another:\n"
             f"{self.document.excerpt(sites)}\n"
-            f"Say which: {', or '.join(f'--key {self.setting}={site.key}' for site in sites[:4])}\n"
+            f"Choose one: {', or '.join(f'--key {self.setting}={site.key}' for site in sites[:4])}\n"
             "The file is untouched."
         )
 
     def _run_time_error(self, sites: list[Site]) -> PatchError:
         return PatchError(
             f"{self.document.name}: {self.setting} is known only at run time:\n{self.document.excerpt(sites)}\n"
-            f"Write a number there, or say which value is meant with --key {self.setting}=NAME:LINE. "
+            f"Write a number there, or name the value to change with --key {self.setting}=NAME:LINE. "
             "The file is untouched."
         )
 
 
 def is_auto(site: Site) -> bool:
-    """Whoever reads the file puts the value in."""
+    """Return True for "auto": the framework that reads the file sets the value."""
     return isinstance(site.value, NonNumber) and site.value.text == "auto"
 
 
@@ -264,14 +268,14 @@ def _owner(site: Site) -> tuple[Path, int]:
 
 
 def _beside(sites: list[Site], beside: Site) -> list[Site]:
-    """Those in the same container as the batch size, else under the same owner; all where there are none."""
+    """Return the sites in the batch size's container, else those under the same owner, else all."""
     number = beside.container.number
     same = [site for site in sites if number and site.container.number == number and site.chunk is beside.chunk]
     return same or [site for site in sites if site.path[:-1] == beside.path[:-1]] or sites
 
 
 def _one_per_number(sites: list[Site]) -> list[Site]:
-    """One for each number that stands there: `BATCH_SIZE = bs = 16` is two names and one number."""
+    """Return one site for each written number: `BATCH_SIZE = bs = 16` has two names and one number."""
     places = {(site.chunk.cell, site.value.start): site for site in reversed(sites) if isinstance(site.value, Number)}
     return sorted(places.values(), key=lambda site: site.order)
 

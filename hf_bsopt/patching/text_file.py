@@ -1,4 +1,4 @@
-"""Reading a file so that it can be written back byte for byte, and replacing it in one step or not at all."""
+"""Read a file so that it can be written back byte for byte, and replace it atomically."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PYTHON_SUFFIXES = (".py", ".pyw")
 
 @dataclass(frozen=True)
 class TextFile:
-    """A file as it was read; ``target`` is what a symbolic link points to."""
+    """A file as it was read. ``target`` is ``path`` with symbolic links resolved."""
 
     path: Path
     target: Path
@@ -31,7 +31,7 @@ class TextFile:
 
 
 def read_text_file(path: Path) -> TextFile:
-    """Raises PatchError for what is no text file, with what it is instead."""
+    """Return the file's content. Raise PatchError if it is not a text file; the message says what it is instead."""
     try:
         target = path.resolve(strict=True)
         status = target.stat()
@@ -44,7 +44,7 @@ def read_text_file(path: Path) -> TextFile:
     if not stat.S_ISREG(status.st_mode):
         raise PatchError(f"{path} is a device or a pipe, not a file")
     if status.st_size > LARGEST_BYTES:
-        raise PatchError(f"{path} has {status.st_size:,} bytes, over the {LARGEST_BYTES:,} that are read")
+        raise PatchError(f"{path} has {status.st_size:,} bytes, more than the limit of {LARGEST_BYTES:,}")
     try:
         content = target.read_bytes()
     except OSError as error:
@@ -70,7 +70,7 @@ def _nearest_name(path: Path) -> str:
 
 
 def _encoding(path: Path, content: bytes) -> str:
-    """As Python's own coding line says; UTF-8, with or without a mark, for everything else."""
+    """Return the encoding: as Python's coding line declares it, else UTF-8 with or without a byte order mark."""
     if path.suffix.lower() in PYTHON_SUFFIXES:
         try:
             return tokenize.detect_encoding(io.BytesIO(content).readline)[0]
@@ -80,9 +80,9 @@ def _encoding(path: Path, content: bytes) -> str:
 
 
 def replace_text_file(original: TextFile, text: str) -> None:
-    """The whole new file under the old name, with the old mode and, where allowed, owner.
+    """Replace the file atomically by ``text``, with its mode and, if permitted, its owner and group.
 
-    Raises PatchError where the folder can't be written to, or the file has changed since it was read.
+    Raises PatchError if the folder can't be written to, or if the file has changed since it was read.
     """
     target = original.target
     if not os.access(target, os.W_OK):
@@ -99,7 +99,7 @@ def replace_text_file(original: TextFile, text: str) -> None:
             os.fsync(file.fileno())
         _keep_owner_and_mode(target, new)
         if target.read_bytes() != original.content:
-            raise PatchError(f"{original.path} was changed by somebody else in the meantime; run it again")
+            raise PatchError(f"{original.path} was changed by another program in the meantime; run the command again")
         os.replace(new, target)
     except OSError as error:
         raise PatchError(f"{original.path} can't be replaced: {error.strerror}. The file is untouched.") from None

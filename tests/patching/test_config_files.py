@@ -127,18 +127,18 @@ def test_auto_stays_auto(name: str, tmp_path: Path) -> None:
     text = json.dumps(dict.fromkeys(names, "auto"), indent=2)
     assert patched(tmp_path, name, text, BOTH) == text
     notes = patch(tmp_path / name, BOTH).notes
-    assert any('batch_size is "auto" and stays so' in note for note in notes)
+    assert any('batch_size is "auto" and stays "auto"' in note for note in notes)
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('{"train_batch_size": 64, "zero_optimization": {}}', "the batch of all GPUs and steps together"),
-        ('{"train_batch_size": 64, "train_micro_batch_size_per_gpu": "auto"}', "the batch of all GPUs"),
+        ('{"train_batch_size": 64, "zero_optimization": {}}', "the total of all GPUs and accumulation steps"),
+        ('{"train_batch_size": 64, "train_micro_batch_size_per_gpu": "auto"}', "the total of all GPUs"),
         ('{"train_batch_size": 64, "train_micro_batch_size_per_gpu": 4}', "delete train_batch_size"),
         (
             '{"train_batch_size": 60, "train_micro_batch_size_per_gpu": 8, "gradient_accumulation_steps": 2}',
-            "no multiple of micro-batch × accumulation",
+            "not a multiple of micro-batch × accumulation",
         ),
     ],
 )
@@ -150,13 +150,13 @@ def test_the_old_batch_size_of_axolotl_is_refused_where_accumulation_follows_fro
     for accumulation in (1, 2):
         values = {"batch_size": 48, "gradient_accumulation_steps": accumulation}
         message = refusal(tmp_path, "a.yml", "micro_batch_size: 2\nbatch_size: 64\n", values)
-        assert "is worked out of batch_size beside it" in message
+        assert "it is computed from batch_size beside it" in message
 
 
 def test_accelerate_holds_the_accumulation_only(tmp_path: Path) -> None:
     text = "distributed_type: DEEPSPEED\ndeepspeed_config:\n  gradient_accumulation_steps: 1\n  zero_stage: 2\n"
     assert patched(tmp_path, "default_config.yaml", text, BOTH) == text.replace("steps: 1", "steps: 2")
-    assert "holds no batch size" in patch(tmp_path / "default_config.yaml", BOTH).notes[0]
+    assert "has no batch size" in patch(tmp_path / "default_config.yaml", BOTH).notes[0]
 
 
 @pytest.mark.parametrize(
@@ -242,15 +242,15 @@ def test_aliases_that_multiply_are_read_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "line 1: a value is expected"),
-        ('{"a": 1}\n x', "line 2: something follows"),
-        ('{"a": [1, 2,\n}', "line 2: a value"),
-        ("{'batch_size': 1}", "a name in quotes"),
-        ('{"batch_size" 1}', "a colon"),
-        ('{"batch_size": 1 "b": 2}', "a comma"),
-        ('{"batch_size": 1', "a comma or the end"),
+        ("", "line 1: expected a value"),
+        ('{"a": 1}\n x', "line 2: there is text after the end"),
+        ('{"a": [1, 2,\n}', "line 2: expected a value"),
+        ("{'batch_size': 1}", "expected a name in double quotes"),
+        ('{"batch_size" 1}', "expected a colon"),
+        ('{"batch_size": 1 "b": 2}', "expected a comma"),
+        ('{"batch_size": 1', "expected a comma or the end"),
         ('{"batch_size": "1', "Unterminated string"),
-        ('{"batch_size": 01}', "a comma or the end"),
+        ('{"batch_size": 01}', "expected a comma or the end"),
         ("[" * 100_000, "nested more than 200 deep"),
         ('{"batch_size": ' + "9" * 5000 + "}", "is not JSON"),
         ('{"batch_size": true}', "there is no batch_size"),

@@ -119,15 +119,15 @@ def test_a_cell_that_can_not_be_read_and_sets_a_batch_size_is_an_error(tmp_path:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "is no notebook"),
-        ("[]", "is no notebook"),
+        ("", "is not a notebook"),
+        ("[]", "is not a notebook"),
         ("{}", "nbformat 3 and 4"),
         ('{"nbformat": 2, "worksheets": []}', "nbformat 3 and 4"),
-        ('{"nbformat": 4, "cells": [}', "line 1: a value is expected"),
+        ('{"nbformat": 4, "cells": [}', "line 1: expected a value"),
         ('{"nbformat": 4}', "there is no batch_size"),
         ('{"nbformat": 4, "cells": 7}', "there is no batch_size"),
         ('{"nbformat": 4, "cells": [7, {"cell_type": "code", "source": [1]}]}', "there is no batch_size"),
-        (notebook("batch_size <- 16", language="R"), "a notebook of r"),
+        (notebook("batch_size <- 16", language="R"), "a notebook in r;"),
         (notebook("batch_size = 1").replace("batch_size = 1", 'batch_size = 1", "6'), "split between two strings"),
     ],
 )

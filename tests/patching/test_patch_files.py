@@ -33,7 +33,7 @@ def test_what_was_patched_is_told(tmp_path: Path) -> None:
         '+     "accum": 2}',
     ]
     assert str(result).endswith(f"{path}: patched")
-    assert "already so (C.batch_size is 48 (line 1), C.accum is 2 (line 2))" in str(patch(path, BOTH))
+    assert "already up to date (C.batch_size is 48 (line 1), C.accum is 2 (line 2))" in str(patch(path, BOTH))
 
 
 def test_a_dry_run_says_so_and_writes_nothing(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_a_file_that_changed_in_the_meantime_is_left(tmp_path: Path, monkeypatch
         old.write_text("batch_size = 9\n")
 
     monkeypatch.setattr(text_file, "_keep_owner_and_mode", somebody_writes)
-    with pytest.raises(PatchError, match="changed by somebody else"):
+    with pytest.raises(PatchError, match="changed by another program"):
         patch(path, BATCH)
     assert (path.read_text(), len(list(tmp_path.iterdir()))) == ("batch_size = 9\n", 1)
 
@@ -125,8 +125,8 @@ def test_what_is_no_text_file_is_refused_in_words(tmp_path: Path) -> None:
         "wrong.py": "invalid or missing encoding|not text in utf-8",
         "coding.py": "unknown encoding",
         "wide.json": "a binary file",
-        "train.toml": r"what can be patched is \.py, .*, not \.toml",
-        "train": "a file without suffix",
+        "train.toml": r"only \.py, .* files can be patched, not \.toml",
+        "train": "a file without a suffix",
         "x\0.py": "can't be read",
     }
     for name, words in expected.items():
@@ -187,13 +187,13 @@ def test_an_encoding_that_can_not_be_written_back_is_refused(tmp_path: Path) -> 
     [
         ({}, "no values"),
         ({"batchsize": 8}, "did you mean batch_size?"),
-        ({"batch_size": 0}, "from 1 on, not 0"),
-        ({"batch_size": 1.5}, "from 1 on, not 1.5"),
-        ({"batch_size": True}, "is a number, not True"),
-        ({"batch_size": "8"}, "is a number, not '8'"),
-        ({"learning_rate": 0}, "above 0"),
-        ({"learning_rate": float("nan")}, "is a number, not nan"),
-        ({"warmup_steps": -1}, "from 0 on"),
+        ({"batch_size": 0}, "must be an integer of at least 1, not 0"),
+        ({"batch_size": 1.5}, "must be an integer of at least 1, not 1.5"),
+        ({"batch_size": True}, "must be a number, not True"),
+        ({"batch_size": "8"}, "must be a number, not '8'"),
+        ({"learning_rate": 0}, "must be above 0"),
+        ({"learning_rate": float("nan")}, "must be a number, not nan"),
+        ({"warmup_steps": -1}, "must be an integer of at least 0"),
     ],
 )
 def test_values_that_no_training_has_are_refused(values: dict[str, float], words: str, tmp_path: Path) -> None:
@@ -223,14 +223,14 @@ def test_a_key_of_a_reference_is_followed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "words"),
     [
-        ("trainbs", "nothing is called trainbs; the nearest names are train_bs, C.train_bs"),
-        ("train_bs:9", "nothing is called train_bs at 9"),
-        ("train_bs:x", "after the name come a line"),
-        ("D.train_bs", "nothing is called D.train_bs"),
-        ("--train_bs", "nothing is called --train_bs"),
-        ("name", "what --key name names is no number"),
-        ("", "nothing is called"),
-        ("..", "nothing is called"),
+        ("trainbs", "nothing is named 'trainbs'; the nearest names are train_bs, C.train_bs"),
+        ("train_bs:9", "nothing is named 'train_bs' in line 9"),
+        ("train_bs:x", "only a line, or a cell and a line, can follow the name"),
+        ("D.train_bs", "nothing is named 'D.train_bs'"),
+        ("--train_bs", "nothing is named '--train_bs'"),
+        ("name", "the value of --key name is not a number"),
+        ("", "nothing is named ''"),
+        ("..", "nothing is named '..'"),
     ],
 )
 def test_a_key_that_names_no_number_is_refused(key: str, words: str, tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ def test_keys_of_the_command_line() -> None:
     assert parse_keys(given) == {"batch_size": "micro_bs", "gradient_accumulation_steps": "CFG.every:12"}
     with pytest.raises(UsageError, match="did you mean learning_rate"):
         parse_keys(["learn_rate=lr"])
-    with pytest.raises(UsageError, match="names nothing"):
+    with pytest.raises(UsageError, match="contains no name"):
         parse_keys(["batch_size="])
 
 

@@ -180,13 +180,13 @@ def test_no_batch_size_is_an_error_that_shows_what_looks_like_one(source: str, t
 
 def test_what_python_can_not_read_is_shown(tmp_path: Path) -> None:
     message = refusal(tmp_path, "train.py", "batch_size = 16\nprint 'epoch'\n")
-    assert "can't be read by Python 3" in message
+    assert "can't be parsed by Python 3" in message
     assert "train.py:2:  print 'epoch'" in message
 
 
 @pytest.mark.parametrize("source", ["(" * 400 + "1" + ")" * 400, "-" * 3000 + "1", "x = " + "+".join("1" * 5000)])
 def test_what_is_nested_too_deep_is_refused(source: str, tmp_path: Path) -> None:
-    assert "can't be read by Python" in refusal(tmp_path, "train.py", f"batch_size = 16\n{source}\n")
+    assert "can't be parsed by Python" in refusal(tmp_path, "train.py", f"batch_size = 16\n{source}\n")
 
 
 # ---- accumulation
@@ -264,7 +264,7 @@ def test_accumulation_that_is_there_and_no_number_is_an_error(accumulation: str,
     source = f"def f(n):\n    return dict(batch_size=16, gradient_accumulation_steps={accumulation})\n"
     values = {"batch_size": 48, "gradient_accumulation_steps": wanted}
     message = refusal(tmp_path, "train.py", source, values)
-    assert "gradient_accumulation_steps is there, and is no number" in message
+    assert "gradient_accumulation_steps is set, but not to a number" in message
     assert "train.py:2:" in message
 
 

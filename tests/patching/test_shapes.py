@@ -175,7 +175,7 @@ def test_a_script_is_patched_rightly_and_only_once(name: str, tmp_path: Path) ->
     assert {change.new for change in patched.changes} == {str(value) for value in values.values()}
     again = patch(path, values)
     assert (again.diff, again.changes, again.is_written) == ("", (), False)
-    assert "already so" in str(again)
+    assert "already up to date" in str(again)
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
