@@ -26,11 +26,11 @@ class _Group:
 def apply_edits(text: str, edits: Sequence[Edit]) -> str:
     """Return the text with the edits applied; they must be sorted and must not overlap."""
     parts: list[str] = []
-    behind = 0
+    copied = 0
     for edit in edits:
-        parts += [text[behind : edit.start], edit.new]
-        behind = edit.end
-    return "".join([*parts, text[behind:]])
+        parts += [text[copied : edit.start], edit.new]
+        copied = edit.end
+    return "".join([*parts, text[copied:]])
 
 
 def split_lines(text: str) -> list[str]:
@@ -101,13 +101,13 @@ def _hunk(text: str, starts: Sequence[int], groups: list[_Group], count: int) ->
     ends = [*starts[1:], len(text)]
 
     def between(first: int, last: int) -> list[str]:
-        return [text[starts[line] : ends[line]] for line in range(first, last)]
+        return [text[starts[number] : ends[number]] for number in range(first, last)]
 
     rows: list[str] = []
     old = new = 0
-    here = max(groups[0].first - CONTEXT, 0)
+    line = max(groups[0].first - CONTEXT, 0)
     for group in groups:
-        kept = between(here, group.first)
+        kept = between(line, group.first)
         before = between(group.first, min(group.last, count))
         start = starts[group.first] if group.first < len(starts) else len(text)
         shifted = [Edit(edit.start - start, edit.end - start, edit.new) for edit in group.edits]
@@ -115,8 +115,8 @@ def _hunk(text: str, starts: Sequence[int], groups: list[_Group], count: int) ->
         rows += [*_rows(" ", kept), *_rows("-", before), *_rows("+", after)]
         old += len(kept) + len(before)
         new += len(kept) + len(after)
-        here = min(group.last, count)
-    kept = between(here, min(here + CONTEXT, count))
+        line = min(group.last, count)
+    kept = between(line, min(line + CONTEXT, count))
     rows += _rows(" ", kept)
     return old + len(kept), new + len(kept), "".join(rows)
 

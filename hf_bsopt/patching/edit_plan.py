@@ -103,7 +103,7 @@ class _EditPlanner:
         if not isinstance(old, Number):
             raise PatchError(f"{self.document.name}: {site.dotted_name} is not a number")
         if old.value == value:
-            self.already_set.append(f"{site.dotted_name} is {value} ({site.where})")
+            self.already_set.append(f"{site.dotted_name} is {value} ({site.location})")
             return
         written = self.formatted(value)
         edit = site.chunk.edit(old.start, old.end, written)
@@ -139,7 +139,7 @@ class _EditPlanner:
             self.inserted += 1
             advice = "" if reads_accumulation(beside) else ": make sure that your training code reads it"
             self.notes.append(
-                f"{setting} was missing and is added beside {beside.dotted_name} ({beside.where}){advice}"
+                f"{setting} was missing and is added beside {beside.dotted_name} ({beside.location}){advice}"
             )
 
     def _stays_auto(self, choice: SiteChoice, batch: Site | None) -> bool:

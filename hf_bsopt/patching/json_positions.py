@@ -104,30 +104,30 @@ class _Reader:
 
     def array(self, at: int, depth: int) -> Array:
         items: list[Node] = []
-        here = self.skip(at + 1)
-        while self.text[here : here + 1] != "]":
+        position = self.skip(at + 1)
+        while self.text[position : position + 1] != "]":
             if items:
-                here = self._comma(here)
-            items.append(self.node(here, depth + 1))
-            here = self.skip(items[-1].end)
-        return Array(tuple(items), at, here + 1)
+                position = self._comma(position)
+            items.append(self.node(position, depth + 1))
+            position = self.skip(items[-1].end)
+        return Array(tuple(items), at, position + 1)
 
     def object(self, at: int, depth: int) -> Object:
         pairs: list[tuple[Text, Node]] = []
-        here = self.skip(at + 1)
-        while self.text[here : here + 1] != "}":
+        position = self.skip(at + 1)
+        while self.text[position : position + 1] != "}":
             if pairs:
-                here = self._comma(here)
-            if self.text[here : here + 1] != '"':
-                raise self.error(here, "expected a name in double quotes")
-            key = self.string(here)
+                position = self._comma(position)
+            if self.text[position : position + 1] != '"':
+                raise self.error(position, "expected a name in double quotes")
+            key = self.string(position)
             colon = self.skip(key.end)
             if self.text[colon : colon + 1] != ":":
                 raise self.error(colon, "expected a colon")
             value = self.node(self.skip(colon + 1), depth + 1)
             pairs.append((key, value))
-            here = self.skip(value.end)
-        return Object(tuple(pairs), at, here + 1)
+            position = self.skip(value.end)
+        return Object(tuple(pairs), at, position + 1)
 
     def _comma(self, at: int) -> int:
         if self.text[at : at + 1] != ",":

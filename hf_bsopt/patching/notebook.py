@@ -113,14 +113,14 @@ def _items(node: Node | None) -> tuple[Node, ...]:
 def _chunk(text: str, number: int, source: tuple[Text, ...]) -> Chunk:
     def edit(start: int, end: int, new: str) -> Edit:
         """Edit the string of the source that contains the range; whole new lines become a string of their own."""
-        behind = 0
-        for place, string in enumerate(source):
-            first, behind = behind, behind + len(string.value)
-            if start == end == first and place and new.endswith("\n") and source[place - 1].value.endswith("\n"):
-                between = text[source[place - 1].end : string.start]
+        next_first = 0
+        for index, string in enumerate(source):
+            first, next_first = next_first, next_first + len(string.value)
+            if start == end == first and index and new.endswith("\n") and source[index - 1].value.endswith("\n"):
+                between = text[source[index - 1].end : string.start]
                 return Edit(string.start, string.start, _escaped(new, text, string, quotes=True) + between)
-            if start < behind or (start == behind and place == len(source) - 1):
-                if end > behind:
+            if start < next_first or (start == next_first and index == len(source) - 1):
+                if end > next_first:
                     raise PatchError(f"cell {number}: a number is split between two strings. The file is untouched.")
                 places = raw_positions(text, string)
                 return Edit(places[start - first], places[end - first], _escaped(new, text, string, quotes=False))

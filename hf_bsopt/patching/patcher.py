@@ -72,26 +72,25 @@ def patch(
     Raises UsageError for invalid values, and its subclass PatchError if it is not certain what to change. The file is
     then untouched.
     """
-    wanted = check_values(values)
-    named = {as_setting(setting): key for setting, key in (keys or {}).items()}
-    where = Path(path)
-    read = FORMATS.get(where.suffix.lower())
-    original = text_file.read_text_file(where)
+    new_values = check_values(values)
+    names = {as_setting(setting): key for setting, key in (keys or {}).items()}
+    file_path = Path(path)
+    read = FORMATS.get(file_path.suffix.lower())
+    original = text_file.read_text_file(file_path)
     if read is None:
-        raise PatchError(
-            f"{where}: only {', '.join(FORMATS)} files can be patched, not {where.suffix or 'a file without a suffix'}"
-        )
-    document = read(where.name, original.text)
-    planned = plan_edits(document, wanted, named)
+        suffix = file_path.suffix or "a file without a suffix"
+        raise PatchError(f"{file_path}: only {', '.join(FORMATS)} files can be patched, not {suffix}")
+    document = read(file_path.name, original.text)
+    planned = plan_edits(document, new_values, names)
     if not planned.edits:
-        return PatchResult(where, "", (), planned.notes, False, planned.already_set)
+        return PatchResult(file_path, "", (), planned.notes, False, planned.already_set)
     text = edit_diff.apply_edits(original.text, planned.edits)
     after = _read_again(document, text, read)
     _check(document, after, planned)
     if not dry_run:
         text_file.replace_text_file(original, text)
     return PatchResult(
-        where, _diff(document, after, planned), planned.changes, planned.notes, not dry_run, planned.already_set
+        file_path, _diff(document, after, planned), planned.changes, planned.notes, not dry_run, planned.already_set
     )
 
 

@@ -195,33 +195,34 @@ class ExpressionReader:
                 self._call(inner, ())
 
     def _keywords(self, node: ast.Call, owner: Path, kind: Kind, nearby_names: str = "") -> None:
-        names = frozenset(word.arg for word in node.keywords if word.arg)
+        names = frozenset(keyword.arg for keyword in node.keywords if keyword.arg)
         callee = callee_name(node.func)
         if callee == "partial" and node.args:
             callee = callee_name(node.args[0])
-        has_unpacking = any(word.arg is None for word in node.keywords)
+        has_unpacking = any(keyword.arg is None for keyword in node.keywords)
         holds_settings = kind != "keyword" or not word_list("settings").isdisjoint(split_words(callee)[-1:])
         container = Container(self.container(), "keywords", names, has_unpacking, callee, holds_settings, nearby_names)
-        for word in node.keywords:
-            if word.arg is None:
-                self._visit(word.value, owner)
+        for keyword in node.keywords:
+            if keyword.arg is None:
+                self._visit(keyword.value, owner)
                 continue
-            path = (*owner, word.arg)
-            self._entry(path, kind, word.value, container, self._positions.start(word))
+            path = (*owner, keyword.arg)
+            self._entry(path, kind, keyword.value, container, self._positions.start(keyword))
             if callee not in DISPLAY_CALLS:
-                self._visit(word.value, (*path, UNNAMED) if kind == "keyword" else path)
+                self._visit(keyword.value, (*path, UNNAMED) if kind == "keyword" else path)
 
     def _option(self, node: ast.Call) -> None:
         """Add an option: add_argument("-b", "--bs", default=16), click.option(…), DEFINE_integer("bs", 16, …)."""
-        spoken = [word.value for word in node.args if isinstance(word, ast.Constant) and isinstance(word.value, str)]
-        longest = [word for word in spoken if word.startswith("--")] or spoken
-        default = next((word.value for word in node.keywords if word.arg == "default"), None)
+        constants = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
+        names = [constant for constant in constants if isinstance(constant, str)]
+        long_names = [name for name in names if name.startswith("--")] or names
+        default = next((keyword.value for keyword in node.keywords if keyword.arg == "default"), None)
         if default is None and callee_name(node.func).startswith("DEFINE_") and len(node.args) > 1:
-            longest, default = spoken[:1], node.args[1]
+            long_names, default = names[:1], node.args[1]
         if default is None:
             return
         container = Container(self.container())
-        for name in longest:
+        for name in long_names:
             path = (COMMAND_LINE, name.lstrip("-").replace("-", "_"))
             self._entry(path, "option", default, container, self._positions.start(node))
 
@@ -252,5 +253,7 @@ class ExpressionReader:
 def _nearby_names(node: ast.Call, owner: Path) -> str:
     """Return the names that show the purpose of a call: its assignment target, its own name and its arguments."""
     given = [name for argument in node.args for name in sorted(names_in(argument))]
-    given += [name for word in node.keywords if word.arg in ("dataset", "data", "x") for name in names_in(word.value)]
+    for keyword in node.keywords:
+        if keyword.arg in ("dataset", "data", "x"):
+            given += names_in(keyword.value)
     return " ".join([*owner[-1:], callee_name(node.func), *given])

@@ -125,9 +125,9 @@ class _SiteChooser:
 
     def _note_use(self, use: Site, referred: list[Site], numbers: list[Site]) -> None:
         """Note why the definition in use was chosen, if other numbers have that name, too."""
-        chosen = [site.where for site in referred if isinstance(site.value, Number)]
-        if any(site.where not in chosen and site.kind != "keyword" for site in numbers):
-            self._note(f"{self.setting}: {use.where} trains with the value of {' and '.join(dict.fromkeys(chosen))}")
+        chosen = [site.location for site in referred if isinstance(site.value, Number)]
+        if any(site.location not in chosen and site.kind != "keyword" for site in numbers):
+            self._note(f"{self.setting}: {use.location} trains with the value of {' and '.join(dict.fromkeys(chosen))}")
 
     def _is_strong(self, site: Site) -> bool:
         """Return False for an argument of a call that holds no settings, such as DataLoader(…)."""
@@ -159,9 +159,9 @@ class _SiteChooser:
 
     def _targets_of(self, path: Path, use: Site) -> list[Site]:
         """Return the sites that a reference may refer to: those of the same path, else the option of that name."""
-        wanted = self.document.canonical(path)
+        target = self.document.canonical(path)
         sites = [site for site in self.document.sites if site is not use]
-        same = [site for site in sites if self.document.canonical(site.path) == wanted]
+        same = [site for site in sites if self.document.canonical(site.path) == target]
         same = same or [site for site in sites if site.is_local and site.path[-len(path) :] == path]
         if not same:
             return [site for site in sites if site.path[0] == COMMAND_LINE and site.name == path[-1]]
@@ -175,15 +175,15 @@ class _SiteChooser:
         live = []
         for site in sites:
             if site.guard == DEBUG:
-                self._note(f"{self.setting}: {site.where} is for debugging and is left unchanged")
+                self._note(f"{self.setting}: {site.location} is for debugging and is left unchanged")
                 continue
             over = next((other for other in sites if self._overrides(other, site)), None)
             if over is None:
                 live.append(site)
             elif isinstance(over.value, Number):
-                same = f"{over.where} sets it twice, and the last one counts"
-                other = f"{over.where} overrides {site.where}"
-                self._note(f"{self.setting}: {same if over.where == site.where else other}")
+                same = f"{over.location} sets it twice, and the last one counts"
+                other = f"{over.location} overrides {site.location}"
+                self._note(f"{self.setting}: {same if over.location == site.location else other}")
         return live
 
     def _note(self, note: str) -> None:
@@ -204,8 +204,9 @@ class _SiteChooser:
             return earlier.kind in ("attribute", "parameter")
         if later.kind == "item":
             return earlier.kind != "flag"
-        same_place = later.container.number == earlier.container.number
-        return later.kind in REBINDING_KINDS and earlier.kind in REBINDING_KINDS and (same_place or UNNAMED not in path)
+        same_container = later.container.number == earlier.container.number
+        rebinds = later.kind in REBINDING_KINDS and earlier.kind in REBINDING_KINDS
+        return rebinds and (same_container or UNNAMED not in path)
 
     def _is_read_between(self, earlier: Site, later: Site, path: Path) -> bool:
         return any(
@@ -239,7 +240,9 @@ class _SiteChooser:
         if changes:
             raise self._run_time_error([site, *changes])
         for other in computed:
-            self._note(f"{self.setting}: {other.where} computes {other.dotted_name} at run time and is left unchanged")
+            self._note(
+                f"{self.setting}: {other.location} computes {other.dotted_name} at run time and is left unchanged"
+            )
         return site
 
     def _ambiguous_error(self, sites: list[Site]) -> PatchError:

@@ -151,7 +151,7 @@ class Site:
         return f"{self.dotted_name}:{where}"
 
     @property
-    def where(self) -> str:
+    def location(self) -> str:
         return f"line {self.line}" if self.chunk.cell is None else f"cell {self.chunk.cell}, line {self.line}"
 
     @property
