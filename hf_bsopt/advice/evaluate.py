@@ -18,7 +18,7 @@ from ..memory.predictor import Predictor
 from ..options import SearchOptions
 from ..records import Decision, GpuSpec
 from ..search.answer import Answer, Question
-from ..search.pipeline import predict
+from ..search.prediction import predict
 from ..workloads.workload import Trainable
 from .candidates import Alternative, alternatives, combinations, shorter
 from .result import Advice, Suggestion

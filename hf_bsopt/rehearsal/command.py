@@ -137,7 +137,7 @@ def _find(options: argparse.Namespace, script: Path, arguments: list[str], gpu: 
         )
 
     show = functools.partial(print, flush=True)
-    search = ScriptBatchSearch(outcome, outcome.trainer, rerun, gpu, target=options.target[1], show=show)
+    search = ScriptBatchSearch(outcome, outcome.trainer, rerun, gpu, target=tuple(options.target), show=show)
     found = search.run(options.multiple_of, options.max_attempts)
     print(found.text)
     return FIND_EXIT_CODES[found.verdict]

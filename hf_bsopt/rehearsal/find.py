@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from ..options import SearchOptions
 from ..records import GpuSpec, Peak, Trial
-from ..search.batch_plan import BatchPlan, plan
-from ..search.choose import LARGEST_TRIED, round_down
-from ..search.limits import Limits
-from ..search.verify import verify
 from .outcome import ScriptOutcome
+
+if TYPE_CHECKING:
+    from ..search.pipeline import UnpredictedAnswer
 
 Rerun = Callable[[int, int], ScriptOutcome]
 """rerun(micro_batch, accumulation): rehearse the script with this batch."""
@@ -26,11 +26,15 @@ class Found:
     verdict: Verdict
 
 
+class _BatchSizeIgnoredError(Exception):
+    """The script's memory is the same at two batch sizes."""
+
+
 class ScriptBatchSearch:
     """Search over the micro-batch of a Trainer that keeps the effective batch size; each size runs at most once.
 
     first: the outcome with the script's own batch. trainer: that batch, from ``TrainerHooks.batch``. target: the
-    largest fraction of the GPU's memory to use. show: called with a line of text for each size that ran.
+    fractions of the GPU's memory to use. show: called with a line of text for each size that ran.
     """
 
     def __init__(
@@ -40,7 +44,7 @@ class ScriptBatchSearch:
         rerun: Rerun,
         gpu: GpuSpec,
         *,
-        target: float,
+        target: tuple[float, float],
         show: Callable[[str], None],
     ) -> None:
         self._rerun = rerun
@@ -51,65 +55,63 @@ class ScriptBatchSearch:
         self._own_size = trainer["micro_batch"]
         self._processes = trainer["processes"]
         self._samples_per_process = trainer["micro_batch"] * trainer["accumulation"]
-        examples = trainer["examples"]
-        self._largest_size = max(1, examples // self._processes) if examples else LARGEST_TRIED
+        self._examples = trainer["examples"]
         self._trials = {self._own_size: _trial(self._own_size, first)}
 
     def run(self, multiple_of: int, max_attempts: int) -> Found:
         """Run at most ``max_attempts`` sizes, the script's own included, and recommend one that divides the effective
         batch.
         """
-        # one attempt is kept for the divisor of the effective batch
-        largest, trials = self._search(multiple_of, max(1, max_attempts - 1))
-        ignored = self._sizes_with_the_same_memory(trials)
-        if ignored is not None:
-            why = "the script does not take its batch size from per_device_train_batch_size"
-            text = f"\n❌ UNKNOWN: memory is the same at batch sizes {ignored[0]} and {ignored[1]}: {why}."
-            return Found(text, "unknown")
-        if not largest:
-            return Found(f"\n❌ No size that was run fits under {self._target:.0%} of {self._gpu_name}.", "oom")
-        effective_batch = self._samples_per_process * self._processes
-        batch = plan(largest, length=1, effective_batch=effective_batch, processes=self._processes)
-        recommended = self._probe(batch.micro_batch)
-        text = _format_answer(largest, recommended, self._total_bytes, batch)
-        return Found(text, "fits" if recommended.fits else "oom")
+        from ..search.pipeline import run_without_prediction  # imports torch, which invalid arguments do not wait for
 
-    def _search(self, multiple_of: int, max_attempts: int) -> tuple[int, Sequence[Trial]]:
-        """Return (the largest size that ran within the target, every trial in order)."""
-
-        def allowed(size: int) -> int:
-            rounded = round_down(min(size, self._largest_size), multiple_of)
-            return max(rounded, self._own_size if size >= self._own_size else 0)
-
-        limits = Limits(self._target * self._total_bytes, self._total_bytes, allowed=allowed)
-        result = verify(self._probe, self._own_size, limits=limits, max_attempts=max_attempts)
-        return result.batch_size, result.trials
-
-    def _sizes_with_the_same_memory(self, trials: Sequence[Trial]) -> tuple[int, int] | None:
-        """Return two sizes, the second at least twice the first, that used the same memory as the first trial.
-
-        Only sizes that accumulate gradients, or only sizes that do not, are compared: resident gradients can offset
-        a smaller batch.
-        """
-        first = trials[0]
-        same = [
-            trial.batch_size
-            for trial in trials
-            if trial.fits
-            and trial.used_bytes == first.used_bytes
-            and self._accumulates(trial.batch_size) == self._accumulates(first.batch_size)
-        ]
-        return (same[0], same[-1]) if len(same) > 1 and same[-1] >= 2 * same[0] else None
-
-    def _accumulates(self, size: int) -> bool:
-        return self._samples_per_process // size > 1
+        options = SearchOptions(
+            target=self._target,
+            multiple_of=multiple_of,
+            max_attempts=max_attempts,
+            dataset_size=self._examples or None,
+            effective_batch_size=self._samples_per_process * self._processes,
+            num_processes=self._processes,
+        )
+        try:
+            answer = run_without_prediction(self._probe, self._own_size, self._total_bytes, options)
+        except _BatchSizeIgnoredError as error:
+            return Found(f"\n❌ UNKNOWN: {error}.", "unknown")
+        if answer is None:
+            return Found(f"\n❌ No size that was run fits under {self._target[1]:.0%} of {self._gpu_name}.", "oom")
+        text = _format_answer(answer, self._total_bytes)
+        return Found(text, "fits" if answer.recommended.fits else "oom")
 
     def _probe(self, size: int) -> Trial:
         if size not in self._trials:
             outcome = self._rerun(size, max(1, self._samples_per_process // size))
-            trial = self._trials[size] = _trial(size, outcome)
+            trial = _trial(size, outcome)
             self._show(f"{'✓' if trial.fits else '✗'} {size}: {_format_trial(trial, self._total_bytes)}")
+            self._check_memory_depends_on_size(trial)
+            self._trials[size] = trial
         return self._trials[size]
+
+    def _check_memory_depends_on_size(self, trial: Trial) -> None:
+        """Raise _BatchSizeIgnoredError if a size half or twice as large, or further away, used the same memory.
+
+        Only sizes that accumulate gradients, or only sizes that do not, are compared: resident gradients can offset
+        a smaller batch.
+        """
+        for other in self._trials.values():
+            smaller, larger = sorted((trial.batch_size, other.batch_size))
+            if (
+                trial.fits
+                and other.fits
+                and trial.used_bytes == other.used_bytes
+                and larger >= 2 * smaller
+                and self._accumulates(smaller) == self._accumulates(larger)
+            ):
+                raise _BatchSizeIgnoredError(
+                    f"memory is the same at batch sizes {smaller} and {larger}: "
+                    "the script does not take its batch size from per_device_train_batch_size"
+                )
+
+    def _accumulates(self, size: int) -> bool:
+        return self._samples_per_process // size > 1
 
 
 def _trial(size: int, outcome: ScriptOutcome) -> Trial:
@@ -121,14 +123,14 @@ def _trial(size: int, outcome: ScriptOutcome) -> Trial:
     return Trial(size, failure, None, None, "rehearsed", detail=outcome.message)  # type: ignore[arg-type]
 
 
-def _format_answer(largest: int, recommended: Trial, total_bytes: int, batch: BatchPlan) -> str:
-    size = recommended.batch_size
-    lines = ["", f"Largest per-device batch size that was run and fits: {largest}."]
+def _format_answer(answer: UnpredictedAnswer, total_bytes: int) -> str:
+    size, largest, batch = answer.recommended.batch_size, answer.largest, answer.plan
+    lines = ["", f"Largest per-device batch size that was run and fits: {largest}{_format_limit(answer)}."]
     if size < largest:
         why = "does not divide it" if batch.effective_batch > largest else "is larger than that"
         lines.append(f"Your effective batch size of {batch.effective_batch} is kept; {largest} {why}.")
     lines += [
-        f"{size} {_format_trial(recommended, total_bytes)}.",
+        f"{size} {_format_trial(answer.recommended, total_bytes)}.",
         "",
         f"✅ OPTIMAL BATCH SIZE: {size}",
         "Update your arguments:",
@@ -136,6 +138,15 @@ def _format_answer(largest: int, recommended: Trial, total_bytes: int, batch: Ba
         f"  gradient_accumulation_steps={batch.accumulation}",
     ]
     return "\n".join(lines)
+
+
+def _format_limit(answer: UnpredictedAnswer) -> str:
+    """Return why no larger size was run, in words; nothing if it would not fit."""
+    if answer.bound == "dataset size":
+        return "; the dataset holds no larger one"
+    if answer.bound != "memory":
+        return ", and no larger one was tried"
+    return "" if answer.is_settled else "; with more --max_attempts a larger one may be found"
 
 
 def _format_trial(trial: Trial, total_bytes: int) -> str:

@@ -2,8 +2,9 @@
 
     answer = run(describe, DeviceOptions(gpu="T4"), SearchOptions(effective_batch_size=64))
 
-``describe`` makes the workload, once the device is known. Everything that finds a batch size calls :func:`run`, or
-:func:`predict` if a prediction is all that is wanted (tables, advice).
+``describe`` makes the workload, once the device is known. Everything that finds a batch size calls one of three:
+:func:`run`, :func:`~.prediction.predict` if a prediction is all that is wanted (tables, advice), or
+:func:`run_without_prediction` if a step can be run and not described (a script that is rehearsed).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ..errors import DeviceError, NothingFitsError, ProbeError, RehearsalError, SearchInterrupted, UsageError
+from ..errors import DeviceError, ProbeError, RehearsalError, SearchInterrupted, UsageError
 from ..memory.memory_profile import memory_profile
 from ..memory.predictor import Predictor
 from ..options import MAX_BATCH_SIZE, DeviceOptions, SearchOptions
@@ -22,29 +23,21 @@ from ..probing import ProbeClient
 from ..records import Bound, Decision, GpuSpec, Trial
 from ..workloads.workload import Phase, Trainable
 from . import phases
-from .answer import Answer, PhaseAnswer, Question
-from .batch_plan import BatchPlan, plan
+from .answer import Answer, PhaseAnswer
+from .batch_plan import BatchPlan
 from .cached_answers import CachedAnswers, cached_answers
-from .choose import decide, round_down
+from .choose import Probe, round_down
 from .device_choice import DeviceChoice, check_precision, choose_device, differences
+from .limits import Limits
+from .prediction import PredictedSize, plan_for, plan_with_advice, predict, upper_limit, utilization
 from .verifier import Verifier, nothing_fits
-from .verify import Verification
+from .verify import Verification, verify
 
 if TYPE_CHECKING:
     import torch
 
-GIB = 2**30
 Describe = Callable[[GpuSpec], Trainable]
 """Makes the workload for a device, of which it may choose the precision."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The size that the prediction chooses, how the effective batch is made of it, and what answers for other sizes."""
-
-    predictor: Predictor
-    decision: Decision
-    plan: BatchPlan
 
 
 def run(describe: Describe, device: DeviceOptions, search: SearchOptions) -> Answer:
@@ -72,6 +65,58 @@ def run(describe: Describe, device: DeviceOptions, search: SearchOptions) -> Ans
         return _answer(workload, choice, device, search, (*choice.notes, note))
 
 
+@dataclass(frozen=True)
+class UnpredictedAnswer:
+    """The answer of :func:`run_without_prediction`.
+
+    largest: the largest size that was run and fits. bound: what kept it from being larger. is_settled: False if that
+    is the number of attempts. recommended: the trial of the micro-batch of ``plan``.
+    """
+
+    largest: int
+    bound: Bound
+    is_settled: bool
+    recommended: Trial
+    plan: BatchPlan
+
+
+def run_without_prediction(
+    probe: Probe, first: int, total_bytes: int, search: SearchOptions
+) -> UnpredictedAnswer | None:
+    """Find the batch size of training that can be run and is not known: ``probe(size)`` runs a step of that size.
+
+    ``first`` is run first. At most ``search.max_attempts`` sizes are run: one attempt is kept for the micro-batch that
+    divides the effective batch, unless there is only one. ``total_bytes``: the device's memory. Returns None if no
+    size that was run stays within the target. What ``probe`` raises propagates.
+    """
+    limit, bound = upper_limit(search)
+    if limit is None:
+        limit, bound = MAX_BATCH_SIZE, "default maximum"
+    trials: dict[int, Trial] = {}
+
+    def probe_once(size: int) -> Trial:
+        if size not in trials:
+            trials[size] = probe(size)
+        return trials[size]
+
+    def allowed(size: int) -> int:
+        rounded = round_down(min(size, limit), search.multiple_of)
+        return max(rounded, first if size >= first else 0)  # the size that the user has is always allowed
+
+    limits = Limits(search.target[1] * total_bytes, total_bytes, allowed=allowed)
+    found = verify(probe_once, first, limits=limits, max_attempts=max(1, search.max_attempts - 1))
+    if not found.batch_size:
+        return None
+    plan = plan_for(found.batch_size, 1, search)
+    return UnpredictedAnswer(
+        largest=found.batch_size,
+        bound=bound if found.batch_size >= allowed(limit) else "memory",
+        is_settled=found.is_settled,
+        recommended=probe_once(plan.micro_batch),
+        plan=plan,
+    )
+
+
 def run_on_every_rank(
     describe: Describe, device: DeviceOptions, search: SearchOptions, local_device: torch.device | None = None
 ) -> Answer:
@@ -86,77 +131,6 @@ def run_on_every_rank(
             return run(describe, device, replace(search, batch_size=limit))
 
     return agreed(run_here, search.batch_size, device.probe_timeout)
-
-
-def predict(
-    workload: Trainable,
-    device: GpuSpec,
-    search: SearchOptions,
-    *,
-    expandable_segments: bool = False,
-    traced: Predictor | None = None,
-) -> Prediction:
-    """Choose the size by prediction alone: one that the effective batch can be made of.
-
-    ``traced``: a predictor of this workload, on this device or another, so that it is not traced again. Raises
-    NothingFitsError.
-    """
-
-    def predicted_with(accumulation: int) -> tuple[Predictor, Decision]:
-        if traced is not None and traced.workload.accumulation == accumulation:
-            predictor = traced.on(device)
-        else:
-            accumulating = workload.accumulating(accumulation)
-            predictor = Predictor(accumulating, device, expandable_segments=expandable_segments)
-        try:
-            return predictor, _decide(predictor, search)
-        except NothingFitsError as error:
-            error.question = Question(workload, device, search, expandable_segments)
-            raise
-
-    predictor, decision = predicted_with(search.gradient_accumulation_steps)
-    batch_plan = plan_for(decision.batch_size, workload.length, search)
-    if batch_plan.accumulation > 1 and search.gradient_accumulation_steps == 1:
-        # gradients are now in memory during the forward pass, so that a little less fits
-        predictor, decision = predicted_with(2)
-        batch_plan = plan_for(decision.batch_size, workload.length, search)
-    if batch_plan.micro_batch != decision.batch_size:
-        decision = replace(
-            decision,
-            batch_size=batch_plan.micro_batch,
-            bound="divisor of the effective batch",
-            utilization=_utilization(predictor(batch_plan.micro_batch), device),
-            safe=min(decision.safe, batch_plan.micro_batch),
-            limit=None,
-            unconstrained=decision.batch_size,
-        )
-    return Prediction(predictor, decision, _plan_of(decision, workload, search))
-
-
-def plan_for(largest: int, length: int, search: SearchOptions) -> BatchPlan:
-    """Return how the effective batch is made of micro-batches of at most ``largest`` sequences."""
-    effective = search.effective_batch_size
-    if effective is None and search.total_tokens is None and search.gradient_accumulation_steps > 1:
-        effective = largest * search.gradient_accumulation_steps * search.num_processes
-    return plan(
-        largest,
-        length=length,
-        effective_batch=effective,
-        total_tokens=search.total_tokens,
-        processes=search.num_processes,
-        multiple_of=search.multiple_of,
-        learning_rate=search.learning_rate,
-        base_batch_size=search.base_batch_size,
-        lr_scaling=search.lr_scaling,
-    )
-
-
-def upper_limit(search: SearchOptions) -> tuple[int | None, Bound]:
-    """Return the largest micro-batch that is wanted at all, and why: a process's share of the dataset, or a limit."""
-    share = None if search.dataset_size is None else max(1, search.dataset_size // search.num_processes)
-    if share is not None and share < (search.batch_size or MAX_BATCH_SIZE):
-        return share, "dataset size"
-    return search.batch_size, "limit"
 
 
 @contextlib.contextmanager
@@ -221,7 +195,7 @@ def _answer(
 
 
 def _predicted_answer(
-    predicted: Prediction, workload: Trainable, search: SearchOptions, notes: tuple[str, ...]
+    predicted: PredictedSize, workload: Trainable, search: SearchOptions, notes: tuple[str, ...]
 ) -> Answer:
     predictor, decision = predicted.predictor, predicted.decision
     device = predictor.device
@@ -249,7 +223,7 @@ def _predicted_answer(
     )
 
 
-def _verify(answer: Answer, predicted: Prediction, verifier: Verifier, workload: Trainable) -> Answer:
+def _verify(answer: Answer, predicted: PredictedSize, verifier: Verifier, workload: Trainable) -> Answer:
     """Return the answer that is left standing by real steps."""
     search, predictor = answer.search, predicted.predictor
     limit, _ = upper_limit(search)
@@ -275,7 +249,7 @@ def _verify(answer: Answer, predicted: Prediction, verifier: Verifier, workload:
         answer,
         trials=(*_table(predictor, decision, ran), *ran),
         decision=decision,
-        plan=_plan_of(decision, workload, search),
+        plan=plan_with_advice(decision, workload, search),
         composition=_composition(predictor, decision.batch_size),
         peak_origin=predictor.timeline.peak_origin(decision.batch_size, predictor.device),
         memory_profile=memory_profile(predictor.timeline, decision.batch_size, predictor.device),
@@ -292,7 +266,7 @@ def _decision_after(decision: Decision, verification: Verification, device: GpuS
     trial = next(trial for trial in verification.trials if trial.batch_size == size)
     verified = replace(
         decision,
-        utilization=_utilization(trial, device),
+        utilization=utilization(trial, device),
         attempts=len(verification.trials),
         is_settled=verification.is_settled,
     )
@@ -333,52 +307,6 @@ def _reported_when_interrupted(verifier: Verifier, predicted: int) -> Iterator[N
         yield
     except KeyboardInterrupt as error:
         raise SearchInterrupted(tuple(verifier.trials.values()), predicted) from error
-
-
-def _decide(predictor: Predictor, search: SearchOptions) -> Decision:
-    device = predictor.device
-    total = device.total_bytes
-    if total is None:
-        raise UsageError("a batch size needs a device with a limit of memory")
-    limit, bound = upper_limit(search)
-    try:
-        return decide(
-            predictor,
-            total_bytes=total,
-            target=search.target,
-            multiple_of=search.multiple_of,
-            limit=limit,
-            limit_bound=bound,
-            guess=predictor.guess,
-        )
-    except NothingFitsError:
-        needed = predictor.unlimited(1)
-        raise NothingFitsError(
-            f"not even one sequence of {predictor.workload.length} tokens stays under {search.target[1]:.0%} of "
-            f"{device.name}: it needs {needed / GIB:.2f} GiB of {total / GIB:.2f} GiB; {_hint(device, search)}"
-        ) from None
-
-
-def _hint(device: GpuSpec, search: SearchOptions) -> str:
-    """Return in a few words what would make it fit."""
-    if device.kind == "cuda":
-        return "a shorter max_length, activation checkpointing, LoRA (with 4-bit weights) or a larger GPU would help"
-    if device.context_bytes > search.target[1] * (device.total_bytes or 0):
-        return f"{device.context_bytes / GIB:.2f} GiB are in use before there is a model: it needs more memory"
-    return "a shorter max_length, activation checkpointing or more memory would help"
-
-
-def _plan_of(decision: Decision, workload: Trainable, search: SearchOptions) -> BatchPlan:
-    """Return the plan with its advice about an effective batch that leaves memory unused."""
-    if decision.unconstrained is not None:
-        planned = plan_for(decision.unconstrained, workload.length, search)
-        if planned.micro_batch == decision.batch_size:
-            return planned
-    return plan_for(decision.batch_size, workload.length, search)
-
-
-def _utilization(trial: Trial, device: GpuSpec) -> float:
-    return (trial.used_bytes or 0) / (device.total_bytes or 1)
 
 
 def _table(predictor: Predictor, decision: Decision, ran: tuple[Trial, ...]) -> tuple[Trial, ...]:

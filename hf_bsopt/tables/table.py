@@ -20,7 +20,7 @@ from ..options import Options, SearchOptions
 from ..records import Decision, GpuSpec
 from ..report.wording import reason
 from ..search.device_choice import check_precision, named_gpu
-from ..search.pipeline import predict
+from ..search.prediction import predict
 from ..workloads.workload import Workload, describe
 
 if TYPE_CHECKING:

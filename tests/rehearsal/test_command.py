@@ -237,7 +237,22 @@ def test_no_size_above_the_number_of_examples_is_tried(monkeypatch: pytest.Monke
     fake = FakeScript(micro_batch=8, accumulation=10, each_bytes=MIB, examples=60, processes=2)
     assert find(fake, monkeypatch) == FITS
     assert max(size for size, _ in fake.ran) <= 30
-    assert answer(capsys.readouterr().out) == (20, 4)
+    out = capsys.readouterr().out
+    assert answer(out) == (20, 4)
+    assert "fits: 24; the dataset holds no larger one." in out
+
+
+def test_the_answer_says_that_the_attempts_ran_out(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    assert find(FakeScript(micro_batch=8, accumulation=16), monkeypatch, "--max_attempts", "2") == FITS
+    assert "with more --max_attempts a larger one may be found" in capsys.readouterr().out
+
+
+def test_a_size_limited_by_the_default_maximum_is_said_to_be(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    fake = FakeScript(micro_batch=4096, accumulation=4, each_bytes=4096, fixed_bytes=100 * MIB)
+    assert find(fake, monkeypatch) == FITS
+    out = capsys.readouterr().out
+    assert "fits: 8192, and no larger one was tried." in out
+    assert answer(out) == (8192, 2)
 
 
 def test_no_size_is_recommended_when_memory_does_not_depend_on_it(

@@ -19,7 +19,7 @@ from hf_bsopt.memory.predictor import Predictor
 from hf_bsopt.probing import ProbeClient
 from hf_bsopt.probing.host_memory import why_no_limit
 from hf_bsopt.records import Trial
-from hf_bsopt.search import cached_answers, pipeline
+from hf_bsopt.search import cached_answers, prediction
 from hf_bsopt.search.choose import round_down
 from hf_bsopt.search.throughput import curve_sizes
 
@@ -100,7 +100,7 @@ class Optimist(Predictor):
 def test_a_prediction_that_is_wrong_ends_in_a_real_error_and_the_search_survives_it(
     monkeypatch: pytest.MonkeyPatch, report: Report
 ) -> None:
-    monkeypatch.setattr(pipeline, "Predictor", Optimist)
+    monkeypatch.setattr(prediction, "Predictor", Optimist)
     found = find(max_attempts=12)
     failed = [trial for trial in measured(found) if trial.outcome == "oom"]
     assert failed
@@ -112,7 +112,7 @@ def test_a_prediction_that_is_wrong_ends_in_a_real_error_and_the_search_survives
 
 
 def test_where_the_attempts_end_the_best_size_that_was_run_is_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "Predictor", Optimist)
+    monkeypatch.setattr(prediction, "Predictor", Optimist)
     found = find(max_attempts=3)
     assert len(measured(found)) == 3
     assert found.batch_size == max(trial.batch_size for trial in measured(found) if trial.fits)
