@@ -18,7 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import pandas as pd
 import transformers
 
-from hf_bsopt.tables.table import Training, batch_size_table
+from hf_bsopt.options import ModelOptions, Options
+from hf_bsopt.tables.table import batch_size_table
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,11 @@ GUIDE = (
     Row("A100-40GB", "Llama-3.2-3B (4-bit)", "meta-llama/Llama-3.2-3B", 512, 64, None, QUANTIZED),
 )
 TRAINED = {
-    "sdpa": ("fp16, SDPA attention", Training(precision="fp16", attention="sdpa")),
-    "eager": ("fp16, eager attention", Training(precision="fp16", attention="eager")),
-    "all weights": ("bf16, all weights", Training(precision="bf16")),
-    "LoRA": ("bf16, LoRA r=16", Training(precision="bf16", lora_r=16)),
-    "4-bit LoRA": ("bf16, 4-bit, LoRA r=16", Training(precision="bf16", lora_r=16, load_in_4bit=True)),
+    "sdpa": ("fp16, SDPA attention", ModelOptions(precision="fp16", attention="sdpa")),
+    "eager": ("fp16, eager attention", ModelOptions(precision="fp16", attention="eager")),
+    "all weights": ("bf16, all weights", ModelOptions(precision="bf16")),
+    "LoRA": ("bf16, LoRA r=16", ModelOptions(precision="bf16", lora_r=16)),
+    "4-bit LoRA": ("bf16, 4-bit, LoRA r=16", ModelOptions(precision="bf16", lora_r=16, load_in_4bit=True)),
 }
 
 
@@ -81,7 +82,7 @@ def _frame(how: str) -> pd.DataFrame:
     for gpu in dict.fromkeys(row.gpu for row in rows):
         for length in dict.fromkeys(row.max_length for row in rows if row.gpu == gpu):
             models = [row.model for row in rows if (row.gpu, row.max_length) == (gpu, length)]
-            parts.append(batch_size_table(models, [gpu], [length], training=TRAINED[how][1]))
+            parts.append(batch_size_table(models, [gpu], [length], options=Options(model=TRAINED[how][1])))
     return pd.concat(parts)
 
 

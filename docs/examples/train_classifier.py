@@ -1,4 +1,4 @@
-"""Trains a text classifier whose batch size nobody has chosen: python train_classifier.py [memory, such as 700MiB]"""
+"""Train a text classifier whose batch size is found automatically: python train_classifier.py [memory, e.g. 700MiB]"""
 
 import random
 import sys
@@ -21,8 +21,8 @@ data = Dataset.from_dict({**tokenizer(texts), "labels": labels}).train_test_spli
 
 layers = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 64, "intermediate_size": 256}
 model = transformers.BertForSequenceClassification(transformers.BertConfig(vocab_size=len(tokenizer), **layers))
-wishes = {"per_device_train_batch_size": 128, "max_steps": 15, "learning_rate": 3e-3}
-arguments = transformers.TrainingArguments("classifier", use_cpu=True, **wishes)
+settings = {"per_device_train_batch_size": 128, "max_steps": 15, "learning_rate": 3e-3}
+arguments = transformers.TrainingArguments("classifier", use_cpu=True, **settings)
 collator = transformers.DataCollatorWithPadding(tokenizer)
 callbacks = [BatchSizeCallback(memory=sys.argv[1] if len(sys.argv) > 1 else None)]
 trainer = transformers.Trainer(model, arguments, collator, data["train"], callbacks=callbacks)
