@@ -8,7 +8,8 @@ import weakref
 from unittest import mock
 
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_bsopt.errors import UsageError
@@ -22,7 +23,7 @@ def test_the_documented_scenarios_are_true() -> None:
     assert result.failed == 0
 
 
-@settings(max_examples=2000, deadline=None)
+@examples(2000)
 @given(
     true=st.integers(0, 900),
     start=st.integers(1, 900),

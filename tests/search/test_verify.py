@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_bsopt.errors import UsageError
@@ -207,7 +208,7 @@ def noisy(memory: Memory, noise: float, seed: int) -> Memory:
     return lambda size: memory(size) * (1 + noise * math.sin(1e4 * (size + 1) * (seed + 1)))
 
 
-@settings(max_examples=5000, deadline=None)
+@examples(5000)
 @given(
     memory=curves(),
     noise=st.sampled_from([0.0, 0.01, 0.1]),
@@ -266,7 +267,7 @@ def _largest_allowed(memory: Memory, within: Limits, most: int) -> int:
     return max((size for size in sizes if int(memory(size)) <= within.limit_bytes), default=0)
 
 
-@settings(max_examples=2500, deadline=None)
+@examples(2500)
 @given(
     fixed=st.integers(100, 6000),
     each=st.integers(5, 2000),
@@ -328,7 +329,7 @@ def test_scenario_c_an_estimate_that_is_right_is_bracketed() -> None:
     assert ran == [19, 28, 23]
 
 
-@settings(max_examples=2500, deadline=None)
+@examples(2500)
 @given(
     memory=curves(),
     noise=st.sampled_from([0.0, 0.1]),

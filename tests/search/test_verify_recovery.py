@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_bsopt.records import Peak, Trial
@@ -75,7 +76,7 @@ def affine(true: int, constant: float) -> Callable[[int], int]:
     return lambda n: int(fixed + (limit - fixed) / (true + 0.5) * n)
 
 
-@settings(max_examples=3000, deadline=None)
+@examples(3000)
 @given(
     data=st.data(),
     predicted=st.integers(8, 4096),
@@ -112,7 +113,7 @@ def test_affine_memory_is_recovered_from_whatever_the_prediction(
         assert result.is_settled
 
 
-@settings(max_examples=2000, deadline=None)
+@examples(2000)
 @given(
     data=st.data(),
     predicted=st.integers(8, 4096),
