@@ -2,7 +2,7 @@
 # Everything that only a card can tell, in one command of under 10 minutes:
 #
 #     bash benchmarks/on_gpu.sh [OUT_DIR]
-#     python benchmarks/on_virtual_card.py T4 -- bash benchmarks/on_gpu.sh    # without a card: seconds mean nothing
+#     python benchmarks/on_virtual_gpu.py T4 -- bash benchmarks/on_gpu.sh    # without a card: seconds mean nothing
 #
 # Needs torch, transformers, accelerate, peft, pandas and pytest; no network, nothing installed of this repository.
 # PYTHON names another interpreter. Each stage has its own time limit; what was recorded before it stays in OUT_DIR
