@@ -1,10 +1,10 @@
-"""Predicted memory beside measured memory, row by row, then how far apart they are.
+"""Compare predicted with measured memory, row by row, then summarize the errors.
 
     python benchmarks/accuracy.py --truth benchmarks/truth/rehearsed.csv --metric reserved --max_median 1 --max_worst 4
 
-Columns of the file: benchmarks/truth/README.md. Exits with 1 when a limit is passed. A row that can't be predicted is
-counted and named. The baseline is the sum of live tensors plus the constant that suits the source best in hindsight.
-Whether a row fits is judged too; the worst is one that ran out of memory where it was predicted to fit.
+Columns of the file: benchmarks/truth/README.md. The exit code is 1 if a limit is exceeded. Rows that cannot be
+predicted are counted and named. The baseline is the sum of live tensors plus the constant that in hindsight suits the
+source best. Whether a row fits is judged too; the worst error is a row that was predicted to fit and ran out of memory.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from hf_bsopt.records import GpuSpec
 from hf_bsopt.workloads.workload import Workload, describe
 
 Row = dict[str, str]
-IN_ITS_PLACE = ", in its place"
-"""Ends the source of a row that was recorded on another card, kept to the memory and the attention kernels of this."""
-NOT_FORETOLD = {
+STAND_IN_SUFFIX = ", in its place"
+"""Ends the source of a row that was recorded on another GPU with the memory and attention kernels of ``gpu``."""
+NOT_JUDGED = {
     "varying": "lengths vary, predicted as if all were the longest",
     "evaluation-loss": "logits are not kept, predicted as if they were",
     "evaluation-joined": "logits are kept and joined after each batch, predicted without joining",
 }
-"""Kinds of rows of which something else is predicted than was run: shown, not judged."""
-OLD_OPTIMIZERS = {"adamw_hf": "adamw_torch"}  # removed from transformers 5; its temporaries were those of foreach
+"""Kinds of rows whose prediction is for a different step than the one that was run: shown, not judged."""
+OLD_OPTIMIZERS = {"adamw_hf": "adamw_torch"}  # removed in transformers 5; it had the temporaries of foreach
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Bytes; 0 measured where the row ran out of memory, so that only its verdict can be compared."""
+    """Measured and predicted bytes of a row. ``measured`` is 0 if it ran out of memory; then only that is compared."""
 
     source: str
     label: str
@@ -58,16 +58,16 @@ class Comparison:
 
     @property
     def error(self) -> float:
-        """Percent, positive where too much is predicted."""
+        """The error in percent; positive if the prediction is too high."""
         return 100 * (self.predicted / self.measured - 1)
 
 
 def device_of(row: Row) -> GpuSpec:
     known = catalog.gpu(row["gpu"])
     total = int(row["total_bytes"]) if row["total_bytes"] else known.total_bytes
-    if row["source"].endswith(IN_ITS_PLACE):  # other kernels' scratch follows the card that really ran
-        card = catalog.gpu(row["source"].removesuffix(IN_ITS_PLACE).removeprefix("virtual "))
-        known = dataclasses.replace(known, multiprocessors=card.multiprocessors)
+    if row["source"].endswith(STAND_IN_SUFFIX):  # the scratch of other kernels depends on the GPU that ran
+        stand_in = catalog.gpu(row["source"].removesuffix(STAND_IN_SUFFIX).removeprefix("virtual "))
+        known = dataclasses.replace(known, multiprocessors=stand_in.multiprocessors)
     return dataclasses.replace(known, total_bytes=total, context_bytes=int(row.get("context_bytes") or 0))
 
 
@@ -89,7 +89,7 @@ def workload_of(row: Row) -> Workload:
 
 
 def forward_backward_step(workload: Workload) -> Callable[[nn.Module, int], None]:
-    """What the published ``fwd_bwd`` rows ran. SDPA drops a mask of ones, which is what they had."""
+    """Return the step of the published ``fwd_bwd`` rows. They had masks of ones, which SDPA drops."""
     held: list[object] = []
 
     def step(model: nn.Module, batch_size: int) -> None:
@@ -107,7 +107,7 @@ def forward_backward_step(workload: Workload) -> Callable[[nn.Module, int], None
 
 
 class Predictions:
-    """One trace for all rows that differ in the batch size alone."""
+    """Timelines of rows. Consecutive rows that differ only in batch size or measurements share one trace."""
 
     def __init__(self) -> None:
         self._key: tuple[str, ...] = ()
@@ -178,13 +178,13 @@ def comparison(row: Row, timeline: Timeline, metric: str) -> Comparison:
     device, batch_size = device_of(row), int(row["batch_size"])
     fit = timeline.replay(batch_size, device, expandable_segments=row.get("expandable_segments") == "1")
     by_driver = not row[f"{metric}_bytes"]
-    if by_driver:  # what the driver showed: reserved bytes and a context, which these rows name
+    if by_driver:  # as the driver reports it: reserved bytes and the context, 1343 MiB in these rows
         predicted, source = fit.peak.reserved_bytes + 1343 * 2**20, "by the driver, not judged"
     else:
         predicted = fit.peak.allocated_bytes if metric == "allocated" else fit.peak.reserved_bytes
         source = row["source"]
-    if row["kind"] in NOT_FORETOLD:
-        source += f", not judged: {NOT_FORETOLD[row['kind']]}"
+    if row["kind"] in NOT_JUDGED:
+        source += f", not judged: {NOT_JUDGED[row['kind']]}"
     fitted = row["status"] == "fits"
     return Comparison(
         f"{row['kind']}, {source}",
@@ -192,7 +192,7 @@ def comparison(row: Row, timeline: Timeline, metric: str) -> Comparison:
         measured=int(row[f"{metric}_bytes"] or row["device_bytes"]) if fitted else 0,
         predicted=predicted,
         baseline=timeline.live_bytes(batch_size, device),
-        judged=not by_driver and row["kind"] not in NOT_FORETOLD,
+        judged=not by_driver and row["kind"] not in NOT_JUDGED,
         fitted=fitted,
         fits=fit.fits,
     )
@@ -229,8 +229,8 @@ def main() -> int:
     parser.add_argument("--kind", help="only rows of this kind")
     parser.add_argument("--max_median", type=float, metavar="PERCENT")
     parser.add_argument("--max_worst", type=float, metavar="PERCENT")
-    parser.add_argument("--max_under", type=float, metavar="PERCENT", help="the most that may be predicted too little")
-    parser.add_argument("--summary", action="store_true", help="without the rows")
+    parser.add_argument("--max_under", type=float, metavar="PERCENT", help="limit for predictions that are too low")
+    parser.add_argument("--summary", action="store_true", help="omit the rows")
     args = parser.parse_args()
     transformers.utils.logging.set_verbosity_error()
     warnings.filterwarnings("ignore")
@@ -267,18 +267,18 @@ def line_of(row: Comparison) -> str:
 
 
 def fits_or_not(rows: list[Comparison], judged: bool) -> list[str]:
-    """How often it was foretold whether a row fits; nothing where no row could have gone either way."""
+    """Return lines that count the rows whose outcome, fits or out of memory, was predicted; none without rows."""
     if not rows:
         return []
-    too_bold = [row for row in rows if row.fits and not row.fitted]
-    too_shy = [row for row in rows if row.fitted and not row.fits]
-    right = len(rows) - len(too_bold) - len(too_shy)
+    wrongly_fits = [row for row in rows if row.fits and not row.fitted]
+    wrongly_oom = [row for row in rows if row.fitted and not row.fits]
+    right = len(rows) - len(wrongly_fits) - len(wrongly_oom)
     lines = [
-        f"\nfits or not{'' if judged else ', not judged'}: {right} of {len(rows)} rows foretold, of which "
-        f"{sum(not row.fitted for row in rows)} ran out of memory; {len(too_bold)} ran out of memory and were "
-        f"predicted to fit, {len(too_shy)} the other way round"
+        f"\nfits or not{'' if judged else ', not judged'}: {right} of {len(rows)} rows predicted correctly; "
+        f"{sum(not row.fitted for row in rows)} rows ran out of memory, {len(wrongly_fits)} of which were "
+        f"predicted to fit; {len(wrongly_oom)} fitted and were predicted to run out of memory"
     ]
-    return lines + [f"  {row.source}: {row.label}" for row in (*too_bold, *too_shy)]
+    return lines + [f"  {row.source}: {row.label}" for row in (*wrongly_fits, *wrongly_oom)]
 
 
 def verdict(errors: list[float], args: argparse.Namespace) -> int:
@@ -293,7 +293,7 @@ def verdict(errors: list[float], args: argparse.Namespace) -> int:
     passed = True
     for name, value, limit in checks:
         if limit is not None and value > limit:
-            print(f"{name} error {value:.4f} % is over the limit of {limit} %")
+            print(f"{name} error {value:.4f} % exceeds the limit of {limit} %")
             passed = False
     return 0 if passed else 1
 

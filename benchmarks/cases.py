@@ -1,4 +1,4 @@
-"""What benchmarks/record_truth.py runs: a table of training runs, each line one row of the truth.
+"""The training runs of benchmarks/record_truth.py: each case becomes one row of the recorded truth.
 
 python benchmarks/record_truth.py --list
 """
@@ -20,7 +20,7 @@ T4, L4, A100, H100 = "T4", "L4", "A100-40GB", "H100-80GB"
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One run of Trainer. The names are those of the columns (benchmarks/truth/README.md)."""
+    """One run of Trainer. The fields are named after the columns (benchmarks/truth/README.md)."""
 
     gpu: str
     model: str
@@ -39,26 +39,26 @@ class Case:
 
     @classmethod
     def of_row(cls, row: Row) -> Case:
-        """From columns; what is missing or empty is as usual."""
+        """Build a case from a row's columns; a missing or empty column takes the default."""
         given = {f.name: (f.type, row[f.name]) for f in dataclasses.fields(cls) if row.get(f.name)}
         typed = {name: bool(int(v)) if t == "bool" else int(v) if t == "int" else v for name, (t, v) in given.items()}
         return cls(**typed)  # type: ignore[arg-type]
 
     def row(self) -> Row:
-        """The columns that say what was run."""
+        """Return the columns that describe the run."""
         entry = catalog.model_entry(self.model)
         values = {**dataclasses.asdict(self), "model": entry.hub_id if entry else self.model}
         return {name: str(int(v)) if isinstance(v, bool) else str(v) for name, v in values.items()}
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The packages beside torch and transformers."""
+        """The packages that the case needs in addition to torch and transformers."""
         wanted = (("peft", self.lora_r > 0), ("bitsandbytes", self.load_in_4bit or "8bit" in self.optimizer))
         return tuple(name for name, is_needed in wanted if is_needed)
 
 
 def cases_of(path: Path) -> list[Case]:
-    """The cases of a CSV file with the columns of the truth: one that was recorded can be recorded anew."""
+    """Read cases from a CSV file with the columns of the truth, so that recorded runs can be repeated."""
     with path.open(newline="") as file:
         return [Case.of_row(row) for row in csv.DictReader(file)]
 
@@ -68,7 +68,7 @@ def sizes(case: Case, *batch_sizes: int) -> list[Case]:
 
 
 def edge(largest: Case) -> list[Case]:
-    """The last size that fits, as predicted, and the first that does not."""
+    """Return two cases: the largest size that is predicted to fit, and the next size, which does not."""
     return sizes(largest, largest.batch_size, largest.batch_size + 1)
 
 
@@ -279,7 +279,7 @@ EDGES = [
 
 
 def by_gpu(cases: list[Case]) -> list[Case]:
-    """The cases of a GPU together, or else a worker would be started for each change."""
+    """Group the cases by GPU: a worker is started whenever the GPU changes."""
     order = list(dict.fromkeys(case.gpu for case in cases))
     return sorted(cases, key=lambda case: order.index(case.gpu))
 

@@ -1,11 +1,11 @@
-"""Where a prediction parts from the truth: allocations and frees of real Trainer steps beside those that are predicted.
+"""Find where a prediction departs from the truth: align recorded and predicted allocations and frees of Trainer steps.
 
     python benchmarks/compare_events.py "T4 dmis-lab/biobert-v1.1 token-classification 8x128"
 
-Takes the first case of benchmarks/cases.py that has these words in its line (record_truth.py --list), runs it on the
-virtual device with the memory history of PyTorch on, and aligns the two streams. What is alike is left out: the first
-difference is usually the cause. T: the truth, with the line of Python that asked for it; P: predicted, with the
-operation. Needs the CUDA build of torch and a C compiler.
+Takes the first case of benchmarks/cases.py whose line (record_truth.py --list) contains these words, runs it on the
+virtual device with PyTorch's memory history recorded, and aligns the two streams. Only differences are shown; the first
+is usually the cause. T: the truth, with the line of Python that requested it; P: the prediction, with the operation.
+Needs the CUDA build of torch and a C compiler.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from hf_bsopt.records import GpuSpec  # noqa: E402
 SHOWN_PER_DIFFERENCE = 12
 MOST_EVENTS = 10**7
 Event = tuple[str, int, str]
-"""("+" or "-", bytes rounded up to 512, what it came from)"""
+"""("+" for an allocation or "-" for a free, bytes rounded up to 512, its origin)"""
 
 
 def record_events(case: Case, gpu: GpuSpec, out: Path) -> None:
-    """The child: runs the case and writes its events, from the moment on when the model is on the card."""
+    """Run the case in the child process and write its events, starting when the model is on the GPU."""
     import torch
     from trainer_run import record
 
@@ -72,7 +72,7 @@ def _line_of(frames: list[dict[str, Any]]) -> str:
 
 
 def predicted_events(case: Case, gpu: GpuSpec) -> tuple[list[Event], str]:
-    """The events and the predicted peak in words. Weights are there before the first event of the truth."""
+    """Return the predicted events and peak (as text), without weights, which exist before the first recorded event."""
     from accuracy import workload_of
 
     from hf_bsopt.memory import Predictor
@@ -91,7 +91,7 @@ def predicted_events(case: Case, gpu: GpuSpec) -> tuple[list[Event], str]:
 
 
 def differences(truth: list[Event], predicted: list[Event], most: int) -> list[str]:
-    """In words, the first ``most`` of them."""
+    """Return the first ``most`` differences as lines of text."""
     matcher = difflib.SequenceMatcher(None, [e[:2] for e in truth], [e[:2] for e in predicted], autojunk=False)
     found = [block for block in matcher.get_opcodes() if block[0] != "equal"]
     lines = [f"{len(found)} differences"]
@@ -104,14 +104,14 @@ def differences(truth: list[Event], predicted: list[Event], most: int) -> list[s
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("words", help="of the line of a case")
-    parser.add_argument("--most", type=int, default=20, help="differences that are shown")
-    parser.add_argument("--at_least", type=int, default=0, metavar="BYTES", help="smaller blocks are left out")
+    parser.add_argument("words", help="part of the line of a case")
+    parser.add_argument("--most", type=int, default=20, help="number of differences to show")
+    parser.add_argument("--at_least", type=int, default=0, metavar="BYTES", help="leave out smaller blocks")
     parser.add_argument("--record", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     case = next((case for case in CASES if args.words in line_of(case)), None)
     if case is None:
-        parser.error(f"no case has {args.words!r} in its line; record_truth.py --list shows them")
+        parser.error(f"the line of no case contains {args.words!r}; record_truth.py --list prints the lines")
     gpu = gpu_of(case, None)
     if args.record:
         record_events(case, gpu, args.record)

@@ -1,10 +1,10 @@
-"""The same training runs recorded twice, such as on a card and on the virtual device, row by row.
+"""Compare two recordings of the same training runs row by row, such as one from a GPU and one from the virtual device.
 
-    python benchmarks/compare_truth.py card.csv rehearsed.csv
+    python benchmarks/compare_truth.py measured.csv rehearsed.csv
 
-Allocated and reserved bytes as the caching allocator had them at most, used bytes as the driver saw them: in MiB of the
-first file, and how far the second is from it. Rows without a partner are counted. Exits with 1 where nothing could be
-compared.
+Peak allocated and reserved bytes are those of the caching allocator, used bytes those of the driver. Shown: MiB of the
+first file, and the difference of the second in percent. Rows that are in one file only are counted. The exit code is 1
+if nothing could be compared.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def rows_of(path: Path) -> dict[Case, Row]:
 
 
 def error(first: Row, second: Row, column: str) -> float | None:
-    """Percent; None where a row has no such bytes."""
+    """Return the difference in percent; None if a row lacks these bytes."""
     if not first[column] or not second[column]:
         return None
     return 100 * (int(second[column]) / int(first[column]) - 1)
@@ -42,12 +42,12 @@ def line(case: Case, first: Row, second: Row) -> str:
         percent = error(first, second, column)
         cells.append("–".rjust(17) if percent is None else f"{int(first[column]) / MIB:9.0f}{percent:+7.2f}%")
     seconds = first.get("step_seconds") or "–"
-    ends = first["status"] if first["status"] == second["status"] else f"{first['status']}, not {second['status']}"
-    return f"{' '.join(cells)} {seconds:>8}  {ends:<6} {line_of(case)}"
+    outcome = first["status"] if first["status"] == second["status"] else f"{first['status']}, not {second['status']}"
+    return f"{' '.join(cells)} {seconds:>8}  {outcome:<7} {line_of(case)}"
 
 
 def summary(pairs: list[tuple[Row, Row]]) -> list[str]:
-    """Of the rows that fit in both files."""
+    """Return lines that summarize the errors of pairs of rows that fit in both files."""
     lines = []
     for name, column in METRICS.items():
         errors = [percent for first, second in pairs if (percent := error(first, second, column)) is not None]
@@ -68,18 +68,18 @@ def main() -> int:
     first, second = rows_of(args.first), rows_of(args.second)
     pairs = {case: (row, second[case]) for case, row in first.items() if case in second}
     if not pairs:
-        print("no row of the one is in the other")
+        print("the files have no row in common")
         return 1
     sources = [{row["source"].split(",")[0] for row in rows} for rows in zip(*pairs.values(), strict=True)]
     for path, names in zip((args.first, args.second), sources, strict=True):
         print(f"{path.name}: {', '.join(sorted(names))}")
-    print(f"{'allocated':>10}{'':7} {'reserved':>10}{'':7} {'used':>8}{'':8} {'s/step':>8}  ends   row (MiB, %)")
+    print(f"{'allocated':>10}{'':7} {'reserved':>10}{'':7} {'used':>8}{'':8} {'s/step':>8}  outcome row (MiB, %)")
     print(*(line(case, *rows) for case, rows in pairs.items()), sep="\n")
     both_fit = [rows for rows in pairs.values() if {row["status"] for row in rows} == {"fits"}]
     same = sum(one["status"] == other["status"] for one, other in pairs.values())
-    print("", *summary(both_fit), f"     ends: the same in {same} of {len(pairs)} rows", sep="\n")
+    print("", *summary(both_fit), f"  outcome: the same in {same} of {len(pairs)} rows", sep="\n")
     alone = len(first.keys() ^ second.keys())
-    print(f"{alone} rows without a partner")
+    print(f"{alone} rows are in one file only")
     return 0
 
 

@@ -1,8 +1,8 @@
-"""A published guide's table of batch sizes beside what the tool says: the Markdown of docs/tables.md.
+"""Compare the batch sizes of a published guide with the tool's: the Markdown table in docs/tables.md.
 
     python benchmarks/guide_tables.py
 
-The guide's figures are those of a "Batch Size Optimization Guide" for fine-tuning in fp16 on Kaggle, kept as they were.
+The guide's figures are copied unchanged from a "Batch Size Optimization Guide" for fine-tuning in fp16 on Kaggle.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hf_bsopt.tables.table import batch_size_table
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the guide: most is its "max batch (risky)", where it names one."""
+    """One line of the guide. ``most``: its "max batch (risky)"; None if it gives none."""
 
     gpu: str
     name: str
@@ -76,7 +76,7 @@ def main() -> int:
 
 
 def _frame(how: str) -> pd.DataFrame:
-    """What is trained so, as few tables as there are GPUs."""
+    """Return the tool's table for the rows that are trained this way, one table for each GPU and length."""
     rows = [row for row in GUIDE if how in row.trained]
     parts = []
     for gpu in dict.fromkeys(row.gpu for row in rows):

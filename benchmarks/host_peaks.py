@@ -1,11 +1,11 @@
-"""What a training process on this machine's CPU has in memory at most, measured, beside what is predicted.
+"""Compare the measured peak memory of a training process on this machine's CPU with the prediction.
 
     python benchmarks/host_peaks.py --model bert-mini --max_length 128 2 4 16 32 64 128
 
-Each size is trained in a fork of its own: one step of two sequences, then two of the full size, as a probe on a CPU
-does (hf_bsopt/probing/devices.py). ``base``: resident in the fork before anything runs. ``files``: what the steps made
-resident of libraries' files. ``peak``: VmHWM of /proc/self/status. ``unexplained``: what of the peak is neither in
-the base, nor in files, nor in the replay of the traced step.
+Each size is trained in its own fork: one step with two sequences, then two of the full size, as a probe on a CPU does
+(hf_bsopt/probing/devices.py). ``base``: resident memory of the fork before anything runs. ``files``: pages of library
+files that the steps made resident. ``peak``: VmHWM of /proc/self/status. ``unexplained``: the part of the peak that is
+not in the base, in files or in the replay of the traced step.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main() -> None:
     arguments = parser.parse_args()
     workload = describe(arguments.model, task=arguments.task, max_length=arguments.max_length, precision="fp32")
     with torch.device("meta"):
-        workload.build()  # transformers imports a model's module when it is first built: here, not in each fork
+        workload.build()  # transformers imports the model's module at the first build: do it here, not in each fork
     print(f"{arguments.model}, {workload.task}, {arguments.max_length} tokens, fp32, torch {torch.__version__}; MiB")
     predictor = Predictor(workload, CPU)
     print("batch size    base   files    peak    live  replay  unexplained")
@@ -55,13 +55,13 @@ def main() -> None:
         run = in_fork(workload, size)
         live, replayed = predictor.timeline.live_bytes(size, CPU), predictor.unlimited(size)
         rest = run.peak - run.base - run.files - replayed
-        told = "".join(f"{amount / MIB:8.0f}" for amount in (run.base, run.files, run.peak, live, replayed))
-        print(f"{size:10}{told}{rest / MIB:7.0f} {rest / run.peak:5.1%}", flush=True)
+        cells = "".join(f"{amount / MIB:8.0f}" for amount in (run.base, run.files, run.peak, live, replayed))
+        print(f"{size:10}{cells}{rest / MIB:7.0f} {rest / run.peak:5.1%}", flush=True)
 
 
 @dataclass(frozen=True)
 class Run:
-    """Bytes, as the module's docstring says."""
+    """Bytes of one run, as the module's docstring defines them."""
 
     base: int
     files: int
@@ -69,7 +69,7 @@ class Run:
 
 
 def in_fork(workload: Workload, batch_size: int) -> Run:
-    """A process that trains this micro-batch."""
+    """Train this micro-batch in a fork of its own."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:

@@ -1,4 +1,4 @@
-"""What the example of docs/lengths.md is measured on: the paragraphs of LICENSE, and a tokenizer trained on them.
+"""Write the data of the example in docs/lengths.md: the paragraphs of LICENSE, and a tokenizer trained on them.
 
 python benchmarks/lengths_example.py FOLDER  # writes FOLDER/license.jsonl and FOLDER/wordpiece
 """

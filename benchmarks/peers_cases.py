@@ -1,4 +1,4 @@
-"""What benchmarks/peers.py compares: the jobs, where they run, and what became of a search."""
+"""Cases and records of benchmarks/peers.py: what is trained, on which device, and the outcome of a search."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ CPU_MEMORY = "6GiB"
 
 @dataclass(frozen=True)
 class Case:
-    """gpu: the virtual card; elsewhere it runs on what is there. starts: where accelerate and Trainer begin; 128 is
-    accelerate's default and that of its documentation.
+    """One training job. ``gpu``: the virtual GPU; on a real device it is ignored. ``starts``: the first sizes of
+    accelerate and Trainer; 128 is accelerate's default and the value in its documentation.
     """
 
     name: str
@@ -63,9 +63,9 @@ CASES: dict[Kind, tuple[Case, ...]] = {
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a case runs. memory: such as "15GiB", the limit of every process; None is all that there is.
-    timeout_seconds: of one search, and of one training run that tells the truth.
+class RunDevice:
+    """The device that a case runs on. ``memory``: the limit of each process, such as "15GiB"; None: all of the device.
+    ``timeout_seconds``: for one search, and for one training run that checks whether a size fits.
     """
 
     kind: Kind
@@ -78,8 +78,8 @@ class Place:
         return self.kind != "virtual"
 
     @property
-    def times_mean_nothing(self) -> bool:
-        """Where the card on which something is said to be computed is a virtual one."""
+    def is_emulated(self) -> bool:
+        """True if the CUDA device that this process sees is virtual, so that times mean nothing."""
         return VARIABLE in os.environ
 
     @property
@@ -91,23 +91,23 @@ class Place:
         return None if self.memory is None else memory_bytes(self.memory)
 
     @property
-    def _device(self) -> Device:
+    def _probing_device(self) -> Device:
         if self.kind == "cpu":
             return CpuDevice(GpuSpec("CPU", self._limit, 0, 0, 0, kind="cpu"))
         spec = catalog.gpu(self.gpu)
         return VirtualCudaDevice(spec) if self.kind == "virtual" else CudaDevice(spec, self._limit)
 
     def environment(self) -> dict[str, str]:
-        """Of a process that runs there."""
-        return self._device.environment(expandable_segments=False)
+        """Return the environment of a process that runs on this device."""
+        return self._probing_device.environment(expandable_segments=False)
 
     def prepare(self) -> None:
-        """In that process, once everything is imported: whatever is beyond the limit is refused from here on."""
+        """Limit the memory of this process; allocations beyond it fail. Call this when everything is imported."""
         if self.computes:
-            self._device.prepare()
+            self._probing_device.prepare()
 
-    def wanted(self) -> dict[str, Any]:
-        """The same place in the words of find_batch_size."""
+    def search_arguments(self) -> dict[str, Any]:
+        """Return the keyword arguments with which find_batch_size runs on this device."""
         if self.kind == "virtual":
             return {"device": "rehearse", "gpu": catalog.gpu(self.gpu)}
         return {"device": self.kind, "memory": self.memory}
@@ -115,7 +115,7 @@ class Place:
 
 @dataclass
 class Attempt:
-    """One size that was run, whatever made it run."""
+    """One size that was run."""
 
     size: int
     fits: bool = True
@@ -126,8 +126,8 @@ class Attempt:
 
 @dataclass
 class Search:
-    """What a contender did. size is None where it named none, and failure says why. wall_seconds: from the start of its
-    process to its answer.
+    """The outcome of a contender's search. ``size`` is None if it found none; ``failure`` says why. ``wall_seconds``:
+    from the start of its process to its answer.
     """
 
     contender: str
@@ -143,5 +143,5 @@ class Search:
 
     @classmethod
     def of(cls, answer: dict[str, Any]) -> Search:
-        """From JSON."""
+        """Build a Search from its JSON."""
         return cls(**{**answer, "attempts": [Attempt(**attempt) for attempt in answer["attempts"]]})

@@ -1,4 +1,4 @@
-"""The searches that benchmarks/peers.py compares, each as its documentation shows it, and plain training."""
+"""The searches that benchmarks/peers.py compares, each as its own documentation shows it, and plain training."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from peers_cases import MAX_GRAD_NORM, OPTIMIZER, SEQUENCES, STEPS, Attempt, Case, Place, Search
-from peers_watch import Watch
+from peers_cases import MAX_GRAD_NORM, OPTIMIZER, SEQUENCES, STEPS, Attempt, Case, RunDevice, Search
+from peers_monitor import Monitor
 
 OURS = {"virtual": "this project, rehearsed", "cpu": "this project", "cuda": "this project"}
 
 
 class Sequences:
-    """The dataset: sequences of full length, one like the other."""
+    """A dataset of identical sequences of full length."""
 
     def __init__(self, case: Case) -> None:
         batch = case.workload().batch(1, "cpu")
@@ -35,7 +35,7 @@ def dataloader(case: Case, batch_size: int) -> Any:
     return DataLoader(Sequences(case), batch_size=batch_size, shuffle=True)
 
 
-def trainer(case: Case, watch: Watch, batch_size: int, *, auto_find: bool) -> Any:
+def trainer(case: Case, monitor: Monitor, batch_size: int, *, auto_find: bool) -> Any:
     from transformers import Trainer, TrainingArguments
 
     arguments = TrainingArguments(
@@ -45,7 +45,7 @@ def trainer(case: Case, watch: Watch, batch_size: int, *, auto_find: bool) -> An
         max_steps=STEPS,
         fp16=case.precision == "fp16",
         bf16=case.precision == "bf16",
-        use_cpu=watch.place.kind == "cpu",
+        use_cpu=monitor.device.kind == "cpu",
         optim=OPTIMIZER,
         max_grad_norm=MAX_GRAD_NORM,
         save_strategy="no",
@@ -53,15 +53,18 @@ def trainer(case: Case, watch: Watch, batch_size: int, *, auto_find: bool) -> An
         report_to=[],
         disable_tqdm=True,
     )
-    return Trainer(model=watch.model(case), args=arguments, train_dataset=Sequences(case))
+    return Trainer(model=monitor.model(case), args=arguments, train_dataset=Sequences(case))
 
 
 # ---- the contenders --------------------------------------------------------------------------------------------------
 
 
-def accelerate_search(case: Case, watch: Watch, start: int, *, built_inside: bool) -> int:
-    """built_inside: the function makes the model, as in https://huggingface.co/docs/accelerate/usage_guides/memory;
-    otherwise it is given the model, as in the docstring of find_executable_batch_size.
+def accelerate_search(case: Case, monitor: Monitor, start: int, *, built_inside: bool) -> int:
+    """Run find_executable_batch_size in one of its two documented forms.
+
+    ``built_inside``: the decorated function builds the model, as in
+    https://huggingface.co/docs/accelerate/usage_guides/memory; otherwise it gets the model as an argument, as in the
+    docstring of find_executable_batch_size.
     """
     from accelerate import Accelerator
     from accelerate.utils import find_executable_batch_size
@@ -69,10 +72,10 @@ def accelerate_search(case: Case, watch: Watch, start: int, *, built_inside: boo
     from hf_bsopt.workloads.training_step import make_optimizer
 
     precision = "no" if case.precision == "fp32" else case.precision
-    accelerator = Accelerator(mixed_precision=precision, cpu=watch.place.kind == "cpu")
+    accelerator = Accelerator(mixed_precision=precision, cpu=monitor.device.kind == "cpu")
 
     def prepared() -> Any:
-        model = watch.model(case)
+        model = monitor.model(case)
         return accelerator.prepare(model, make_optimizer(model, OPTIMIZER))
 
     def train(batch_size: int, model: Any, optimizer: Any) -> int:
@@ -93,14 +96,17 @@ def accelerate_search(case: Case, watch: Watch, start: int, *, built_inside: boo
     return int(search(build_and_train)() if built_inside else search(train)(*prepared()))
 
 
-def trainer_search(case: Case, watch: Watch, start: int) -> int:
-    training = trainer(case, watch, start, auto_find=True)
+def trainer_search(case: Case, monitor: Monitor, start: int) -> int:
+    training = trainer(case, monitor, start, auto_find=True)
     training.train()
     return int(training.state.train_batch_size)
 
 
-def lightning_search(case: Case, watch: Watch, start: int, *, mode: str) -> int:
-    """https://lightning.ai/docs/pytorch/stable/advanced/training_tricks.html#batch-size-finder"""
+def lightning_search(case: Case, monitor: Monitor, start: int, *, mode: str) -> int:
+    """Run Lightning's batch size finder.
+
+    Source: https://lightning.ai/docs/pytorch/stable/advanced/training_tricks.html#batch-size-finder
+    """
     import lightning
     from lightning.pytorch.tuner import Tuner
     from torch.nn import utils
@@ -111,7 +117,7 @@ def lightning_search(case: Case, watch: Watch, start: int, *, mode: str) -> int:
         def __init__(self) -> None:
             super().__init__()
             self.batch_size = start
-            self.model = watch.model(case)
+            self.model = monitor.model(case)
 
         def train_dataloader(self) -> Any:
             return dataloader(case, self.batch_size)
@@ -123,7 +129,7 @@ def lightning_search(case: Case, watch: Watch, start: int, *, mode: str) -> int:
             return make_optimizer(self.model, OPTIMIZER)
 
         def on_before_optimizer_step(self, optimizer: Any) -> None:
-            """Trainer(gradient_clip_val=1.0) refuses a fused optimizer under fp16."""
+            """Clip the gradients here: Trainer(gradient_clip_val=1.0) refuses a fused optimizer under fp16."""
             scaler = getattr(self.trainer.precision_plugin, "scaler", None)
             if scaler is not None:
                 scaler.unscale_(optimizer)
@@ -131,7 +137,7 @@ def lightning_search(case: Case, watch: Watch, start: int, *, mode: str) -> int:
 
     precision: Any = {"fp32": "32-true", "fp16": "16-mixed", "bf16": "bf16-mixed"}[case.precision]
     training = lightning.Trainer(
-        accelerator="cpu" if watch.place.kind == "cpu" else "gpu",
+        accelerator="cpu" if monitor.device.kind == "cpu" else "gpu",
         devices=1,
         precision=precision,
         max_epochs=1,
@@ -143,10 +149,10 @@ def lightning_search(case: Case, watch: Watch, start: int, *, mode: str) -> int:
 
 @dataclass(frozen=True)
 class Peer:
-    """start: where it begins, whatever the case says; None takes the case's."""
+    """A contender. ``start``: its first size; None takes the case's."""
 
     package: str
-    search: Callable[[Case, Watch, int], int]
+    search: Callable[[Case, Monitor, int], int]
     start: int | None = None
 
 
@@ -161,7 +167,7 @@ PEERS = {
 
 @dataclass(frozen=True)
 class Entry:
-    """A peer with its start; name: as the table has it."""
+    """A peer with its first size. ``name``: its label in the table."""
 
     name: str
     peer: str
@@ -169,7 +175,7 @@ class Entry:
 
 
 def entries(case: Case) -> list[Entry]:
-    """Those whose package is here, once for each start."""
+    """Return the peers whose package is installed, once for each first size."""
     found = []
     for name, peer in PEERS.items():
         if importlib.util.find_spec(peer.package) is not None:
@@ -178,14 +184,14 @@ def entries(case: Case) -> list[Entry]:
     return found
 
 
-def missing() -> list[str]:
-    """A line for each that is left out."""
+def skipped_lines() -> list[str]:
+    """Return a line for each peer whose package is not installed."""
     gone = {name: peer.package for name, peer in PEERS.items() if importlib.util.find_spec(peer.package) is None}
     return [f"{name}: skipped, {package} is not installed" for name, package in gone.items()]
 
 
 def import_everything(package: str) -> None:
-    """What a process needs before its memory is limited."""
+    """Import what a process needs before its memory is limited."""
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
@@ -194,8 +200,8 @@ def import_everything(package: str) -> None:
         from transformers import Trainer, TrainingArguments  # noqa: F401
 
 
-def our_search(case: Case, place: Place) -> Search:
-    """It starts its own processes on the device: the trials are what they ran, not what was predicted."""
+def our_search(case: Case, device: RunDevice) -> Search:
+    """Run find_batch_size, which starts its own processes on the device. Only sizes that were run count as trials."""
     from hf_bsopt import find_batch_size
 
     report = find_batch_size(
@@ -207,9 +213,9 @@ def our_search(case: Case, place: Place) -> Search:
         multiple_of=1,
         evaluation=False,
         cache=False,
-        **place.wanted(),
+        **device.search_arguments(),
     )
     trials = [trial for trial in report.trials if trial.source != "predicted"]
     run = [Attempt(trial.batch_size, trial.fits) for trial in trials]
     errors = sum(trial.outcome == "oom" for trial in trials)
-    return Search(OURS[place.kind], run, errors, report.decision.batch_size)
+    return Search(OURS[device.kind], run, errors, report.decision.batch_size)

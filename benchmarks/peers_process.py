@@ -1,4 +1,4 @@
-"""The processes of benchmarks/peers.py: one for each search, and one for each training run that tells the truth."""
+"""The processes of benchmarks/peers.py: one for each search, and one for each run that checks whether a size fits."""
 
 from __future__ import annotations
 
@@ -18,44 +18,47 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from peers_cases import Case, Place, Search
+from peers_cases import Case, RunDevice, Search
 from peers_contenders import OURS, PEERS, Entry, import_everything, our_search, trainer
-from peers_watch import Watch
+from peers_monitor import Monitor
 
 from hf_bsopt.probing.oom import out_of_memory
 from hf_bsopt.virtual_gpu.processes import end_with_parent
 
-SIZES_ABOVE = 4  # tried too, since a larger size can fit where a smaller one does not
+SIZES_ABOVE = 4  # also tried: a larger size can fit where a smaller one does not
 OUTPUT = "output.txt"
-LAST_WORDS = 300
+MOST_CHARACTERS = 300
+"""Length of an error message in the table."""
 SCRIPT = Path(__file__).with_name("peers.py")
 
 
 # ---- a search, in a process of its own -------------------------------------------------------------------------------
 
 
-def our_turn(case: Case, place: Place) -> Search:
-    request = {"job": "ours", "case": asdict(case), "place": asdict(place)}
-    return _timed(OURS[place.kind], os.environ, place.timeout_seconds, request)
+def run_our_search(case: Case, device: RunDevice) -> Search:
+    request = {"job": "ours", "case": asdict(case), "device": asdict(device)}
+    return _timed(OURS[device.kind], os.environ, device.timeout_seconds, request)
 
 
-def turn_of(entry: Entry, case: Case, place: Place) -> Search:
-    request = {"job": "peer", "entry": asdict(entry), "case": asdict(case), "place": asdict(place)}
-    return _timed(entry.name, place.environment(), place.timeout_seconds, request)
+def run_peer_search(entry: Entry, case: Case, device: RunDevice) -> Search:
+    request = {"job": "peer", "entry": asdict(entry), "case": asdict(case), "device": asdict(device)}
+    return _timed(entry.name, device.environment(), device.timeout_seconds, request)
 
 
 def _timed(name: str, environment: Mapping[str, str], timeout_seconds: float, request: dict[str, Any]) -> Search:
-    """From the start of the process, its imports included, to its answer."""
+    """Run a search and take its wall time, from the start of the process, with its imports, to its answer."""
     started = time.monotonic()
-    answer, failure = ask(environment, timeout_seconds, request)
+    answer, failure = call_worker(environment, timeout_seconds, request)
     seconds = time.monotonic() - started
     search = Search(name, failure=failure) if answer is None else Search.of(answer)
     search.wall_seconds = seconds
     return search
 
 
-def ask(environment: Mapping[str, str], seconds: float, request: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
-    """What `worker` answers in a process with that environment, or why there is no answer."""
+def call_worker(
+    environment: Mapping[str, str], seconds: float, request: dict[str, Any]
+) -> tuple[dict[str, Any] | None, str]:
+    """Run :func:`worker` in a process with this environment. Return (answer, "") or (None, why there is none)."""
     command = [sys.executable, str(SCRIPT), "--worker", json.dumps(request)]
     is_late = threading.Event()
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as errors:
@@ -77,56 +80,56 @@ def ask(environment: Mapping[str, str], seconds: float, request: dict[str, Any])
         if line and not is_late.is_set():
             return json.loads(line), ""
         errors.seek(0)
-        words = f"the process died: {_end_of(errors.read())}"
+        words = f"the process died: {_last_line(errors.read())}"
     return None, f"not done after {seconds:g} s" if is_late.is_set() else words
 
 
 def worker(request: dict[str, Any]) -> None:
-    """What `ask` started: its answer is one line of JSON. What libraries print is no answer."""
+    """Do the job of a request and print the answer as one line of JSON. Output of libraries goes to stderr."""
     end_with_parent()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     warnings.filterwarnings("ignore")
     case = Case(**{**request["case"], "starts": tuple(request["case"]["starts"])})
-    place = Place(**request["place"])
-    answer = JOBS[request["job"]](case, place, request)
+    device = RunDevice(**request["device"])
+    answer = JOBS[request["job"]](case, device, request)
     print(json.dumps(answer), file=answers, flush=True)
 
 
-def _ours(case: Case, place: Place, _: dict[str, Any]) -> dict[str, Any]:
+def _ours(case: Case, device: RunDevice, _: dict[str, Any]) -> dict[str, Any]:
     try:
-        return asdict(our_search(case, place))
+        return asdict(our_search(case, device))
     except Exception as error:
-        return asdict(Search(OURS[place.kind], failure=_told(error)))
+        return asdict(Search(OURS[device.kind], failure=_error_text(error)))
 
 
-def _peer(case: Case, place: Place, request: dict[str, Any]) -> dict[str, Any]:
+def _peer(case: Case, device: RunDevice, request: dict[str, Any]) -> dict[str, Any]:
     entry = Entry(**request["entry"])
     peer = PEERS[entry.peer]
     import_everything(peer.package)
-    place.prepare()
-    watch = Watch(place)
+    device.prepare()
+    monitor = Monitor(device)
     try:
-        return asdict(watch.search(entry.name, peer.search(case, watch, entry.start)))
-    except Exception as error:  # any contender may fail in a way of its own, and that is its result
-        return asdict(watch.search(entry.name, None, _told(error)))
+        return asdict(monitor.search(entry.name, peer.search(case, monitor, entry.start)))
+    except Exception as error:  # a contender may fail in any way; that is its result
+        return asdict(monitor.search(entry.name, None, _error_text(error)))
 
 
-def _end_of(output: str) -> str:
-    """Its last line."""
+def _last_line(output: str) -> str:
+    """Return the last line that is not empty, shortened."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    return lines[-1][-LAST_WORDS:] if lines else "without a word"
+    return lines[-1][-MOST_CHARACTERS:] if lines else "no output"
 
 
-def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"[:LAST_WORDS]
+def _error_text(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:MOST_CHARACTERS]
 
 
 # ---- the true largest ------------------------------------------------------------------------------------------------
 
 
-class Truth:
-    """Whether Trainer trains at a size: three steps in a fresh process, each size once."""
+class GroundTruth:
+    """Sizes at which Trainer runs three steps in a fresh process; each size is run once."""
 
     def __init__(self, fits: Callable[[int], bool]) -> None:
         self._run = fits
@@ -138,7 +141,10 @@ class Truth:
         return self.known[size]
 
     def largest(self, start: int) -> int:
-        """From ``start`` in growing strides, bisection, and then the sizes right above; 0 where nothing fits."""
+        """Return the largest size that fits; 0 if none does.
+
+        Search from ``start`` in growing strides, bisect, then try the next SIZES_ABOVE sizes.
+        """
         low, high = self._around(max(1, start))
         while high - low > 1:
             middle = (low + high) // 2
@@ -146,7 +152,7 @@ class Truth:
         return max([low, *(size for size in range(high, high + SIZES_ABOVE) if self.fits(size))])
 
     def _around(self, start: int) -> tuple[int, int]:
-        """(a size that fits, or 0; one that does not)"""
+        """Return (a size that fits, or 0; a larger one that does not)."""
         stride = max(1, start // 32)
         if self.fits(start):
             low = start
@@ -162,41 +168,44 @@ class Truth:
         return 0, 1
 
     def confirm(self, largest: int) -> str:
-        """What is wrong with ``largest`` as the true largest; empty if nothing is."""
+        """Return why ``largest`` is not the largest size that fits; an empty string if it is."""
         if not self.fits(largest):
             return f"{largest} does not fit"
         return f"{largest + 1} fits too" if self.fits(largest + 1) else ""
 
 
-def truth(case: Case, place: Place, start: int, sizes: list[int], largest: int | None) -> tuple[int, dict[int, bool]]:
-    """The true largest size, found from ``start`` where it is not given, and whether Trainer trains at ``sizes``.
+def truth(
+    case: Case, device: RunDevice, start: int, sizes: list[int], largest: int | None
+) -> tuple[int, dict[int, bool]]:
+    """Return the true largest size, and for each of ``sizes`` whether Trainer trains at it.
 
-    Raises SystemExit where ``largest`` is not it, or where training ends otherwise than by memory.
+    ``largest`` is confirmed if it is given; otherwise the search starts at ``start``. Raise SystemExit if ``largest``
+    is wrong, or if training fails for another reason than memory.
     """
     asked = {"start": start, "sizes": sizes, "largest": largest}
-    request = {"job": "truth", **asked, "case": asdict(case), "place": asdict(place)}
-    answer, failure = ask(place.environment(), 100 * place.timeout_seconds, request)
+    request = {"job": "truth", **asked, "case": asdict(case), "device": asdict(device)}
+    answer, failure = call_worker(device.environment(), 100 * device.timeout_seconds, request)
     failure = failure or (answer or {})["failure"]
     if answer is None or failure:
         raise SystemExit(f"{case.name}: {failure}")
     return answer["largest"], {int(size): fits for size, fits in answer["fits"].items()}
 
 
-def _truth(case: Case, place: Place, request: dict[str, Any]) -> dict[str, Any]:
-    sys.modules["bitsandbytes"] = None  # type: ignore[assignment]  # it uses CUDA as it is imported: no fork could then
+def _truth(case: Case, device: RunDevice, request: dict[str, Any]) -> dict[str, Any]:
+    sys.modules["bitsandbytes"] = None  # type: ignore[assignment]  # its import uses CUDA, after which no fork can
     import_everything("transformers")
-    if not place.computes:
+    if not device.computes:
         import torch
 
-        torch.set_num_threads(1)  # a pool of threads would not survive the fork
+        torch.set_num_threads(1)  # a thread pool does not survive a fork
 
     def fits(size: int) -> bool:
-        search = in_a_fork(train_for_real, case, place, size)
+        search = in_a_fork(train_with_trainer, case, device, size)
         if search.failure:
             raise RuntimeError(f"training at {size}: {search.failure}")
         return search.size is not None
 
-    known = Truth(fits)
+    known = GroundTruth(fits)
     largest: int | None = request["largest"]
     try:
         failure = "" if largest is None else known.confirm(largest)
@@ -207,33 +216,35 @@ def _truth(case: Case, place: Place, request: dict[str, Any]) -> dict[str, Any]:
         return {"failure": str(error)}
 
 
-def train_for_real(case: Case, watch: Watch, batch_size: int) -> Search:
-    """Without traces of the errors: what they hold is of no use any more."""
+def train_with_trainer(case: Case, monitor: Monitor, batch_size: int) -> Search:
+    """Train with Trainer at this size. If it runs out of memory, the result's ``size`` is None; the error, whose
+    traceback holds tensors, is dropped.
+    """
     try:
-        trainer(case, watch, batch_size, auto_find=False).train()
+        trainer(case, monitor, batch_size, auto_find=False).train()
     except Exception as error:
         found = out_of_memory(error)
         if found is None:
             raise
-        return watch.search("truth", None)
-    return watch.search("truth", batch_size)
+        return monitor.search("truth", None)
+    return monitor.search("truth", batch_size)
 
 
-def in_a_fork(function: Callable[[Case, Watch, int], Search], case: Case, place: Place, size: int) -> Search:
-    """``function(case, watch, size)`` in a fork of this process, which has imported everything and not yet touched the
-    device. What it prints is dropped, but for the end of it where it dies.
+def in_a_fork(function: Callable[[Case, Monitor, int], Search], case: Case, device: RunDevice, size: int) -> Search:
+    """Run ``function(case, monitor, size)`` in a fork of this process, which has imported everything but not yet used
+    the device. The fork's output is dropped, except for the last line if it dies.
     """
     forking = multiprocessing.get_context("fork")
     receiver, sender = forking.Pipe(duplex=False)
     with tempfile.TemporaryDirectory() as folder:
-        child = forking.Process(target=_child, args=(sender, Path(folder), function, case, place, size))
+        child = forking.Process(target=_child, args=(sender, Path(folder), function, case, device, size))
         child.start()
         sender.close()
         try:
-            answer: Search | None = receiver.recv() if receiver.poll(place.timeout_seconds) else None
-            failure = "" if answer else f"not done after {place.timeout_seconds:g} s"
+            answer: Search | None = receiver.recv() if receiver.poll(device.timeout_seconds) else None
+            failure = "" if answer else f"not done after {device.timeout_seconds:g} s"
         except EOFError:
-            answer, failure = None, f"the process died: {_end_of((Path(folder) / OUTPUT).read_text())}"
+            answer, failure = None, f"the process died: {_last_line((Path(folder) / OUTPUT).read_text())}"
         if answer is None:
             child.kill()
         child.join()
@@ -243,9 +254,9 @@ def in_a_fork(function: Callable[[Case, Watch, int], Search], case: Case, place:
 def _child(
     sender: Connection,
     folder: Path,
-    function: Callable[[Case, Watch, int], Search],
+    function: Callable[[Case, Monitor, int], Search],
     case: Case,
-    place: Place,
+    device: RunDevice,
     size: int,
 ) -> None:
     end_with_parent()
@@ -254,13 +265,13 @@ def _child(
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
     try:
-        place.prepare()
-        sender.send(function(case, Watch(place), size))
+        device.prepare()
+        sender.send(function(case, Monitor(device), size))
     except Exception as error:
-        sender.send(Search("truth", failure=_told(error)))
+        sender.send(Search("truth", failure=_error_text(error)))
 
 
-JOBS: dict[str, Callable[[Case, Place, dict[str, Any]], dict[str, Any]]] = {
+JOBS: dict[str, Callable[[Case, RunDevice, dict[str, Any]], dict[str, Any]]] = {
     "ours": _ours,
     "peer": _peer,
     "truth": _truth,

@@ -1,15 +1,15 @@
-"""Real Trainer runs for a table of cases, and the memory that they took, into benchmarks/truth/<device>-<torch>.csv.
+"""Run a table of cases with the real Trainer and record their memory in benchmarks/truth/<device>-<torch>.csv.
 
-    python benchmarks/record_truth.py                                  # the virtual device: CUDA build, no card
-    python benchmarks/record_truth.py --device cuda                    # the card that is here, in place of each GPU
-    python benchmarks/record_truth.py --only "T4 dmis" --out some.csv  # cases that have these words in their line
+    python benchmarks/record_truth.py                                  # the virtual device: CUDA build, no GPU
+    python benchmarks/record_truth.py --device cuda                    # the GPU of this machine, in place of each
+    python benchmarks/record_truth.py --only "T4 dmis" --out some.csv  # cases whose line contains this
     python benchmarks/record_truth.py --cases benchmarks/truth/rehearsed.csv --out again.csv
-    python benchmarks/record_truth.py --device cuda --cases benchmarks/on_gpu_cases.csv --seconds 150 --out card.csv
+    python benchmarks/record_truth.py --device cuda --cases benchmarks/on_gpu_cases.csv --seconds 150 --out gpu.csv
 
-Every case runs in a process of its own (truth_worker.py, trainer_run.py). Rows are what fits and what runs out of
-memory; a case that fails otherwise is printed and is no row. They are written as they come, so that what is recorded
-stays whatever ends this. With --seconds no case begins in the last quarter of a minute. The columns, and what a case
-runs: truth/README.md. Exits with 1 where nothing was recorded.
+Every case runs in a process of its own (truth_worker.py, trainer_run.py). A case that fits or runs out of memory
+becomes a row; one that fails otherwise is only printed. Rows are written as they arrive, so that they are kept if this
+process is stopped. With --seconds no case starts in the last 15 seconds. The columns, and what a case runs:
+truth/README.md. The exit code is 1 if nothing was recorded.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ COLUMNS = [
     *("source", "expandable_segments", "context_bytes", "step_seconds"),
 ]
 SHORTEST_SECONDS = 15.0
-"""Of a case: imports, where it is the first of a worker, and three steps."""
+"""Least time for a case: three steps, and the imports if it is the first of a worker."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of a case: a row, or an error in words."""
+    """The outcome of a case: a row, or an error message."""
 
     case: Case
     row: Row | None
@@ -65,8 +65,8 @@ class Answer:
 
 
 def environment_of(gpu: GpuSpec, device: str) -> dict[str, str]:
-    """Of a process that sees this GPU, or the card that is here."""
-    environment = {**os.environ, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}  # a question must not start the driver
+    """Return the environment of a process that sees this virtual GPU, or the GPU of this machine."""
+    environment = {**os.environ, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}  # is_available() must not initialize the driver
     if device == "virtual":
         from hf_bsopt.virtual_gpu import environment as virtual
 
@@ -75,7 +75,7 @@ def environment_of(gpu: GpuSpec, device: str) -> dict[str, str]:
 
 
 class Worker:
-    """A process that has everything imported and sees one GPU."""
+    """A process that has imported everything and sees one GPU."""
 
     def __init__(self, gpu: GpuSpec, device: str) -> None:
         self.gpu = gpu
@@ -95,32 +95,34 @@ class Worker:
     def run(self, case: Case, gpu: GpuSpec, timeout: float) -> Answer:
         request = {"case": asdict(case), "gpu": asdict(gpu), "device": self._device, "timeout": timeout}
         assert self._process.stdin is not None and self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # the answer will be empty
+        with contextlib.suppress(BrokenPipeError):  # the worker died: the answer is empty
             print(json.dumps(request), file=self._process.stdin, flush=True)
         line = self._process.stdout.readline()
         if not line:
-            return Answer(case, None, f"the worker of {self.gpu.name} has died")
+            return Answer(case, None, f"the worker for {self.gpu.name} died")
         return Answer(case, **json.loads(line))
 
     @property
-    def lives(self) -> bool:
+    def is_running(self) -> bool:
         return self._process.poll() is None
 
     def close(self) -> None:
         self._process.communicate()
 
 
-def run_all(cases: Sequence[Case], args: argparse.Namespace, keep: Callable[[list[Answer]], None]) -> list[Answer]:
-    """In the order of the cases; ``keep`` gets those that are there whenever one comes. A worker is kept as long as
-    the GPU stays the same, and the card that is here for all of them.
+def run_all(cases: Sequence[Case], args: argparse.Namespace, save: Callable[[list[Answer]], None]) -> list[Answer]:
+    """Run the cases and return their answers in the same order.
+
+    ``save`` is called with all answers so far whenever one arrives. A worker is reused while the GPU is the same; with
+    ``--device cuda`` one worker serves all cases.
     """
     waiting = deque(enumerate(cases))
     answers: dict[int, Answer] = {}
-    keeping = threading.Lock()
+    saving = threading.Lock()
     end = time.monotonic() + args.seconds
     with tqdm(total=len(cases), disable=None, unit="case") as bar:
 
-        def lane(_: int) -> None:
+        def run_cases(_: int) -> None:
             worker: Worker | None = None
             while (left := end - time.monotonic()) >= SHORTEST_SECONDS or math.isinf(left):
                 try:
@@ -128,20 +130,20 @@ def run_all(cases: Sequence[Case], args: argparse.Namespace, keep: Callable[[lis
                 except IndexError:
                     break
                 gpu = gpu_of(case, args.memory)
-                if worker is None or not worker.sees(gpu) or not worker.lives:
+                if worker is None or not worker.sees(gpu) or not worker.is_running:
                     if worker is not None:
                         worker.close()
                     worker = Worker(gpu, args.device)
                 answer = worker.run(case, gpu, min(args.timeout, left))
-                with keeping:
+                with saving:
                     answers[index] = answer
-                    keep([answers[index] for index in sorted(answers)])
+                    save([answers[index] for index in sorted(answers)])
                 bar.update()
             if worker is not None:
                 worker.close()
 
         with ThreadPoolExecutor(args.jobs) as pool:
-            list(pool.map(lane, range(args.jobs)))
+            list(pool.map(run_cases, range(args.jobs)))
     return [answers[index] for index in sorted(answers)]
 
 
@@ -151,7 +153,7 @@ def gpu_of(case: Case, memory: int | None) -> GpuSpec:
 
 
 def line_of(case: Case) -> str:
-    """The case in words: what is usual is left out."""
+    """Describe a case in a line, without the options that have their default."""
     row = case.row()
     shape = f"{row['gpu']} {row['model']} {row['task']} {row['batch_size']}x{row['max_length']}"
     usual = Case(case.gpu, case.model, case.task, case.batch_size, case.max_length).row()
@@ -160,7 +162,7 @@ def line_of(case: Case) -> str:
 
 
 def runnable(cases: Sequence[Case]) -> tuple[list[Case], list[str]]:
-    """Those whose packages are here, and a line for each of the others."""
+    """Return the cases whose packages are installed, and a line for each of the others."""
     missing = {name for case in cases for name in case.needs if importlib.util.find_spec(name) is None}
     left_out = [f"{line_of(case)}: needs {name}" for case in cases for name in case.needs if name in missing]
     return [case for case in cases if not missing.intersection(case.needs)], left_out
@@ -179,15 +181,15 @@ def path_for(rows: list[Row], device: str) -> Path:
     return HERE / "truth" / f"{name}-{rows[0]['torch']}.csv"
 
 
-def keeper(path: Path | None, device: str) -> Callable[[list[Answer]], None]:
-    """Writes the rows of these answers to the path, or to that of their device."""
+def save_to(path: Path | None, device: str) -> Callable[[list[Answer]], None]:
+    """Return a function that writes the rows of answers to the path, by default to the file of their device."""
 
-    def keep(answers: list[Answer]) -> None:
+    def save(answers: list[Answer]) -> None:
         rows = rows_of(answers)
         if rows:
             write_atomically(path or path_for(rows, device), text_of(rows))
 
-    return keep
+    return save
 
 
 def rows_of(answers: list[Answer]) -> list[Row]:
@@ -203,14 +205,22 @@ def memory_of(text: str) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["virtual", "cuda"], default="virtual")
-    parser.add_argument("--memory", type=memory_of, metavar="SIZE", help="such as 15GiB, in place of each GPU's own")
-    parser.add_argument("--cases", type=Path, metavar="CSV", help="other cases, in the columns of benchmarks/truth")
-    parser.add_argument("--only", default="", metavar="WORDS", help="cases that have these words in their line")
+    parser.add_argument(
+        "--memory", type=memory_of, metavar="SIZE", help="memory such as 15GiB in place of each GPU's own"
+    )
+    parser.add_argument("--cases", type=Path, metavar="CSV", help="other cases, with the columns of benchmarks/truth")
+    parser.add_argument("--only", default="", metavar="WORDS", help="only cases whose line contains this")
     parser.add_argument("--list", action="store_true", help="print the lines of the cases")
-    parser.add_argument("--out", type=Path, metavar="CSV", help="needed where not all cases are run")
-    parser.add_argument("--jobs", type=int, help="processes at once (a card: 1, which has it for itself; virtual: 2)")
-    parser.add_argument("--timeout", type=int, default=300, metavar="SECONDS", help="of one case")
-    parser.add_argument("--seconds", type=float, default=math.inf, help="for all cases; those left over are named")
+    parser.add_argument("--out", type=Path, metavar="CSV", help="required unless all cases are run")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        help="parallel processes (default: 1 on a GPU, so that it is not shared; 2 on the virtual device)",
+    )
+    parser.add_argument("--timeout", type=int, default=300, metavar="SECONDS", help="time limit of one case")
+    parser.add_argument(
+        "--seconds", type=float, default=math.inf, help="time limit of all cases; those that were not run are named"
+    )
     args = parser.parse_args()
     args.jobs = args.jobs or (1 if args.device == "cuda" else 2)
     table = cases_of(args.cases) if args.cases else CASES
@@ -220,9 +230,9 @@ def main() -> int:
         print(*map(line_of, cases), sep="\n")
         return 0
     if args.out is None and (args.cases or args.only or args.memory or args.seconds != math.inf):
-        parser.error("--out: where to? The file of the whole table is not overwritten with other rows")
+        parser.error("--out is required: the file of the whole table is not overwritten with other rows")
     started = time.monotonic()
-    answers = run_all(cases, args, keeper(args.out, args.device))
+    answers = run_all(cases, args, save_to(args.out, args.device))
     rows = rows_of(answers)
     errors = [f"{line_of(answer.case)}: {answer.error}" for answer in answers if answer.row is None]
     done = [answer.case for answer in answers]

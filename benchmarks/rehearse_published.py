@@ -1,9 +1,9 @@
-"""What the virtual device allocates beside what others measured on cards: the published rows of forward and backward.
+"""Compare the virtual device with published measurements on real GPUs: the rows of forward and backward.
 
     python benchmarks/rehearse_published.py --max_worst 3
 
 Needs the CUDA build of torch and a C compiler (hf_bsopt.virtual_gpu.why_not says what is missing). Each row runs in a
-process of its own. Columns of the file: benchmarks/truth/README.md. Exits with 1 when the limit is passed.
+process of its own. Columns of the file: benchmarks/truth/README.md. The exit code is 1 if the limit is exceeded.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ PUBLISHED = ROOT / "benchmarks" / "truth" / "published.csv"
 
 
 def run_on_device(row: Row) -> int:
-    """Peak bytes of ``torch.cuda.max_memory_allocated``, as the rows were measured: the weights in half precision, a
-    mask of ones (which SDPA drops, when it can read it), twice: gradients to None, forward, backward of the sum of the
-    logits with the outputs still held.
+    """Return the peak of ``torch.cuda.max_memory_allocated`` in bytes, measured as in the published rows.
+
+    Weights in half precision, a mask of ones (which SDPA drops if it can read it); twice: gradients set to None,
+    forward, backward of the sum of the logits while the outputs are still referenced.
     """
     import torch
     from accuracy import workload_of
@@ -53,7 +54,7 @@ def run_on_device(row: Row) -> int:
 
 
 def serve() -> None:
-    """The child: a row a line in, its bytes out; each in a fork, with a device that nobody used."""
+    """Serve the parent: read a row from each line of stdin, run it in a fork with an unused device, print its bytes."""
     import warnings
 
     import transformers

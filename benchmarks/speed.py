@@ -1,10 +1,10 @@
-"""How long the whole command takes, as a ratio to a baseline in the same run.
+"""Measure how long the whole command takes, as a ratio to a baseline in the same run.
 
     python benchmarks/speed.py --repeat 3
 
-A prediction is compared with the same imports and the same model built on meta; a rehearsal, where one is possible,
-with the bare import of torch, transformers and its Trainer. Each side runs in a process of its own, in turns; the ratio
-is of the medians. Peak memory is the process's own.
+The baseline of a prediction is the same imports and the same model built on meta; that of a rehearsal, where one is
+possible, is the bare import of torch, transformers and its Trainer. Both run in turns, each in a process of its own;
+the ratio is that of the medians. Peak memory is that of the command's largest process (ru_maxrss).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ CASES: dict[str, tuple[list[str], float | None]] = {
         None,
     ),
 }
-"""(arguments, the ratio not to be passed)"""
+"""(arguments, the limit of the ratio or None)"""
 
 BASELINE = """
 import sys
@@ -77,7 +77,7 @@ def run(command: list[str]) -> Run:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--only", help="the case whose name contains this")
+    parser.add_argument("--only", help="only cases whose name contains this")
     args = parser.parse_args()
     passed = True
     print(f"{'case':28} {'baseline':>9} {'command':>9} {'ratio':>6} {'limit':>6} {'peak memory':>12}  exit")

@@ -1,4 +1,4 @@
-"""One case of benchmarks/cases.py on the CUDA device that is here: the real Trainer, and what its allocator held.
+"""Runs one case of benchmarks/cases.py with the real Trainer on the visible CUDA device and records its memory.
 
 row = record(case, gpu, "virtual")  # in a process that has not used CUDA before
 """
@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import torch
 import transformers
-from accuracy import IN_ITS_PLACE, workload_of
+from accuracy import STAND_IN_SUFFIX, workload_of
 from cases import Case, Row
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -34,7 +34,7 @@ Device = Literal["virtual", "cuda"]
 
 STEPS = 3
 MOST_SKIPPED_STEPS = 20
-"""fp16's gradient scaler begins with a scale under which gradients overflow, and the optimizer's steps are skipped."""
+"""With fp16 the gradient scaler starts with a scale at which gradients overflow, and optimizer steps are skipped."""
 VARYING_STEPS = 200
 SHORTEST, APART = 16, 8
 """The lengths of ``varying`` rows: multiples of 8 from 16 on."""
@@ -42,8 +42,8 @@ SHORTEST, APART = 16, 8
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What follows the training steps. metrics: whether any are computed; the logits are kept only for them.
-    joined: whether Trainer makes one tensor of the logits of all batches so far, after each.
+    """The evaluation after the training steps. ``metrics``: whether any are computed; logits are kept only for them.
+    ``joined``: whether Trainer concatenates the logits of all batches so far after each batch.
     """
 
     batches: int
@@ -59,8 +59,8 @@ EVALUATIONS = {
 
 
 def record(case: Case, gpu: GpuSpec, device: Device) -> Row:
-    """The row of this case. ``device``: "virtual" is one that plays ``gpu``; a "cuda" that is another card is kept to
-    the memory and to the attention kernels of ``gpu``.
+    """Run the case and return its row. ``device``: "virtual" emulates ``gpu``; "cuda" is the GPU of this machine,
+    limited to the memory and the attention kernels of ``gpu`` if it is another model.
     """
     if case.expandable_segments:
         os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"  # read when CUDA is first used
@@ -68,7 +68,7 @@ def record(case: Case, gpu: GpuSpec, device: Device) -> Row:
     if stands_in:
         _stand_in_for(gpu)
     workload = workload_of(case.row())
-    model = _on_the_card(workload)
+    model = _build_on_gpu(workload)
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
@@ -84,8 +84,8 @@ def record(case: Case, gpu: GpuSpec, device: Device) -> Row:
         except torch.OutOfMemoryError:
             status = "oom"
     is_virtual = VARIABLE in os.environ
-    card = "virtual device" if device == "virtual" else f"{'virtual ' * is_virtual}{torch.cuda.get_device_name()}"
-    source = f"{card}{IN_ITS_PLACE}" if stands_in else card
+    name = "virtual device" if device == "virtual" else f"{'virtual ' * is_virtual}{torch.cuda.get_device_name()}"
+    source = f"{name}{STAND_IN_SUFFIX}" if stands_in else name
     context = gpu.context_bytes if device == "virtual" or stands_in else _context_bytes()
     return {
         **case.row(),
@@ -98,33 +98,33 @@ def record(case: Case, gpu: GpuSpec, device: Device) -> Row:
 
 
 class Steps(TrainerCallback):
-    """Ends training when the optimizer has stepped so often, and takes the time of its steps but for the first."""
+    """Ends training after ``count`` optimizer steps and times all training steps except the first."""
 
     def __init__(self, count: int) -> None:
         self.count = count
         self._seconds: list[float] = []
         self._stepped = 0
-        self._began = 0.0
+        self._started = 0.0
 
     @property
     def seconds(self) -> float | None:
-        """The median; None before the second step."""
+        """The median time of a step; None before the second step."""
         return statistics.median(self._seconds[1:]) if len(self._seconds) > 1 else None
 
     def on_train_begin(self, *_: Any, optimizer: Any, **__: Any) -> None:
-        plain = getattr(optimizer, "optimizer", optimizer)  # accelerate's wraps it
-        plain.register_step_post_hook(self._note)
+        plain = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+        plain.register_step_post_hook(self._count_step)
 
-    def _note(self, *_: Any) -> None:
+    def _count_step(self, *_: Any) -> None:
         self._stepped += 1
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         torch.cuda.synchronize()
-        self._began = time.perf_counter()
+        self._started = time.perf_counter()
 
     def on_step_end(self, arguments: Any, state: Any, control: Any, **_: Any) -> None:
         torch.cuda.synchronize()
-        self._seconds.append(time.perf_counter() - self._began)
+        self._seconds.append(time.perf_counter() - self._started)
         control.should_training_stop |= self._stepped >= self.count
 
 
@@ -136,21 +136,21 @@ def _is(gpu: GpuSpec) -> bool:
 
 
 def _stand_in_for(gpu: GpuSpec) -> None:
-    """Raises ValueError where this card is the smaller one."""
+    """Limit this GPU to the memory and the kernels of ``gpu``. Raise ValueError if it has less memory than ``gpu``."""
     assert gpu.total_bytes is not None
     if gpu.compute_capability != 90:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:2:16:8"  # GpuSpec.cublas_workspace_bytes
     torch.backends.cuda.enable_cudnn_sdp(False)
     torch.backends.cuda.enable_flash_sdp(gpu.compute_capability >= 80)
-    room = gpu.total_bytes - gpu.context_bytes
+    limit = gpu.total_bytes - gpu.context_bytes
     here = torch.cuda.get_device_properties(0).total_memory
-    if room > here:
+    if limit > here:
         raise ValueError(f"{torch.cuda.get_device_name()} has less memory than {gpu.name}")
-    torch.cuda.set_per_process_memory_fraction(room / here)
+    torch.cuda.set_per_process_memory_fraction(limit / here)
 
 
 def _context_bytes() -> int:
-    """What is gone from the card and not the allocator's: the context, and other processes if there are any."""
+    """Return the used bytes that are not the allocator's: the context, and other processes if there are any."""
     free, total = torch.cuda.mem_get_info()
     return total - free - torch.cuda.memory_reserved()
 
@@ -198,13 +198,13 @@ def _trainer(case: Case, workload: Workload, model: nn.Module, folder: str, step
         compute_metrics=(lambda prediction: {}) if evaluation and evaluation.metrics else None,
         callbacks=[steps],
     )
-    # on one process it does nothing but ask the card for a tensor's size, and a virtual one answers zero
+    # with one process it only reads a tensor's size from the GPU, and a virtual GPU returns zero
     trainer.accelerator.pad_across_processes = lambda tensor, **_: tensor
     return trainer
 
 
 def _lengths(case: Case) -> Iterator[int]:
-    """Of each batch in turn: the longest, or, in ``varying`` rows, any; the longest of all in the midst of them."""
+    """Yield the length of each batch: the maximum; in ``varying`` rows a random one, and the maximum halfway."""
     if case.kind != "varying":
         return itertools.repeat(case.max_length)
     lengths = random.Random(0).choices(range(SHORTEST, case.max_length + 1, APART), k=VARYING_STEPS)
@@ -215,14 +215,14 @@ def _lengths(case: Case) -> Iterator[int]:
 def _collator(workload: Workload, lengths: Iterator[int]) -> Callable[[list[int]], dict[str, torch.Tensor]]:
     def collate(examples: list[int]) -> dict[str, torch.Tensor]:
         batch = replace(workload, max_length=next(lengths)).batch(len(examples), "cpu")
-        batch["attention_mask"][0, -1] = 0  # a mask of ones is dropped where the host can read it
+        batch["attention_mask"][0, -1] = 0  # a mask of ones is dropped if the host can read it
         return batch
 
     return collate
 
 
-def _on_the_card(workload: Workload) -> nn.Module:
-    """The model as it is before Trainer gets it; Trainer itself turns on activation checkpointing."""
+def _build_on_gpu(workload: Workload) -> nn.Module:
+    """Build the model as a script passes it to Trainer, which itself turns on activation checkpointing."""
     plain = replace(workload, activation_checkpointing=False)
     if workload.load_in_4bit:
         with torch.device("meta"):
@@ -237,7 +237,7 @@ def _on_the_card(workload: Workload) -> nn.Module:
 
 
 def _load_in_4bit(model: Any, dtype: torch.dtype) -> None:
-    """From ``meta`` to the card as from_pretrained goes: one weight after the other, quantized on arrival."""
+    """Move a model from ``meta`` to the GPU as from_pretrained does: weight by weight, each quantized on arrival."""
     import bitsandbytes as bnb
 
     arrived: dict[int, torch.Tensor] = {}

@@ -1,8 +1,8 @@
-"""What benchmarks/record_truth.py starts for each GPU: imports everything once, then forks a process for each case.
+"""The worker that benchmarks/record_truth.py starts for each GPU. It imports everything once and forks for each case.
 
 Each line of standard input is a request, {"case", "gpu", "device", "timeout"}; each line of standard output its answer,
-{"row", "error"}. What is forked from a process that has used CUDA can't use it, so this one never does; and since
-bitsandbytes uses CUDA while it is imported, its cases get an interpreter of their own.
+{"row", "error"}. A fork of a process that has used CUDA cannot use it, so this process never does. bitsandbytes uses
+CUDA while it is imported, so its cases run in a new interpreter.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ Answer = dict[str, Any]
 
 def serve() -> None:
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
-    sys.modules["bitsandbytes"] = None  # type: ignore[assignment]  # or else peft would import it
+    os.dup2(2, 1)  # output of libraries goes to stderr
+    sys.modules["bitsandbytes"] = None  # type: ignore[assignment]  # otherwise peft imports it
     _import_everything()
     for line in iter(sys.stdin.readline, ""):
         print(json.dumps(answer_of(json.loads(line))), file=answers, flush=True)
@@ -45,7 +45,7 @@ def _import_everything() -> None:
 
 
 def answer_of(request: Request) -> Answer:
-    """From a process of its own, which may take its time, crash, or print."""
+    """Run a request in a fork, which may time out, crash or print, and return its answer."""
     reader, writer = os.pipe()
     with tempfile.TemporaryFile() as printed:
         process = os.fork()
@@ -61,17 +61,17 @@ def answer_of(request: Request) -> Answer:
             os.kill(process, signal.SIGKILL)
         _, status = os.waitpid(process, 0)
         printed.seek(0)
-        last_words = (printed.read().decode(errors="replace").strip().splitlines() or [""])[-1]
+        last_line = (printed.read().decode(errors="replace").strip().splitlines() or [""])[-1]
     if text is None:
         return {"row": None, "error": f"not done after {request['timeout']} s"}
     if not text:
-        return {"row": None, "error": f"died ({os.waitstatus_to_exitcode(status)}): {last_words}"}
+        return {"row": None, "error": f"died ({os.waitstatus_to_exitcode(status)}): {last_line}"}
     answer: Answer = json.loads(text)
     return answer
 
 
 def _read_within(reader: int, seconds: float) -> str | None:
-    """Everything up to the end; None where it does not come in time."""
+    """Read until the end of the stream; return None if it does not end in time."""
     parts: list[bytes] = []
     end = time.monotonic() + seconds
     while select.select([reader], [], [], max(0.0, end - time.monotonic()))[0]:
@@ -84,7 +84,7 @@ def _read_within(reader: int, seconds: float) -> str | None:
 
 def _answer_and_exit(request: Request, writer: int) -> NoReturn:
     case = Case(**request["case"])
-    if "bitsandbytes" in case.needs and "bitsandbytes" in sys.modules:  # forked, and None there
+    if "bitsandbytes" in case.needs and "bitsandbytes" in sys.modules:  # in the fork, where it is None
         os.set_inheritable(writer, True)
         os.execv(sys.executable, [sys.executable, __file__, json.dumps(request), str(writer)])
     try:

@@ -26,11 +26,14 @@ from .._utils.cache_folder import user_cache_folder
 from ..errors import RehearsalError
 from ..records import GpuSpec
 
-SOURCE = Path(__file__).with_name("device.c")
-SHARED_SOURCE = Path(__file__).with_name("shared_device.c")
-NVRTC_SOURCE = Path(__file__).with_name("nvrtc.c")
-NVML_SOURCE = Path(__file__).with_name("nvml.c")
-SOURCES = (SOURCE, SHARED_SOURCE, SHARED_SOURCE.with_suffix(".h"), NVRTC_SOURCE, NVML_SOURCE)
+FOLDER = Path(__file__).parent
+DEVICE_SOURCES = tuple(
+    FOLDER / name for name in ("device.c", "runtime.c", "memory.c", "driver.c", "cublas.c", "shared_device.c")
+)
+NVRTC_SOURCES = (FOLDER / "nvrtc.c",)
+NVML_SOURCES = (FOLDER / "nvml.c",)
+HEADERS = (FOLDER / "device.h", FOLDER / "shared_device.h")
+SOURCES = (*DEVICE_SOURCES, *NVRTC_SOURCES, *NVML_SOURCES, *HEADERS)
 VARIABLE = "HF_BSOPT_VIRTUAL_DEVICE"
 SHARED_VARIABLE = "HF_BSOPT_VIRTUAL_DEVICE_SHARED"
 LIBRARY = "libcuda.so.1"
@@ -194,10 +197,10 @@ def _compile(installed: TorchBuild, folder: Path) -> None:
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
             made = Path(temporary) / "made"
             made.mkdir()
-            _build_library((SOURCE, SHARED_SOURCE), made / LIBRARY, INTERPOSED, installed)
+            _build_library(DEVICE_SOURCES, made / LIBRARY, INTERPOSED, installed)
             nvrtc = f"libnvrtc.so.{installed.cuda_version // 1000}"
-            _build_library((NVRTC_SOURCE,), made / nvrtc, ("libnvrtc",), installed)
-            _build_library((NVML_SOURCE,), made / NVML_LIBRARY, (), installed)
+            _build_library(NVRTC_SOURCES, made / nvrtc, ("libnvrtc",), installed)
+            _build_library(NVML_SOURCES, made / NVML_LIBRARY, (), installed)
             with contextlib.suppress(FileExistsError, NotADirectoryError):
                 made.rename(folder)
     except OSError as error:
@@ -212,7 +215,7 @@ def _build_library(sources: tuple[Path, ...], library: Path, replaced: tuple[str
     compiler = _compiler()
     assert compiler is not None
     stubs, versions = library.with_suffix(".c"), library.with_suffix(".map")
-    stubs.write_text(_stubs(sources[0], replaced, installed))
+    stubs.write_text(_stubs(sources, replaced, installed))
     command = [compiler, "-O2", "-shared", "-fPIC", "-fvisibility=hidden", "-w", f"-Wl,-soname,{library.name}"]
     if replaced == ("libnvrtc",):  # it replaces the real library by name, so its symbols need that version
         versions.write_text(f"{library.name} {{ global: *; }};\n")
@@ -225,9 +228,10 @@ def _build_library(sources: tuple[Path, ...], library: Path, replaced: tuple[str
         file.unlink(missing_ok=True)
 
 
-def _stubs(source: Path, replaced: tuple[str, ...], installed: TorchBuild) -> str:
-    """Return C code for every function of the replaced libraries that the source does not implement."""
-    implemented = set(re.findall(r"\b(?:API|REFUSED)\((\w+)\)|API_AS\([^,]+, (\w+)\)", source.read_text()))
+def _stubs(sources: tuple[Path, ...], replaced: tuple[str, ...], installed: TorchBuild) -> str:
+    """Return C code for every function of the replaced libraries that the sources do not implement."""
+    code = "".join(path.read_text() for path in sources)
+    implemented = re.findall(r"\b(?:API|REFUSED)\((\w+)\)|API_AS\([^,]+, (\w+)\)", code)
     names = _names(replaced, installed) - {name for pair in implemented for name in pair}
     lines = ["int virtual_device_refuse(const char *name, int status);", "int virtual_device_use(void);"]
     for name in sorted(names):

@@ -118,7 +118,7 @@ static struct virtual_process *slot_of(struct table *table, pid_t pid) { /* pid 
     return NULL;
 }
 
-int shared_device_take(size_t bytes) {
+int shared_device_allocate(size_t bytes) {
     struct table table;
     struct virtual_process self = {.pid = getpid(), .context_bytes = gpu.context};
     char state;
@@ -137,7 +137,7 @@ int shared_device_take(size_t bytes) {
     return close_table(fd, &table, SUCCESS);
 }
 
-void shared_device_give_back(size_t bytes) {
+void shared_device_free(size_t bytes) {
     struct table table;
     int fd = open_table(&table);
     if (fd < 0) return;

@@ -21,7 +21,7 @@ const struct virtual_gpu *shared_device(void); /* for other libraries */
 
 /* The rest is for a shared device. An int is a status as above. */
 int shared_device_is_shared(void);
-int shared_device_take(size_t bytes); /* also the context, if this process has none yet */
-void shared_device_give_back(size_t bytes);
+int shared_device_allocate(size_t bytes); /* also the context, if this process has none yet */
+void shared_device_free(size_t bytes);
 int shared_device_processes(struct virtual_process out[PROCESSES], unsigned *count);
 int shared_device_used(size_t *bytes); /* by all processes */

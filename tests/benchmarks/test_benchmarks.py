@@ -1,4 +1,4 @@
-"""The benchmarks run, judge, and name what they leave out."""
+"""The accuracy benchmark compares recorded rows, enforces its limits and names the rows that it leaves out."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ def accuracy(rows: list[dict[str, str]], folder: Path, *flags: str) -> subproces
 
 
 @pytest.fixture(scope="module")
-def small() -> list[dict[str, str]]:
-    """BioBERT at length 128 and bert-mini: two traces."""
+def few_rows() -> list[dict[str, str]]:
+    """Return the rows of BioBERT at length 128 and of bert-mini, which need only two traces."""
     biobert = rows_of("rehearsed.csv", model="dmis-lab/biobert-v1.1", max_length="128")
     return biobert + rows_of("rehearsed_more.csv", model="bert-mini")
 
 
 @pytest.mark.parametrize("metric", ["allocated", "reserved"])
-def test_predictions_hold_against_recorded_steps(metric: str, small: list[dict[str, str]], tmp_path: Path) -> None:
-    """The limits are a tenth of what the issue of accuracy asks: these rows are exact but for a KiB."""
-    done = accuracy(small, tmp_path, "--metric", metric, "--max_median", "0.02", "--max_worst", "0.1")
+def test_predictions_match_recorded_steps(metric: str, few_rows: list[dict[str, str]], tmp_path: Path) -> None:
+    """The limits are a tenth of the project's accuracy goal: these rows are exact to a KiB."""
+    done = accuracy(few_rows, tmp_path, "--metric", metric, "--max_median", "0.02", "--max_worst", "0.1")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{len(small)} of {len(small)} rows compared, 0 left out" in done.stdout
+    assert f"{len(few_rows)} of {len(few_rows)} rows compared, 0 left out" in done.stdout
 
 
-def test_a_limit_that_is_passed_is_exit_code_1_and_unknown_rows_are_named(
-    small: list[dict[str, str]], tmp_path: Path
+def test_an_exceeded_limit_gives_exit_code_1_and_unknown_rows_are_named(
+    few_rows: list[dict[str, str]], tmp_path: Path
 ) -> None:
-    wrong = {**small[0], "allocated_bytes": str(int(small[0]["allocated_bytes"]) * 2)}
-    unknown = {**small[0], "model": "nobody/nothing"}
-    done = accuracy([small[0], wrong, unknown], tmp_path, "--max_worst", "1")
+    wrong = {**few_rows[0], "allocated_bytes": str(int(few_rows[0]["allocated_bytes"]) * 2)}
+    unknown = {**few_rows[0], "model": "nobody/nothing"}
+    done = accuracy([few_rows[0], wrong, unknown], tmp_path, "--max_worst", "1")
     assert done.returncode == 1
     assert "worst error" in done.stdout
     assert "2 of 3 rows compared, 1 left out" in done.stdout

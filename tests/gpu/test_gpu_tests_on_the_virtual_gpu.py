@@ -22,7 +22,7 @@ NEED_ARITHMETIC = 1
 
 def run(gpu: str, *command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(BENCHMARKS / "on_virtual_card.py"), gpu, "--", sys.executable, *command],
+        [sys.executable, str(BENCHMARKS / "on_virtual_gpu.py"), gpu, "--", sys.executable, *command],
         cwd=ROOT,
         capture_output=True,
         text=True,

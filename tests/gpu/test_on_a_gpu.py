@@ -1,6 +1,6 @@
 """Tests that need a GPU. A shared virtual one is enough, except for values and times:
 
-python benchmarks/on_virtual_card.py T4 -- python -m pytest -q -m gpu
+python benchmarks/on_virtual_gpu.py T4 -- python -m pytest -q -m gpu
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ class Neighbour:
         return json.loads(self._answers.readline())
 
     def read_dots(self, count: int) -> bytes:
-        """Return ``count`` bytes of the output of take_and_free_forever."""
+        """Return ``count`` bytes of the output of allocate_and_free_forever."""
         return self._answers.read(count)
 
     def end(self) -> int:

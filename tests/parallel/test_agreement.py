@@ -16,7 +16,7 @@ from hf_bsopt.parallel.agreement import Agreement, agree, collectives_started, e
 
 TIMEOUT_SECONDS = 1.0
 SLACK_SECONDS = 10.0
-"""Upper limit for anything that does not wait, on a busy machine too."""
+"""Upper limit for a call that does not wait, even on a busy machine."""
 
 
 # ---- one process
@@ -47,16 +47,16 @@ def test_agreement_error_names_the_ranks() -> None:
 # ---- functions that the ranks run
 
 
-def take(size: int) -> Any:
+def agree_on(size: int) -> Any:
     agreement = agree(size)
     return [agreement.batch_size, list(agreement.sizes), agreement.rank]
 
 
-def take_one_after_another(sizes: list[int]) -> list[int]:
+def agree_repeatedly(sizes: list[int]) -> list[int]:
     return [agree(size).batch_size for size in sizes]
 
 
-def take_or_fail(size: int | None) -> int:
+def agree_or_fail(size: int | None) -> int:
     if size is not None:
         return agree(size).batch_size
     error = report_failure(ValueError("no such layer\nin two lines"))
@@ -64,7 +64,7 @@ def take_or_fail(size: int | None) -> int:
     raise error
 
 
-def take_after_a_failure(size: int | None) -> list[Any]:
+def agree_after_a_failure(size: int | None) -> list[Any]:
     failure: BaseException | None = None
     if size is None:
         failure = report_failure(ValueError("only once"))
@@ -76,32 +76,32 @@ def take_after_a_failure(size: int | None) -> list[Any]:
     return [str(failure), agree(size or 5).batch_size]
 
 
-def take_or_end(size: int | None) -> int:
+def agree_or_exit(size: int | None) -> int:
     if size is None:
         os._exit(3)
     return agree(size, timeout_seconds=TIMEOUT_SECONDS).batch_size
 
 
-def take_or_wait_in_a_collective(size: int | None) -> int:
+def agree_or_wait_in_a_collective(size: int | None) -> int:
     if size is None:
         distributed.all_reduce(torch.ones(1))
     return agree(size or 1, timeout_seconds=TIMEOUT_SECONDS).batch_size
 
 
-def come_too_late(is_late: bool) -> int:
+def arrive_late(is_late: bool) -> int:
     if is_late:
         _get_default_store().wait(["hf_bsopt/agreement/0/outcome"])
     return agree(7, timeout_seconds=TIMEOUT_SECONDS).batch_size
 
 
 def post_message_or_exchange(word: str) -> list[str]:
-    if word == "through":
+    if word == "finished":
         post_message(word)
         return list(exchange("afterwards"))
     return [*exchange(word), *exchange("afterwards")]
 
 
-def begin_collectives(times: int) -> list[int]:
+def start_collectives(times: int) -> list[int]:
     group = distributed.new_group([0, 1])
     before = collectives_started()
     distributed.all_reduce(torch.ones(1))
@@ -114,12 +114,12 @@ def begin_collectives(times: int) -> list[int]:
 
 
 def test_all_ranks_agree_on_the_smallest_size_and_its_rank() -> None:
-    first, second, third = run(take, 48, 32, 40)
+    first, second, third = run(agree_on, 48, 32, 40)
     assert first.value == second.value == third.value == [32, [48, 32, 40], 1]
 
 
 def test_consecutive_rounds_are_independent() -> None:
-    first, second = run(take_one_after_another, [5, 9, 1, 8], [7, 3, 2, 8])
+    first, second = run(agree_repeatedly, [5, 9, 1, 8], [7, 3, 2, 8])
     assert first.value == second.value == [5, 3, 1, 8]
 
 
@@ -128,19 +128,19 @@ def test_consecutive_rounds_are_independent() -> None:
 def test_failure_is_reported_on_every_rank_at_once(
     given: tuple[int | None, int | None], store_is_separate: bool
 ) -> None:
-    for answer in run(take_or_fail, *given, store_is_separate=store_is_separate):
+    for answer in run(agree_or_fail, *given, store_is_separate=store_is_separate):
         failed = given.index(None)
         assert (answer.error, answer.message) == ("AgreementError", f"rank {failed} failed: ValueError: no such layer")
         assert answer.seconds < SLACK_SECONDS
 
 
 def test_round_after_a_failure_succeeds() -> None:
-    first, second = run(take_after_a_failure, 6, None)
+    first, second = run(agree_after_a_failure, 6, None)
     assert first.value == second.value == ["rank 1 failed: ValueError: only once", 5]
 
 
 def test_ended_rank_is_named_after_the_timeout() -> None:
-    first, second = run(take_or_end, 48, None)
+    first, second = run(agree_or_exit, 48, None)
     assert first.error == "AgreementError"
     assert first.message.startswith("rank 1 of 2 did not respond within 1 s")
     assert TIMEOUT_SECONDS * 0.9 < first.seconds < TIMEOUT_SECONDS + SLACK_SECONDS
@@ -148,44 +148,44 @@ def test_ended_rank_is_named_after_the_timeout() -> None:
 
 
 def test_rank_waiting_in_a_collective_is_named_and_freed_when_the_other_ends() -> None:
-    first, second = run(take_or_wait_in_a_collective, 48, None)
+    first, second = run(agree_or_wait_in_a_collective, 48, None)
     assert first.message.startswith("rank 1 of 2 did not respond within 1 s")
     assert second.error in ("RuntimeError", "DistBackendError")
     assert second.seconds < TIMEOUT_SECONDS + SLACK_SECONDS
 
 
 def test_all_missing_ranks_are_named() -> None:
-    first, *_ = run(take_or_end, 48, None, None)
+    first, *_ = run(agree_or_exit, 48, None, None)
     assert first.message.startswith("ranks 1, 2 of 3 did not respond")
 
 
 def test_late_rank_gets_the_same_error_as_the_others() -> None:
-    first, second = run(come_too_late, False, True)
+    first, second = run(arrive_late, False, True)
     assert first.error == second.error == "AgreementError"
     assert first.message == second.message
     assert first.message.startswith("rank 1 of 2 did not respond")
 
 
 def test_lost_store_is_reported() -> None:
-    _, second = run(take_or_end, None, 48, store_is_separate=False)
+    _, second = run(agree_or_exit, None, 48, store_is_separate=False)
     assert second.error == "AgreementError"
     assert "the store of the process group does not respond" in second.message
     assert second.seconds < TIMEOUT_SECONDS + SLACK_SECONDS
 
 
 def test_size_under_one_is_rejected_on_every_rank() -> None:
-    first, second = run(take, 4, 0)
+    first, second = run(agree_on, 4, 0)
     assert first.error == second.error == "UsageError"
     assert "rank 1 has 0" in first.message
 
 
 def test_message_can_be_posted_without_waiting() -> None:
-    first, second = run(post_message_or_exchange, "through", "stuck")
+    first, second = run(post_message_or_exchange, "finished", "waiting")
     assert first.value == ["afterwards", "afterwards"]
-    assert second.value == ["through", "stuck", "afterwards", "afterwards"]
+    assert second.value == ["finished", "waiting", "afterwards", "afterwards"]
 
 
 def test_started_collectives_are_counted_by_group() -> None:
-    first, second = run(begin_collectives, 2, 1)
+    first, second = run(start_collectives, 2, 1)
     assert first.value == [1, 1]
     assert second.value == [1, 0]

@@ -1,4 +1,4 @@
-"""The command as one of several processes."""
+"""The command line as one of several processes of a launcher."""
 
 from __future__ import annotations
 
@@ -54,5 +54,5 @@ def test_only_rank_zero_prints(capsys: pytest.CaptureFixture[str]) -> None:
         with Launch(rank, rank, 2).output_on_rank_zero_only():
             print(f"rank {rank}")
             print(f"rank {rank}", file=sys.stderr)
-    heard = capsys.readouterr()
-    assert (heard.out, heard.err) == ("rank 0\n", "rank 0\n")
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("rank 0\n", "rank 0\n")

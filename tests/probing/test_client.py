@@ -38,17 +38,17 @@ def trials(tmp_path_factory: pytest.TempPathFactory) -> Trials:
     folder = tmp_path_factory.mktemp("failures")
     workers: list[int] = []
     answers: dict[str, Trial] = {}
-    with ProbeClient(DEVICE) as ask:
+    with ProbeClient(DEVICE) as probe:
         for failure in FAILURES:
-            ask._timeout_seconds = 3 if failure == "timeout" else 600
-            answers[failure] = ask(misbehaving.Workload(failure, str(folder)), 8)
-            workers.append(worker_of(ask))
+            probe._timeout_seconds = 3 if failure == "timeout" else 600
+            answers[failure] = probe(misbehaving.Workload(failure, str(folder)), 8)
+            workers.append(worker_of(probe))
     return answers, folder, workers
 
 
-def worker_of(ask: ProbeClient) -> int:
-    assert ask._worker is not None
-    return ask._worker._process.pid
+def worker_of(probe: ProbeClient) -> int:
+    assert probe._worker is not None
+    return probe._worker._process.pid
 
 
 def is_there(process: int) -> bool:
@@ -90,8 +90,8 @@ def test_output_of_the_model_is_not_mistaken_for_an_answer(trials: Trials) -> No
 
 
 def test_a_memory_error_while_unpickling_is_out_of_memory() -> None:
-    with ProbeClient(DEVICE) as ask:
-        trial = ask(misbehaving.TooLargeToUnpickle("error", ""), 8)
+    with ProbeClient(DEVICE) as probe:
+        trial = probe(misbehaving.TooLargeToUnpickle("error", ""), 8)
     assert trial.outcome == "oom"
     assert trial.detail.startswith("loading the model and its data, before any step")
 
@@ -99,9 +99,9 @@ def test_a_memory_error_while_unpickling_is_out_of_memory() -> None:
 @pytest.mark.skipif(why_no_limit() is not None, reason=str(why_no_limit()))
 def test_on_a_cpu_the_memory_of_a_workloads_imports_counts_as_context(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(misbehaving.__file__).parent), prepend=os.pathsep)
-    with ProbeClient(CpuDevice(GpuSpec("CPU", 4 * 2**30, 0, 0, 0, kind="cpu"))) as ask:
+    with ProbeClient(CpuDevice(GpuSpec("CPU", 4 * 2**30, 0, 0, 0, kind="cpu"))) as probe:
         context = [
-            ask.preflight(workload).spec.context_bytes
+            probe.preflight(workload).spec.context_bytes
             for workload in (None, misbehaving.AllocatesOnUnpickling("error", ""))
         ]
     assert context[1] - context[0] == pytest.approx(misbehaving.IMPORTED_BYTES, rel=0.2)
@@ -139,20 +139,20 @@ def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Python:
     return replace
 
 
-def ask_once(timeout_seconds: float = 60) -> Trial:
-    with ProbeClient(DEVICE, timeout_seconds=timeout_seconds) as ask:
-        return ask(misbehaving.Workload("error", ""), 8)
+def probe_once(timeout_seconds: float = 60) -> Trial:
+    with ProbeClient(DEVICE, timeout_seconds=timeout_seconds) as probe:
+        return probe(misbehaving.Workload("error", ""), 8)
 
 
 def test_a_worker_that_exits_is_reported_with_its_last_line_of_output(python: Python) -> None:
     python("print('something', file=sys.stderr); sys.exit('no module named torch')")
-    trial = ask_once()
+    trial = probe_once()
     assert (trial.outcome, trial.detail) == ("error", "the worker ended with exit code 1: no module named torch")
 
 
 def test_a_killed_worker_is_reported_with_its_signal(python: Python) -> None:
     python("os.kill(os.getpid(), signal.SIGKILL)")
-    assert ask_once().detail == "the worker was killed by SIGKILL"
+    assert probe_once().detail == "the worker was killed by SIGKILL"
 
 
 def test_a_worker_that_does_not_answer_is_killed(
@@ -160,30 +160,30 @@ def test_a_worker_that_does_not_answer_is_killed(
 ) -> None:
     monkeypatch.setattr(client, "GRACE_SECONDS", 1.0)
     python(f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); signal.pause()")
-    trial = ask_once(timeout_seconds=1)
+    trial = probe_once(timeout_seconds=1)
     assert (trial.outcome, trial.detail) == ("timeout", "no answer in 1 s")
     assert not is_there(int((tmp_path / "pid").read_text()))
 
 
 def test_a_dead_worker_is_replaced_for_the_next_size(python: Python) -> None:
     python("sys.exit(1)")
-    with ProbeClient(DEVICE) as ask:
-        assert ask(misbehaving.Workload("error", ""), 8).outcome == "error"
-        assert ask._worker is None
-        assert ask(misbehaving.Workload("error", ""), 16).batch_size == 16
+    with ProbeClient(DEVICE) as probe:
+        assert probe(misbehaving.Workload("error", ""), 8).outcome == "error"
+        assert probe._worker is None
+        assert probe(misbehaving.Workload("error", ""), 16).batch_size == 16
 
 
 def test_a_client_that_is_never_called_starts_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "_Worker", lambda environment: pytest.fail("a worker was started"))
-    with ProbeClient(DEVICE) as ask:
-        assert ask._worker is None
+    with ProbeClient(DEVICE) as probe:
+        assert probe._worker is None
 
 
 def test_an_error_in_the_caller_ends_the_worker(python: Python, tmp_path: Path) -> None:
     python("signal.pause()")
-    with pytest.raises(KeyboardInterrupt), ProbeClient(DEVICE) as ask:
-        ask.start()
-        worker = worker_of(ask)
+    with pytest.raises(KeyboardInterrupt), ProbeClient(DEVICE) as probe:
+        probe.start()
+        worker = worker_of(probe)
         raise KeyboardInterrupt
     assert not is_there(worker)
 
@@ -207,9 +207,9 @@ def test_a_model_that_cannot_be_pickled_is_refused_before_a_worker_is_started(
     workload = ModuleWorkload(Unpicklable(), {"x": torch.zeros(1, 4)}, StepSettings())
     with (
         pytest.raises(ProbeError, match=r"the model cannot be sent to another process: .*generator"),
-        ProbeClient(DEVICE) as ask,
+        ProbeClient(DEVICE) as probe,
     ):
-        ask(workload, 8)
+        probe(workload, 8)
 
 
 def test_a_class_defined_in_a_notebook_is_pickled_by_value() -> None:
@@ -224,19 +224,19 @@ def test_a_class_in_a_file_next_to_the_users_script_is_found(tmp_path: Path, mon
     monkeypatch.syspath_prepend(str(tmp_path))
     import beside  # type: ignore[import-not-found]
 
-    with ProbeClient(DEVICE, timeout_seconds=60) as ask:
-        assert "ModuleNotFoundError" not in ask(beside.Mine("noise", str(tmp_path)), 8).detail
+    with ProbeClient(DEVICE, timeout_seconds=60) as probe:
+        assert "ModuleNotFoundError" not in probe(beside.Mine("noise", str(tmp_path)), 8).detail
 
 
 def test_an_unusable_device_is_reported_with_its_own_message() -> None:
-    with pytest.raises(DeviceError, match="there is no such device"), ProbeClient(DEVICE, timeout_seconds=60) as ask:
-        ask.preflight()
+    with pytest.raises(DeviceError, match="there is no such device"), ProbeClient(DEVICE, timeout_seconds=60) as probe:
+        probe.preflight()
 
 
 def test_a_preflight_without_an_answer_is_a_device_error(python: Python) -> None:
     python("sys.exit('no module named torch')")
     with (
         pytest.raises(DeviceError, match=r"T4 cannot be inspected: .* no module named torch"),
-        ProbeClient(DEVICE) as ask,
+        ProbeClient(DEVICE) as probe,
     ):
-        ask.preflight()
+        probe.preflight()

@@ -1,4 +1,4 @@
-"""Memory of a process, and its limit."""
+"""The memory of a process, its limit, and the memory that is available to it."""
 
 from __future__ import annotations
 

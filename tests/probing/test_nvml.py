@@ -54,6 +54,6 @@ def test_the_first_gpu_is_the_first_visible_one(
     assert nvml.first_gpu_name() == name
 
 
-def test_no_name_without_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_nvml_the_gpu_has_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nvml, "_initialized_nvml", lambda: None)
     assert nvml.first_gpu_name() is None

@@ -86,7 +86,7 @@ def test_a_gpu_without_kernels_is_refused_with_the_supported_architectures(t4: p
         cuda_preflight(PLACEHOLDER, None)
 
 
-def test_no_gpu_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_an_error_if_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(DeviceError, match="no CUDA device here"):
         cuda_preflight(PLACEHOLDER, None)
@@ -95,12 +95,12 @@ def test_no_gpu_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(why_no_limit() is not None, reason=str(why_no_limit()))
 def test_a_cpu_has_the_requested_or_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "available_bytes", lambda: (6 * GIB, "free memory of this machine"))
-    asked = cpu_preflight(GpuSpec("CPU", 4 * GIB, 0, 0, 0, kind="cpu"))
+    requested = cpu_preflight(GpuSpec("CPU", 4 * GIB, 0, 0, 0, kind="cpu"))
     free = cpu_preflight(CPU)
-    assert (asked.spec.total_bytes, free.spec.total_bytes) == (4 * GIB, 6 * GIB)
-    assert "set by --memory" in asked.line
+    assert (requested.spec.total_bytes, free.spec.total_bytes) == (4 * GIB, 6 * GIB)
+    assert "set by --memory" in requested.line
     assert "free memory of this machine" in free.line
-    assert asked.spec.context_bytes > 50 * 2**20
+    assert requested.spec.context_bytes > 50 * 2**20
 
 
 @pytest.mark.skipif(why_no_limit() is not None, reason=str(why_no_limit()))

@@ -50,40 +50,40 @@ def classifier(failure: str = "", precision: str = "fp32", accumulation: int = 1
     return ModuleWorkload(misbehaving.Classifier(failure), example, settings, accumulation=accumulation)
 
 
-def ask_with_short_timeout(ask: ProbeClient) -> Trial:
+def probe_with_short_timeout(probe: ProbeClient) -> Trial:
     """Run the workload that hangs, with a short timeout."""
-    usual, ask._timeout_seconds = ask._timeout_seconds, 3
+    usual, probe._timeout_seconds = probe._timeout_seconds, 3
     try:
-        return ask(classifier("timeout"), 1000)
+        return probe(classifier("timeout"), 1000)
     finally:
-        ask._timeout_seconds = usual
+        probe._timeout_seconds = usual
 
 
-def ask_everything() -> dict[str, Trial]:
+def probe_everything() -> dict[str, Trial]:
     """Run all sizes on one worker, in this order: no size may affect the next."""
     model = describe("bert-mini", max_length=64)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", HERE)
-        with ProbeClient(VirtualCudaDevice(GPU)) as ask:
+        with ProbeClient(VirtualCudaDevice(GPU)) as probe:
             answers = {
-                "first": ask(classifier(), 1000),
-                "again": ask(classifier(), 1000),
-                "fp16": ask(classifier(precision="fp16"), 1000),
-                "accumulating": ask(classifier(accumulation=2), 1000),
-                "too large": ask(classifier(), 100_000),
-                **{failure: ask(classifier(failure), 1000) for failure in FAILURES},
-                "timeout": ask_with_short_timeout(ask),
-                "afterwards": ask(classifier(), 1000),
-                "larger": ask(classifier(), 2000),
-                "model": ask(model, 32),
-                "model again": ask(model, 32),
+                "first": probe(classifier(), 1000),
+                "again": probe(classifier(), 1000),
+                "fp16": probe(classifier(precision="fp16"), 1000),
+                "accumulating": probe(classifier(accumulation=2), 1000),
+                "too large": probe(classifier(), 100_000),
+                **{failure: probe(classifier(failure), 1000) for failure in FAILURES},
+                "timeout": probe_with_short_timeout(probe),
+                "afterwards": probe(classifier(), 1000),
+                "larger": probe(classifier(), 2000),
+                "model": probe(model, 32),
+                "model again": probe(model, 32),
             }
     return answers
 
 
 @pytest.fixture(scope="module")
 def trials(once: Callable[..., Any]) -> dict[str, Trial]:
-    found: dict[str, Trial] = once("trials", ask_everything)
+    found: dict[str, Trial] = once("trials", probe_everything)
     return found
 
 

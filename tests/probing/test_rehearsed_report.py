@@ -93,7 +93,7 @@ def test_a_module_is_rehearsed_with_an_example_batch(monkeypatch: pytest.MonkeyP
     assert trial.batch_size == found.batch_size > 1000
 
 
-def test_nothing_fits_is_an_error() -> None:
+def test_it_is_an_error_if_nothing_fits() -> None:
     with pytest.raises(NothingFitsError, match="not even one sequence"):
         find("bert-base", gpu="1GiB", max_length=512)
 

@@ -33,11 +33,11 @@ def text(**changes: object) -> str:
 
 
 def verdict(**changes: object) -> str:
-    """The lines after the empty line, joined."""
+    """Return the lines after the empty line, joined."""
     return " ".join(text(**changes).split("\n\n")[1].split())
 
 
-def test_a_script_that_fits() -> None:
+def test_the_report_of_a_script_that_fits_has_its_memory_batch_and_verdict() -> None:
     assert text(not_saved={"torch.save": 2, "Trainer.save_model": 1}) == (
         "Rehearsal of train.py on a virtual T4: memory is real, values are not.\n"
         "steps:       3 optimizer steps\n"
@@ -53,7 +53,7 @@ def test_a_script_that_fits() -> None:
     )
 
 
-def test_a_script_that_runs_out_of_memory() -> None:
+def test_the_report_of_an_out_of_memory_error_has_its_step_line_and_size() -> None:
     out_of_memory = {"status": "oom", "steps": 1, "location": LOCATION, "message": "96.00 MiB more were requested"}
     assert text(**out_of_memory, trainer=None).split("\n\n")[1] == (
         "  train.py, line 12, in main: loss = model(**batch).loss\n"
@@ -62,7 +62,7 @@ def test_a_script_that_runs_out_of_memory() -> None:
     )
 
 
-def test_a_script_that_takes_too_long() -> None:
+def test_a_timeout_before_the_first_step_is_reported_with_its_line_and_likely_cause() -> None:
     location = CodeLocation("train.py, line 3, in generate: while token != end:")
     assert verdict(status="timeout", steps=0, location=location) == (
         "train.py, line 3, in generate: while token != end: ❌ UNKNOWN: it took too long; a loop that waits for a "
@@ -70,11 +70,11 @@ def test_a_script_that_takes_too_long() -> None:
     )
 
 
-def test_a_script_that_times_out_later_reports_the_steps_that_fit() -> None:
+def test_a_later_timeout_is_reported_with_the_steps_that_fit() -> None:
     assert verdict(status="timeout", steps=2).startswith("❌ UNKNOWN: it was still running after 2 steps, which fit;")
 
 
-def test_a_script_that_fails_after_the_training_fits() -> None:
+def test_a_script_that_fails_after_its_training_fits() -> None:
     assert verdict(status="stopped", message="FileNotFoundError: best.pt", location=LOCATION).endswith(
         "✅ FITS; the code after the 3 steps could not be rehearsed: FileNotFoundError: best.pt"
     )
@@ -94,14 +94,14 @@ def test_layers_that_use_cudnn_are_reported() -> None:
     assert "layers:" not in text()
 
 
-def test_a_script_that_fails_before_its_first_step() -> None:
+def test_a_failure_before_the_first_step_leaves_the_verdict_unknown() -> None:
     assert verdict(status="failed", steps=0, message="KeyError: 'labels'") == (
         "❌ UNKNOWN: train.py failed before its first step: KeyError: 'labels'"
     )
 
 
 @pytest.mark.parametrize(("steps", "words"), [(1, "1 step"), (2, "2 steps")])
-def test_a_script_that_fails_later_reports_the_steps_that_fit(steps: int, words: str) -> None:
+def test_a_later_failure_is_reported_with_the_steps_that_fit(steps: int, words: str) -> None:
     assert verdict(status="failed", steps=steps, message="KeyError: 'labels'", location=LOCATION).endswith(
         f"❌ train.py failed after {words}, which fit: KeyError: 'labels'"
     )
@@ -112,11 +112,11 @@ def test_an_invalid_device_ordinal_is_explained() -> None:
     assert verdict(status="failed", steps=0, message=message).endswith("; the virtual machine has one GPU")
 
 
-def test_a_process_that_died() -> None:
+def test_the_verdict_on_a_process_that_died_is_unknown() -> None:
     assert verdict(status="running") == "❌ UNKNOWN: the script's process ended without a result"
 
 
-def test_a_script_that_never_used_the_device() -> None:
+def test_the_verdict_on_a_script_that_never_used_the_device_is_unknown() -> None:
     never = text(status="ended", steps=0, allocated_bytes=0, reserved_bytes=0, used_bytes=0, trainer=None)
     assert never == (
         "Rehearsal of train.py on a virtual T4: memory is real, values are not.\n"

@@ -1,4 +1,4 @@
-"""StepMonitor without a script: counting steps, out-of-memory errors, and what it refuses."""
+"""StepMonitor without a script: the count of steps, out-of-memory errors, and the calls that it refuses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hf_bsopt.rehearsal.user_code import UserCode
 
 
 class Optimizer:
-    """Has the step hooks of PyTorch's Optimizer."""
+    """A fake with the step hooks of PyTorch's Optimizer."""
 
     before: list[Callable[..., None]]
     after: list[Callable[..., None]]
@@ -29,7 +29,7 @@ class Optimizer:
 
 @pytest.fixture
 def monitor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StepMonitor:
-    """A monitor that stops after three steps and follows a fake Optimizer class."""
+    """Return a monitor that stops after three steps and follows a fake Optimizer class."""
     monkeypatch.setattr(monitor_module.processes, "refused_calls", lambda: ["cusolverDnCreate"])
     monkeypatch.setattr(Optimizer, "before", [], raising=False)
     monkeypatch.setattr(Optimizer, "after", [], raising=False)
@@ -92,7 +92,7 @@ def test_an_optimizer_that_never_steps_does_not_prevent_the_end(monitor: StepMon
 
 
 def test_a_deleted_optimizer_is_not_counted(monitor: StepMonitor) -> None:
-    """As in each fold of a cross-validation."""
+    """Each fold of a cross-validation has its own optimizer."""
     for _ in range(5):
         optimizer = Optimizer()
         optimizer.step()
@@ -166,7 +166,7 @@ def test_layers_that_use_cudnn_are_noticed_when_created(monitor: StepMonitor) ->
 
 @pytest.fixture
 def torch() -> Any:
-    """A module whose ``compile`` is refused."""
+    """Return a fake torch whose ``compile`` is refused."""
     module = SimpleNamespace()
     monitor_module._refuse_compile(module)
     return module

@@ -23,7 +23,7 @@ Installed = tuple[NoSideEffects, dict[str, Action]]
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> Installed:
-    """A NoSideEffects, and the action for each module, none of them run yet."""
+    """Return a NoSideEffects and its action for each module; no action has run yet."""
     actions: dict[str, Action] = {}
     monkeypatch.setattr(no_side_effects_module, "after_import", actions.update)
     for name in TRACKERS:
@@ -111,7 +111,7 @@ def test_saving_to_a_buffer_in_memory_still_works(
 def folders(
     installed: Installed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[NoSideEffects, Any, Path, Path]:
-    """(what was skipped, a shutil, a folder of the user, a folder among temporary files)."""
+    """Return (a NoSideEffects, a changed shutil, a folder of the user, one among temporary files)."""
     no_side_effects, actions = installed
     for name in ("user", "temporary"):
         (tmp_path / name / "checkpoint-5").mkdir(parents=True)

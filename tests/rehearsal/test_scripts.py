@@ -38,7 +38,9 @@ Runs = dict[str, Future[Rehearsed]]
 
 @pytest.fixture(scope="module")
 def runs(once: Callable[..., Any], shared_folder: Path) -> Iterator[Runs]:
-    """Two at a time; under pytest-xdist one at a time in each process, every second process in reverse order."""
+    """Run the commands two at a time; under pytest-xdist one at a time in each process, in every second process in
+    reverse order.
+    """
     names, process = list(COMMANDS), os.environ.get("PYTEST_XDIST_WORKER")
     if process and int(process[2:]) % 2:
         names.reverse()

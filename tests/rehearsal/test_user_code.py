@@ -38,7 +38,7 @@ def deeper(function, text):
 
 @pytest.fixture
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """A script with a helper beside it."""
+    """Return a script that has a helper module in its folder."""
     (tmp_path / "train.py").write_text(TRAIN)
     (tmp_path / "helper.py").write_text(HELPER)
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from hf_bsopt.virtual_gpu import library
-from hf_bsopt.virtual_gpu.library import INTERPOSED, NEEDS_NO_ANSWER, SOURCE, SOURCES, WORKS_ON_THE_DEVICE, TorchBuild
+from hf_bsopt.virtual_gpu.library import (
+    DEVICE_SOURCES,
+    FOLDER,
+    INTERPOSED,
+    NEEDS_NO_ANSWER,
+    SOURCES,
+    WORKS_ON_THE_DEVICE,
+    TorchBuild,
+)
 
 CUDA_13 = TorchBuild("2.11.0+cu130", "13.0", Path("/nowhere/torch"))
 
@@ -84,8 +92,8 @@ def test_functions_called_before_a_context_exists_create_none(name: str) -> None
 
 def test_every_source_file_is_hashed_and_packaged() -> None:
     """The build is cached by the hash of its sources: changes to a file that is not listed would be missed."""
-    assert {path for path in SOURCE.parent.iterdir() if path.suffix in (".c", ".h")} == set(SOURCES)
-    packaged = (SOURCE.parents[2] / "setup.cfg").read_text()
+    assert {path for path in FOLDER.iterdir() if path.suffix in (".c", ".h")} == set(SOURCES)
+    packaged = (FOLDER.parents[1] / "setup.cfg").read_text()
     assert all(f"virtual_gpu/*{path.suffix}" in packaged for path in SOURCES)
 
 
@@ -95,7 +103,7 @@ def stubs(monkeypatch: pytest.MonkeyPatch) -> str:
     names = {"cudaMalloc", "cudaLaunchKernel", "cudaGraphLaunch", "cublasSgemm_v2", "cublasLtMatmulAlgoGetIds"}
     names.add("__cudaRegisterFunction")
     monkeypatch.setattr(library, "_names", lambda replaced, installed: names)
-    return library._stubs(SOURCE, INTERPOSED, CUDA_13)
+    return library._stubs(DEVICE_SOURCES, INTERPOSED, CUDA_13)
 
 
 def test_no_stub_is_generated_for_an_implemented_function(stubs: str) -> None:
@@ -111,7 +119,8 @@ def test_stubs_accept_launches_and_refuse_everything_else_by_name(stubs: str) ->
 
 
 def test_no_function_is_implemented_twice() -> None:
-    names = re.findall(r"^(?:API|REFUSED)\((\w+)\)|^API_AS\([^,]+, (\w+)\)", SOURCE.read_text(), re.MULTILINE)
+    code = "".join(path.read_text() for path in DEVICE_SOURCES)
+    names = re.findall(r"^(?:API|REFUSED)\((\w+)\)|^API_AS\([^,]+, (\w+)\)", code, re.MULTILINE)
     flat = [name for pair in names for name in pair if name and name != "name"]
     assert len(flat) > 100
     assert len(flat) == len(set(flat))

@@ -92,7 +92,7 @@ def test_all_free_memory_can_be_allocated_and_not_a_page_more(device: tuple[Fact
     assert facts["left"] < 20 * MIB
     assert facts["one_page_more"][0] == "OutOfMemoryError"
     assert "Tried to allocate 20.00 MiB" in facts["one_page_more"][1]
-    assert facts["given_back"] is True
+    assert facts["freed"] is True
 
 
 def test_too_large_an_allocation_raises_torchs_out_of_memory_error_with_the_devices_capacity(t4: Facts) -> None:

@@ -26,32 +26,32 @@ SLOTS = 127
 
 
 def test_each_process_sees_all_allocations_and_contexts(first: Neighbour, second: Neighbour) -> None:
-    assert first.ask("take", 1000)[0] == 0
-    assert second.ask("take", 500)[0] == 0
+    assert first.ask("allocate", 1000)[0] == 0
+    assert second.ask("allocate", 500)[0] == 0
     left = TOTAL - 2 * CONTEXT - 1500 * MIB
     assert (first.free_bytes(), second.free_bytes()) == (left, left)
 
 
 def test_freed_memory_is_free_for_all_processes(first: Neighbour, second: Neighbour) -> None:
-    _, address = first.ask("take", 1000)
+    _, address = first.ask("allocate", 1000)
     before = second.free_bytes()
-    assert first.ask("give_back", address) == 0
+    assert first.ask("free", address) == 0
     assert second.free_bytes() - before == 1000 * MIB
 
 
 def test_an_allocation_fails_while_another_process_uses_the_memory(first: Neighbour, second: Neighbour) -> None:
-    _, address = first.ask("take", 10 * 1024)
-    assert second.ask("take", 6 * 1024)[0] == OUT_OF_MEMORY
-    assert first.ask("give_back", address) == 0
-    assert second.ask("take", 6 * 1024)[0] == 0
+    _, address = first.ask("allocate", 10 * 1024)
+    assert second.ask("allocate", 6 * 1024)[0] == OUT_OF_MEMORY
+    assert first.ask("free", address) == 0
+    assert second.ask("allocate", 6 * 1024)[0] == 0
 
 
 def test_a_context_that_does_not_fit_is_out_of_memory(first: Neighbour, second: Neighbour) -> None:
     left = first.free_bytes()
-    assert first.ask("take", left // MIB - 100)[0] == 0
+    assert first.ask("allocate", left // MIB - 100)[0] == 0
     assert second.ask("call_without_context") == [0, 0, 0, 0, 0]
     assert second.ask("info")[0] == OUT_OF_MEMORY
-    assert second.ask("take", 2)[0] == OUT_OF_MEMORY
+    assert second.ask("allocate", 2)[0] == OUT_OF_MEMORY
 
 
 def test_concurrent_allocations_never_exceed_the_capacity(
@@ -61,14 +61,14 @@ def test_concurrent_allocations_never_exceed_the_capacity(
         processes = (first, second, third)
         before = [neighbour.free_bytes() for neighbour in processes][-1]
         for neighbour in processes:
-            neighbour.send("take_all", 20)
+            neighbour.send("allocate_all", 20)
         counts = [neighbour.answer() for neighbour in processes]
         assert sum(counts) == before // (20 * MIB)
         assert third.free_bytes() == before - sum(counts) * 20 * MIB
 
 
 def test_two_files_are_two_devices(first: Neighbour, tmp_path: Path) -> None:
-    first.ask("take", 1000)
+    first.ask("allocate", 1000)
     with Neighbour(tmp_path / "other") as other:
         assert other.free_bytes() == TOTAL - CONTEXT
 
@@ -105,7 +105,7 @@ def test_the_first_call_that_works_on_the_device_creates_the_context_once(
 
 def test_memory_is_freed_when_a_process_exits(first: Neighbour, second: Neighbour) -> None:
     before = first.free_bytes()
-    assert second.ask("take", 3000)[0] == 0
+    assert second.ask("allocate", 3000)[0] == 0
     assert before - first.free_bytes() == CONTEXT + 3000 * MIB
     assert second.end() == 0
     assert first.free_bytes() == before
@@ -113,7 +113,7 @@ def test_memory_is_freed_when_a_process_exits(first: Neighbour, second: Neighbou
 
 def test_memory_is_freed_when_a_process_is_killed(first: Neighbour, second: Neighbour) -> None:
     before = first.free_bytes()
-    second.ask("take", 3000)
+    second.ask("allocate", 3000)
     second.kill()
     assert first.free_bytes() == before
 
@@ -121,7 +121,7 @@ def test_memory_is_freed_when_a_process_is_killed(first: Neighbour, second: Neig
 def test_memory_of_a_zombie_is_free(first: Neighbour, device_file: Path) -> None:
     before = first.free_bytes()
     with Neighbour(device_file) as second:
-        second.ask("take", 3000)
+        second.ask("allocate", 3000)
         os.kill(second.pid, signal.SIGKILL)
         os.waitid(os.P_PID, second.pid, os.WEXITED | os.WNOWAIT)  # a zombie from here on
         assert first.free_bytes() == before
@@ -131,11 +131,11 @@ def test_memory_of_a_zombie_is_free(first: Neighbour, device_file: Path) -> None
 def test_a_process_killed_while_writing_blocks_no_other(first: Neighbour, device_file: Path, dots: int) -> None:
     before = first.free_bytes()
     with Neighbour(device_file) as second:
-        second.send("take_and_free_forever")
+        second.send("allocate_and_free_forever")
         assert second.read_dots(dots) == b"." * dots
         second.kill()
     assert first.free_bytes() == before
-    assert first.ask("take", 100)[0] == 0
+    assert first.ask("allocate", 100)[0] == 0
 
 
 def test_the_lock_of_a_killed_process_is_released(first: Neighbour, device_file: Path) -> None:
@@ -199,7 +199,7 @@ def test_slots_of_ended_processes_are_reused(first: Neighbour, second: Neighbour
     before, ended = first.free_bytes(), ended_process()
     for slot in range(1, SLOTS):
         write_slot(device_file, slot, ended, 1, MIB)
-    assert second.ask("take", 10)[0] == 0
+    assert second.ask("allocate", 10)[0] == 0
     assert before - first.free_bytes() == CONTEXT + 10 * MIB
 
 
@@ -207,7 +207,7 @@ def test_a_table_full_of_running_processes_is_a_busy_device(first: Neighbour, de
     device_file.write_bytes(b"hf_bsopt virtual GPU 1".ljust(32, b"\0") + bytes(32 * SLOTS))
     for slot in range(SLOTS):
         write_slot(device_file, slot, os.getpid(), started(os.getpid()), MIB)
-    assert first.ask("take", 10)[0] == UNAVAILABLE
+    assert first.ask("allocate", 10)[0] == UNAVAILABLE
     assert first.ask("error", UNAVAILABLE)[0] == "cudaErrorDevicesUnavailable"
 
 
@@ -216,5 +216,5 @@ def test_a_file_that_is_not_a_device_table_is_refused_and_unchanged(
     first: Neighbour, device_file: Path, content: bytes
 ) -> None:
     device_file.write_bytes(content)
-    assert first.ask("take", 10)[0] == UNAVAILABLE
+    assert first.ask("allocate", 10)[0] == UNAVAILABLE
     assert device_file.read_bytes() == content

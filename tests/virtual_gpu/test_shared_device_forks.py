@@ -14,15 +14,16 @@ INITIALIZATION_ERROR = 3
 def test_a_fork_before_initialization_is_a_process_of_its_own(first: Neighbour, second: Neighbour) -> None:
     before = first.free_bytes()
     assert second.ask("driver_status") == INITIALIZATION_ERROR
-    (status, _), (_, seen, _) = second.ask("in_fork", "both", "take", 1000, "and", "info")
+    (status, _), (_, seen, _) = second.ask("in_fork", "both", "allocate", 1000, "and", "info")
     assert (status, seen) == (0, before - CONTEXT - 1000 * MIB)
     assert first.free_bytes() == before
-    assert second.ask("take", 10)[0] == 0
+    assert second.ask("allocate", 10)[0] == 0
 
 
-@pytest.mark.parametrize("before", [("call_without_context",), ("take", 10)], ids=["initialized", "with a context"])
+@pytest.mark.parametrize("before", [("call_without_context",), ("allocate", 10)], ids=["initialized", "with a context"])
 @pytest.mark.parametrize(
-    "call", [("take", 10), ("info",), ("call_with_context", "cudaSetDevice"), ("call_with_context", "cudaEventCreate")]
+    "call",
+    [("allocate", 10), ("info",), ("call_with_context", "cudaSetDevice"), ("call_with_context", "cudaEventCreate")],
 )
 def test_a_fork_after_initialization_is_refused(
     first: Neighbour, before: tuple[object, ...], call: tuple[object, ...]
@@ -43,8 +44,8 @@ def test_driver_queries_are_refused_in_such_a_fork(first: Neighbour) -> None:
 
 
 def test_the_parent_can_continue_after_such_a_fork(first: Neighbour) -> None:
-    first.ask("take", 10)
+    first.ask("allocate", 10)
     before = first.free_bytes()
-    first.ask("in_fork", "take", 10)
+    first.ask("in_fork", "allocate", 10)
     assert first.free_bytes() == before
-    assert first.ask("take", 10)[0] == 0
+    assert first.ask("allocate", 10)[0] == 0

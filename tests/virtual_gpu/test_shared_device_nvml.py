@@ -24,8 +24,8 @@ INITIALIZATION_ERROR = 3
 
 @needs_pynvml
 def test_nvml_lists_the_processes_with_their_memory(first: Neighbour, second: Neighbour) -> None:
-    first.ask("take", 1000)
-    second.ask("take", 500)
+    first.ask("allocate", 1000)
+    second.ask("allocate", 500)
     with_bytes = [[first.pid, CONTEXT + 1000 * MIB], [second.pid, CONTEXT + 500 * MIB]]
     assert sorted(first.ask("nvml")["processes"]) == sorted(with_bytes)
     second.kill()
@@ -34,7 +34,7 @@ def test_nvml_lists_the_processes_with_their_memory(first: Neighbour, second: Ne
 
 @needs_pynvml
 def test_nvml_and_the_runtime_agree_on_memory(first: Neighbour, second: Neighbour) -> None:
-    first.ask("take", 1000)
+    first.ask("allocate", 1000)
     facts = second.ask("nvml")  # which does not create a context
     left = first.free_bytes()
     assert facts["memory"] == [TOTAL, left, TOTAL - left]
@@ -43,7 +43,7 @@ def test_nvml_and_the_runtime_agree_on_memory(first: Neighbour, second: Neighbou
 
 @needs_pynvml
 def test_nvml_needs_no_context_or_driver_and_works_after_a_fork(first: Neighbour, second: Neighbour) -> None:
-    first.ask("take", 10)
+    first.ask("allocate", 10)
     assert second.ask("nvml")["processes"] == [[first.pid, CONTEXT + 10 * MIB]]
     assert second.ask("driver_status") == INITIALIZATION_ERROR
     assert first.ask("in_fork", "nvml")["processes"] == [[first.pid, CONTEXT + 10 * MIB]]
@@ -75,7 +75,7 @@ def torch_beside_a_neighbour(once: Callable[..., Any], tmp_path_factory: pytest.
     def run() -> dict[str, Any]:
         device_file = tmp_path_factory.mktemp("shared") / "device"
         with Neighbour(device_file) as neighbour:
-            neighbour.ask("take", 4096)
+            neighbour.ask("allocate", 4096)
             before = neighbour.free_bytes()
             done = subprocess.run(
                 [sys.executable, SCRIPTS / "torch_on_a_shared_gpu.py"],
@@ -153,7 +153,7 @@ def test_memory_is_freed_after_a_process_ends_out_of_memory(torch_beside_a_neigh
 
 def test_on_a_full_device_torchs_first_call_raises_another_type(first: Neighbour, device_file: Path) -> None:
     """pytorch/pytorch#46084: the context does not fit, so there is no caching allocator yet."""
-    first.ask("take_all", 20)
+    first.ask("allocate_all", 20)
     done = subprocess.run(
         [sys.executable, "-c", "import torch; torch.zeros(1, device='cuda')"],
         env=virtual_gpu.environment(T4, shared=device_file),

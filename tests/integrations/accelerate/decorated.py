@@ -1,4 +1,4 @@
-"""The same training with accelerate's decorator and with ours, on the visible GPU; prints facts in JSON.
+"""Run the same training with accelerate's decorator or with ours on the visible GPU; print facts in JSON.
 
     python decorated.py ours outside bert-mini 128 fp16 2048  # whose, where, model, length, precision, start
 

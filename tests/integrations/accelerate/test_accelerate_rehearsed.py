@@ -1,4 +1,4 @@
-"""The decorator and accelerate's on a virtual GPU: the same training, each in its own process."""
+"""Our decorator and accelerate's run the same training on a virtual GPU, each in its own process."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ def facts(once: Callable[..., Any]) -> dict[tuple[str, str], Facts]:
 def test_finds_at_least_the_size_of_accelerate_with_fewer_errors(
     facts: dict[tuple[str, str], Facts], place: str
 ) -> None:
-    ours, others = facts["ours", place], facts["accelerates", place]
-    assert ours["found"] >= others["found"]
-    assert ours["errors"] < others["errors"] / 2
+    ours, theirs = facts["ours", place], facts["accelerates", place]
+    assert ours["found"] >= theirs["found"]
+    assert ours["errors"] < theirs["errors"] / 2
 
 
 @pytest.mark.parametrize("place", ["outside", "inside"])

@@ -120,13 +120,13 @@ def test_reduce_batch_size_fn_is_used_in_both_forms() -> None:
         decorate(train, lambda: next(reduced))()
         return tried
 
-    def at_once(function: Callable[..., Any], reduce: Callable[[], int]) -> Any:
+    def called_directly(function: Callable[..., Any], reduce: Callable[[], int]) -> Any:
         return find_executable_batch_size(function, 256, reduce)
 
     def decorated(function: Callable[..., Any], reduce: Callable[[], int]) -> Any:
         return find_executable_batch_size(starting_batch_size=256, reduce_batch_size_fn=reduce)(function)
 
-    assert sizes(at_once) == sizes(decorated) == [256, 100, 99, 5]
+    assert sizes(called_directly) == sizes(decorated) == [256, 100, 99, 5]
 
 
 def test_bound_method_can_be_decorated() -> None:
@@ -200,12 +200,14 @@ def test_failed_size_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     ]
 
 
-@pytest.mark.parametrize("said", ["CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"])
-def test_oom_errors_unknown_to_accelerate_are_retried(said: str) -> None:
+@pytest.mark.parametrize(
+    "message", ["CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"]
+)
+def test_oom_errors_unknown_to_accelerate_are_retried(message: str) -> None:
     @find_executable_batch_size(starting_batch_size=4)
     def train(batch_size: int) -> int:
         if batch_size > 1:
-            raise RuntimeError(said)
+            raise RuntimeError(message)
         return batch_size
 
     assert train() == 1

@@ -40,7 +40,7 @@ def synchronized_training(batch_size: int, largest: int) -> int:
 # ---- functions that the ranks run
 
 
-def train_where_both_run_out(largest: int) -> list[Any]:
+def train_where_both_run_out_of_memory(largest: int) -> list[Any]:
     """Run out of memory on both ranks; the smaller rank then proposes less."""
     proposals = iter([largest, 1])
     train = find_executable_batch_size(
@@ -58,7 +58,7 @@ def train_where_one_waits(largest: int) -> int:
     return find_executable_batch_size(lambda batch_size: synchronized_training(batch_size, largest), 64)()
 
 
-def train_where_one_is_through(largest: int) -> int:
+def train_where_one_finishes(largest: int) -> int:
     def train(batch_size: int) -> int:
         if batch_size > largest:
             raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 MiB.")
@@ -86,7 +86,9 @@ def train_with_an_error(words: str) -> int:
 
 
 class WithLargeForward(nn.Module):
-    """Needs more memory in its forward than in its backward pass, in which no rank could wait for another."""
+    """A model that needs more memory in its forward than in its backward pass, where an error on one rank would leave
+    the other waiting in a collective.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -106,14 +108,16 @@ def train_in_parallel_in(mebibytes: int) -> list[Any]:
     @find_executable_batch_size(starting_batch_size=512)
     def train(batch_size: int) -> int:
         model = nn.parallel.DistributedDataParallel(WithLargeForward())
-        model(torch.zeros(batch_size, 128, 256)).backward()  # a second step needs what malloc has kept of the first
+        model(
+            torch.zeros(batch_size, 128, 256)
+        ).backward()  # one step: what malloc keeps of it would count against the limit in a second
         return batch_size
 
     return [train(), [attempt.batch_size for attempt in train.report.attempts]]
 
 
 class Limited(nn.Module):
-    """Runs out of memory in its forward above ``largest`` sequences."""
+    """A model that runs out of memory in its forward pass above ``largest`` sequences."""
 
     def __init__(self, largest: int) -> None:
         super().__init__()
@@ -126,7 +130,7 @@ class Limited(nn.Module):
         return self.layer(x)
 
 
-def train_a_model_that_takes(largest: int) -> list[Any]:
+def train_a_model_that_fits(largest: int) -> list[Any]:
     """Train a model that synchronizes with the other rank's in the collectives of its backward pass."""
 
     @find_executable_batch_size(starting_batch_size=64)
@@ -159,13 +163,13 @@ def test_all_ranks_start_with_the_smallest_starting_size() -> None:
 
 
 def test_all_ranks_continue_with_the_smallest_proposed_size() -> None:
-    first, second = run(train_where_both_run_out, 32, 24)
+    first, second = run(train_where_both_run_out_of_memory, 32, 24)
     assert first.value == second.value == [24, [64, 24]]
 
 
 @pytest.fixture(scope="module")
 def one_waits(once: Callable[..., Any]) -> list[Answer]:
-    """Rank 0 runs out of memory while rank 1 waits for it in a collective."""
+    """Return the answers if rank 0 runs out of memory while rank 1 waits for it in a collective."""
     answers: list[Answer] = once("one_waits", lambda: run(train_where_one_waits, 32, 64))
     return answers
 
@@ -184,7 +188,7 @@ def test_error_in_a_collective_is_attributed_to_the_rank_that_ended(one_waits: l
 
 
 def test_rank_that_finished_is_not_trained_again() -> None:
-    first, second = run(train_where_one_is_through, 32, 64)
+    first, second = run(train_where_one_finishes, 32, 64)
     assert second.value == 64
     assert first.error == "AgreementError"
     assert first.message.endswith("start again with 32: rank 1 finished, and all ranks must use the same size")
@@ -219,7 +223,7 @@ def test_ranks_with_different_memory_limits_end_with_one_size() -> None:
 
 
 def test_failed_forward_on_one_rank_stops_the_others_before_their_collectives() -> None:
-    first, second = run(train_a_model_that_takes, 100, 20)
+    first, second = run(train_a_model_that_fits, 100, 20)
     assert first.value == [16, [f"another rank ran out of memory; trying {size} next" for size in (32, 16)], True]
     assert second.value[0] == 16
     assert max(first.seconds, second.seconds) < SLACK_SECONDS
@@ -291,7 +295,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     found: dict[str, Any] = {}
 
     def choose(options: DeviceOptions) -> DeviceChoice:
-        found.update(device=options.device, cards=os.environ.get("CUDA_VISIBLE_DEVICES"))
+        found.update(device=options.device, visible_gpus=os.environ.get("CUDA_VISIBLE_DEVICES"))
         return DeviceChoice(catalog.gpu("T4"), None, "nothing is run")
 
     def predict(workload: Trainable, device: GpuSpec, search: SearchOptions, **more: Any) -> Any:
@@ -303,9 +307,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return found
 
 
-def ask(of: Any, model: nn.Module | None = None, **options: Any) -> None:
+def ask(accelerator: Any, model: nn.Module | None = None, **options: Any) -> None:
     with pytest.raises(UsageError, match="enough"):
-        find_batch_size(model or Classifier(), accelerator=of, example_batch=EXAMPLE, **options)
+        find_batch_size(model or Classifier(), accelerator=accelerator, example_batch=EXAMPLE, **options)
 
 
 def test_settings_are_read_from_the_accelerator(asked: dict[str, Any]) -> None:
@@ -337,15 +341,15 @@ def test_weights_decide_the_precision_without_mixed_precision(
     assert asked["precision"] == precision
 
 
-@pytest.mark.parametrize(("visible", "cards"), [(None, "2"), ("4,5,6,7", "6"), ("0,GPU-1,GPU-2", "GPU-2")])
+@pytest.mark.parametrize(("visible", "visible_gpus"), [(None, "2"), ("4,5,6,7", "6"), ("0,GPU-1,GPU-2", "GPU-2")])
 def test_each_rank_searches_on_its_own_gpu(
-    asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch, visible: str | None, cards: str
+    asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch, visible: str | None, visible_gpus: str
 ) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     ask(accelerator(device="cuda:2"))
-    assert asked["cards"] == cards
+    assert asked["visible_gpus"] == visible_gpus
     assert os.environ.get("CUDA_VISIBLE_DEVICES") == visible
 
 
@@ -356,10 +360,10 @@ def test_unsupported_precision_is_rejected(asked: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
 def test_sharding_is_rejected(name: str) -> None:
-    of = accelerator()
-    of.distributed_type = DistributedType[name]
+    sharded = accelerator()
+    sharded.distributed_type = DistributedType[name]
     with pytest.raises(UsageError, match=f"{name} does not hold a whole model"):
-        find_batch_size(Classifier(), accelerator=of, example_batch=EXAMPLE)
+        find_batch_size(Classifier(), accelerator=sharded, example_batch=EXAMPLE)
 
 
 def test_prepared_model_is_rejected() -> None:

@@ -1,3 +1,5 @@
+"""The batch size that is tried after an out-of-memory error."""
+
 from __future__ import annotations
 
 import itertools
@@ -74,13 +76,13 @@ def test_steps_grow_while_estimates_are_contradicted() -> None:
 
 
 def test_steps_do_not_grow_while_the_estimate_is_lower() -> None:
-    led = searched(128, lambda size: OomFacts(size, 1000, 0, 0, 1050) if size > 90 else None)
-    assert led == [128, 121, 115, 109, 103, 98, 93, 88]
+    tried = searched(128, lambda size: OomFacts(size, 1000, 0, 0, 1050) if size > 90 else None)
+    assert tried == [128, 121, 115, 109, 103, 98, 93, 88]
 
 
 def test_steps_grow_after_twelve_errors_in_any_case() -> None:
-    led = searched(1000, lambda size: OomFacts(size, 1000, 0, 0, 1040) if size > 100 else None)
-    shares = [round((before - after) / before, 2) for before, after in itertools.pairwise(led)]
+    tried = searched(1000, lambda size: OomFacts(size, 1000, 0, 0, 1040) if size > 100 else None)
+    shares = [round((before - after) / before, 2) for before, after in itertools.pairwise(tried)]
     assert shares[:16] == [0.04] * 13 + [0.12, 0.25, 0.25]
 
 

@@ -1,4 +1,4 @@
-"""BatchSizeCallback: a Trainer with only this callback trains with the right size."""
+"""BatchSizeCallback: a Trainer with this callback trains with a batch size that fits."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from hf_bsopt.integrations.trainer.sizing import report_of
 from hf_bsopt.options import Options
 
 SMALL = {"device": "predict", "memory": "1GiB"}
-"""A T4 with this much memory: the size is predicted and nothing is run, so these tests are fast."""
+"""Options for a T4 with this much memory. The size is predicted and nothing is run, so these tests are fast."""
 LONG = Texts([8] * 40 + [128] * 24)
 
 
@@ -193,7 +193,7 @@ def random_states() -> list[Any]:
 
 
 class OwnLoss(Trainer):
-    """Ignores the number of labels, which GPT-2 would have used."""
+    """A Trainer whose loss ignores the number of labels, which GPT-2's own loss uses."""
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -311,7 +311,7 @@ def test_low_and_high_utilization_are_warned_about_once(tmp_path: Path, caplog: 
     for memory, words in (("1000GiB", "under 70%"), ("64MiB", "over 95%")):
         caplog.clear()
         callback = BatchSizeCallback(memory=memory)
-        callback.size = lambda *_: None  # type: ignore[method-assign]  # the log alone
+        callback.size = lambda *_: None  # type: ignore[method-assign]  # only logging is tested
         with caplog.at_level(logging.WARNING, "hf_bsopt"):
             trainer(tmp_path, callbacks=[callback]).train()
         assert [words in record.message for record in caplog.records] == [True]
@@ -377,7 +377,7 @@ def test_resuming_on_the_same_device_reuses_the_size_of_the_checkpoint(
 def test_resuming_with_other_options_searches_again(
     tmp_path: Path, checkpoint: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A user lowers the limit after an out-of-memory error."""
+    """A user may lower the limit after an out-of-memory error."""
     made, callback = sized(tmp_path, max_steps=3, limit=4)
     words = resumed(made, checkpoint, caplog)
     assert callback.report is not None
@@ -405,7 +405,9 @@ def test_resumed_losses_equal_those_of_an_uninterrupted_run(tmp_path: Path) -> N
     whole, _ = sized(tmp_path / "b", model=language_model(), dataset=data, max_steps=4)
     whole.train()
     assert len(losses(made)) == len(losses(whole)) == 4
-    assert losses(made)[2:] == pytest.approx(losses(whole)[2:], rel=1e-2)  # the schedule knew of two steps before
+    assert losses(made)[2:] == pytest.approx(
+        losses(whole)[2:], rel=1e-2
+    )  # the first part scheduled the learning rate for two steps
 
 
 def test_resumed_training_averages_over_micro_batches(tmp_path: Path, checkpoint: str) -> None:
@@ -588,14 +590,14 @@ def test_nothing_is_set_if_nothing_fits(tmp_path: Path) -> None:
 def test_user_callback_sees_the_new_size_at_train_begin(tmp_path: Path) -> None:
     seen: list[int] = []
 
-    class Looks(TrainerCallback):
+    class RecordsSize(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             seen.append(state.train_batch_size)
 
     made = trainer(
         tmp_path,
         dataset=LONG,
-        callbacks=[Looks(), BatchSizeCallback(**SMALL, batch_size=8)],
+        callbacks=[RecordsSize(), BatchSizeCallback(**SMALL, batch_size=8)],
         per_device_train_batch_size=16,
     )
     made.train()

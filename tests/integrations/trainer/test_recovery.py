@@ -13,11 +13,11 @@ from transformers import Trainer
 
 from hf_bsopt.integrations.trainer.recovery import Recovery, _split, _weights
 
-OUT = "CUDA out of memory. Tried to allocate 2.00 GiB"
+MESSAGE = "CUDA out of memory. Tried to allocate 2.00 GiB"
 
 
 class RunsOut:
-    """A hook that makes a model run out of memory above ``most`` sequences, from a forward pass on."""
+    """A hook that makes a model run out of memory above ``most`` sequences, after ``first`` forward passes."""
 
     def __init__(self, most: int, first: int = 0, *, in_backward: bool = False) -> None:
         self.most, self.first, self.count = most, first, 0
@@ -43,7 +43,7 @@ class RunsOut:
     def _fail(self) -> None:
         if self.count > self.first and self.size > self.most:
             self.errors += 1
-            raise torch.OutOfMemoryError(OUT)
+            raise torch.OutOfMemoryError(MESSAGE)
 
 
 def trained(made: Trainer, recovery: Recovery | None = None) -> list[float]:
@@ -107,7 +107,7 @@ def test_custom_loss_function_is_weighted_by_parts(tmp_path: Path) -> None:
 
 
 def test_random_state_is_reset_to_the_start_of_the_step(tmp_path: Path) -> None:
-    """As dropout would: the repeated first forward pass draws the same numbers as the failed one."""
+    """The repeated first forward pass draws the same random numbers, such as dropout's, as the failed one."""
     model = classifier()
     drawn: list[float] = []
     model.register_forward_pre_hook(lambda *_: drawn.append(torch.rand(()).item()))
@@ -119,7 +119,7 @@ def test_random_state_is_reset_to_the_start_of_the_step(tmp_path: Path) -> None:
 
 
 class MeanOfLabels(nn.Module):
-    """Its loss is nan for a batch without labels."""
+    """A model whose loss is nan for a batch without labels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -153,7 +153,7 @@ def test_part_without_labels_is_skipped(tmp_path: Path) -> None:
 
 
 def test_batch_that_cannot_be_split_raises_the_original_error(tmp_path: Path) -> None:
-    """Image patches in one row: only the model knows which belong to which sequence."""
+    """If image patches are concatenated, only the model knows which belong to which sequence."""
 
     class Patches(Pad):
         def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:

@@ -51,9 +51,9 @@ def evaluate_with(memory: str) -> dict[str, Any]:
 
 
 def resume_as(given: tuple[str, str, bool]) -> dict[str, Any]:
-    """Resume on a machine with two kinds of GPU, of which the checkpoint knows that of rank 0."""
+    """Train or resume on a machine with two kinds of GPU; the checkpoint records that of rank 0."""
     device, folder, is_resumed = given
-    checkpoint_state.device_name = lambda _: device  # type: ignore[assignment]  # of this process alone
+    checkpoint_state.device_name = lambda _: device  # type: ignore[assignment]  # in this process only
     callback = BatchSizeCallback(device="predict", gpu="T4", memory="1GiB")
     values = {"per_device_train_batch_size": 8, "max_steps": 2, "save_strategy": "steps", "save_steps": 1}
     made = trainer(Path(folder), classifier(), Texts([24] * 64), [callback], **values)
@@ -129,5 +129,5 @@ def test_out_of_memory_on_one_rank_saves_a_checkpoint_and_does_not_hang(tmp_path
     alone.train(resume_from_checkpoint=saved[1])
     assert alone.state.global_step == 3
     assert len(losses(alone)) == 3
-    assert first.error  # freed by the end of the other
+    assert first.error  # its collective fails when the other rank ends
     assert max(first.seconds, second.seconds) < MAX_SECONDS

@@ -1,4 +1,4 @@
-"""The workload that is read from a Trainer, and how its step is followed."""
+"""The workload that is read from a Trainer, and the prediction of its step."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_overridden_compute_loss_is_reported_as_not_counted(tmp_path: Path) -> N
 def test_iterable_dataset_is_sized_for_the_limit_of_the_model(tmp_path: Path) -> None:
     class Stream(torch.utils.data.IterableDataset[dict[str, Any]]):
         def __iter__(self) -> Any:
-            raise AssertionError("a stream is not to be read before the training")
+            raise AssertionError("a stream must not be read before the training")
 
     workload = trainer_workload(trainer(tmp_path, dataset=Stream()))
     assert shapes(workload.batch(2, "cpu")) == {"input_ids": (2, 128), "attention_mask": (2, 128), "labels": (2,)}
@@ -185,7 +185,7 @@ class Stream(torch.utils.data.IterableDataset[dict[str, Any]]):
 
 
 class Bag(nn.Module):
-    """Accepts exactly the arguments that it names."""
+    """A model whose forward accepts exactly the arguments that it names."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -285,7 +285,7 @@ def test_dataloader_of_the_search_is_not_kept(tmp_path: Path) -> None:
 
 
 def test_persistent_evaluation_dataloaders_are_not_replaced(tmp_path: Path) -> None:
-    """With persistent workers Trainer keeps them as "eval", where the next dataset would find this one's."""
+    """With persistent workers, Trainer keeps a dataloader as "eval", which the next dataset would get as well."""
     values = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
     several = {"short": Texts([5] * 6), "long": Texts([30] * 4)}
     made = trainer(tmp_path, dataset=Texts([8] * 4), eval_dataset=several, **values)
@@ -314,7 +314,7 @@ class Draws(Pad):
 def test_generators_of_the_collator_are_not_advanced(tmp_path: Path) -> None:
     collator = Draws()
     trainer_workload(trainer(tmp_path, collator=collator))
-    assert collator.generator is None  # each worker makes one of its own
+    assert collator.generator is None  # each worker creates its own
     for _ in range(2):
         collator([Texts([8])[0]])
     again = Draws()

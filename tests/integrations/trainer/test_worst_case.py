@@ -65,7 +65,7 @@ def test_transform_decides_the_lengths() -> None:
 
 
 class Summaries(torch.utils.data.Dataset[dict[str, list[int]]]):
-    """The longest text has a short summary and vice versa."""
+    """A dataset in which the longest text has a short summary and vice versa."""
 
     def __len__(self) -> int:
         return 3

@@ -58,7 +58,7 @@ def memory() -> dict[str, Any]:
     }
     del whole
     torch.cuda.empty_cache()
-    facts["given_back"] = torch.cuda.mem_get_info()[0] == free
+    facts["freed"] = torch.cuda.mem_get_info()[0] == free
     facts["too_much"] = error(lambda: in_mib(all_of_it + PAGE))
     facts["usable_after_oom"] = in_mib(64).numel() == 64 * MIB
     torch.cuda.empty_cache()

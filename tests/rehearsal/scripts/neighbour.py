@@ -16,28 +16,28 @@ CUDA = ctypes.CDLL(None)  # preloaded
 MIB = 1 << 20
 
 
-def take(mib: str) -> list[int]:
+def allocate(mib: str) -> list[int]:
     """Return [status, address]."""
     address = ctypes.c_size_t()
     return [CUDA.cudaMalloc(ctypes.byref(address), ctypes.c_size_t(int(mib) * MIB)), address.value]
 
 
-def take_all(mib: str) -> int:
+def allocate_all(mib: str) -> int:
     """Allocate pieces of this size until none is left and return their number."""
     count = 0
-    while take(mib)[0] == 0:
+    while allocate(mib)[0] == 0:
         count += 1
     return count
 
 
-def give_back(address: str) -> int:
+def free(address: str) -> int:
     return CUDA.cudaFree(ctypes.c_size_t(int(address)))
 
 
 def info() -> list[int]:
     """Return [status, free bytes, total bytes]."""
-    free, total = ctypes.c_size_t(), ctypes.c_size_t()
-    return [CUDA.cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total)), free.value, total.value]
+    left, total = ctypes.c_size_t(), ctypes.c_size_t()
+    return [CUDA.cudaMemGetInfo(ctypes.byref(left), ctypes.byref(total)), left.value, total.value]
 
 
 def call_without_context() -> list[int]:
@@ -136,11 +136,11 @@ def both(*words: str) -> list[Any]:
     return [answer(words[:middle]), answer(words[middle + 1 :])]
 
 
-def take_and_free_forever() -> None:
+def allocate_and_free_forever() -> None:
     """Allocate and free memory forever and write a dot after each round."""
     while True:
-        _, address = take("2")
-        give_back(str(address))
+        _, address = allocate("2")
+        free(str(address))
         os.write(1, b".")
 
 
@@ -151,9 +151,9 @@ def answer(words: tuple[str, ...]) -> Any:
 COMMANDS: dict[str, Callable[..., Any]] = {
     command.__name__: command
     for command in (
-        take,
-        take_all,
-        give_back,
+        allocate,
+        allocate_all,
+        free,
         info,
         call_without_context,
         call_with_context,
@@ -163,7 +163,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
         nvml,
     )
 }
-COMMANDS |= {command.__name__: command for command in (in_fork, both, take_and_free_forever)}
+COMMANDS |= {command.__name__: command for command in (in_fork, both, allocate_and_free_forever)}
 
 for line in sys.stdin:
     print(json.dumps(answer(tuple(line.split()))), flush=True)

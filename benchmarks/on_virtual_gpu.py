@@ -1,9 +1,9 @@
-"""A command on a virtual card that all its processes share, as if the card were there.
+"""Run a command on a virtual GPU that all its processes share.
 
-    python benchmarks/on_virtual_card.py T4 -- bash benchmarks/on_gpu.sh
-    python benchmarks/on_virtual_card.py 24GiB -- python -m pytest -q -m gpu
+    python benchmarks/on_virtual_gpu.py T4 -- bash benchmarks/on_gpu.sh
+    python benchmarks/on_virtual_gpu.py 24GiB -- python -m pytest -q -m gpu
 
-Memory is real there; values and seconds are not (docs/rehearsal.md). The exit code is that of the command.
+Memory use is that of a real GPU; computed values and times are not (docs/rehearsal.md). The exit code is the command's.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from hf_bsopt.errors import BatchSizeError
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("gpu", help="a card's name, or a size")
+    parser.add_argument("gpu", help="the name of a GPU, or a memory size")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="-- and a command")
     args = parser.parse_args()
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
     if not command:
-        parser.error("what is to be run? For example -- bash benchmarks/on_gpu.sh")
+        parser.error("no command is given; for example -- bash benchmarks/on_gpu.sh")
     with tempfile.TemporaryDirectory() as folder:
         try:
-            environment = virtual_gpu.environment(catalog.gpu(args.gpu), shared=Path(folder) / "card")
+            environment = virtual_gpu.environment(catalog.gpu(args.gpu), shared=Path(folder) / "gpu")
         except BatchSizeError as error:
             parser.error(str(error))
         try:

@@ -1,6 +1,4 @@
-"""A Trainer on a CPU with little memory that requests more than fits: with the callback, with auto_find_batch_size,
-plain.
-"""
+"""A Trainer on a CPU that requests more memory than there is: with the callback, with auto_find_batch_size, plain."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is noted of a search, from outside: the sizes that reach the model and the out-of-memory errors."""
+"""Records a search from outside: the batch sizes that reach the model and the out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import functools
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from peers_cases import Attempt, Case, Place, Search
+from peers_cases import Attempt, Case, RunDevice, Search
 
 from hf_bsopt.probing.oom import out_of_memory
 
 COUNTED = "counted_by_peers"
 
 
-class Errors(Protocol):
-    """The out-of-memory errors of a process."""
+class ErrorCounter(Protocol):
+    """A counter of the out-of-memory errors of this process."""
 
-    def watch(self, model: Any) -> None: ...
+    def attach(self, model: Any) -> None: ...
     def total(self) -> int: ...
 
 
-class CudaErrors:
-    """As the caching allocator counts them."""
+class CudaErrorCounter:
+    """The count of the caching allocator."""
 
-    def watch(self, model: Any) -> None:
+    def attach(self, model: Any) -> None:
         pass
 
     def total(self) -> int:
@@ -32,10 +32,10 @@ class CudaErrors:
         return int(torch.cuda.memory_stats().get("num_ooms", 0))
 
 
-class HostErrors:
-    """The allocator of the host keeps no count: what leaves the forward pass, the backward pass, the clipping and the
-    optimizer's step is looked at. Functions of classes and modules are wrapped, not those of the model itself, which
-    would be kept alive by them.
+class HostErrorCounter:
+    """The errors that leave the forward pass, the backward pass, the clipping or the optimizer step: the host's
+    allocator keeps no count. Functions of classes and modules are wrapped rather than those of the model object, which
+    the wrappers would keep alive.
     """
 
     def __init__(self) -> None:
@@ -43,14 +43,14 @@ class HostErrors:
         from torch.nn import utils
 
         self._total = 0
-        self._watched: set[type] = set()
+        self._wrapped_types: set[type] = set()
         self._wrap(torch.autograd, "backward")
         self._wrap(utils, "clip_grad_norm_")
         self._wrap(torch.optim.AdamW, "step")
 
-    def watch(self, model: Any) -> None:
-        if type(model) not in self._watched:
-            self._watched.add(type(model))
+    def attach(self, model: Any) -> None:
+        if type(model) not in self._wrapped_types:
+            self._wrapped_types.add(type(model))
             self._wrap(type(model), "__call__")
 
     def total(self) -> int:
@@ -65,9 +65,8 @@ class HostErrors:
             try:
                 return function(*args, **kwargs)
             except Exception as error:
-                if COUNTED not in vars(
-                    error
-                ):  # a step may run the backward pass inside, and the same error leaves both
+                # a step may run the backward pass inside: the same error then leaves both
+                if COUNTED not in vars(error):
                     setattr(error, COUNTED, True)
                     self._total += out_of_memory(error) is not None
                 raise
@@ -75,23 +74,23 @@ class HostErrors:
         return counting
 
 
-class Watch:
-    """In the process of a search."""
+class Monitor:
+    """The attempts and errors of a search, recorded in its process."""
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
+    def __init__(self, device: RunDevice) -> None:
+        self.device = device
         self.attempts: list[Attempt] = []
-        self._counter: Errors = HostErrors() if place.kind == "cpu" else CudaErrors()
+        self._counter: ErrorCounter = HostErrorCounter() if device.kind == "cpu" else CudaErrorCounter()
         self._errors = 0
 
     def model(self, case: Case) -> Any:
-        """The model, with random weights, on the device."""
+        """Build the model on the device, with random weights and a hook that records batch sizes."""
         import torch
 
-        with torch.device(self.place.torch_device):
+        with torch.device(self.device.torch_device):
             model = case.workload().build()
         model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
-        self._counter.watch(model)
+        self._counter.attach(model)
         return model
 
     def _before_forward(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -100,7 +99,7 @@ class Watch:
             self.attempts.append(Attempt(size))
 
     def count(self) -> int:
-        """Errors since the last count; they belong to the attempt that is running."""
+        """Return the number of errors since the last call; they belong to the attempt that is running."""
         total = self._counter.total()
         new, self._errors = total - self._errors, total
         if new and self.attempts:

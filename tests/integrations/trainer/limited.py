@@ -1,4 +1,4 @@
-"""Trains on a CPU, in a process with limited memory, with a batch size that does not fit; prints facts in JSON.
+"""Train on a CPU in a process with limited memory, with a batch size that does not fit; print facts in JSON.
 
 python limited.py callback 620MiB    # with BatchSizeCallback; or: auto_find, plain
 """

@@ -1,40 +1,41 @@
-"""How benchmarks/peers.py tells what it found: a table for a terminal, or one in Markdown."""
+"""Tables of benchmarks/peers.py, for a terminal or in Markdown."""
 
 from __future__ import annotations
 
 import textwrap
 from dataclasses import dataclass
 
-from peers_cases import Case, Place, Search
+from peers_cases import Case, RunDevice, Search
 
 HEADER = ("contender", "trials", "OOM", "found", "of largest", "was run", "trains")
 TIMES = ("wall (s)", "÷ ours")
 LAYOUT = "{:<24} {:>6} {:>5} {:>6} {:>11}  {:<8} {}"
 TIMED_LAYOUT = "{:<26} {:>6} {:>4} {:>6} {:>10}  {:<7} {:<6} {:>8} {:>6}"
 REACHED = 0.97
-NO_TIMES = "The card is virtual: what the seconds say is how long Python took, and nothing of a card."
+"""Fraction of the true largest size from which a peer counts as reaching it."""
+TIMES_ARE_NOT_REAL = "The GPU is virtual: the seconds are the time that Python took and say nothing about a real GPU."
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """searches of one case, this project's last; largest is the true one; fits says of the sizes found whether Trainer
-    trains at them. where: the device in words.
+    """The searches of one case, this project's last. ``largest``: the true largest size. ``fits``: for each size found,
+    whether Trainer trains at it. ``device_name``: a description of the device.
     """
 
     case: Case
-    place: Place
-    where: str
+    device: RunDevice
+    device_name: str
     searches: list[Search]
     largest: int
     fits: dict[int, bool]
 
     @property
     def header(self) -> tuple[str, ...]:
-        return (*HEADER, *TIMES) if self.place.computes else HEADER
+        return (*HEADER, *TIMES) if self.device.computes else HEADER
 
     @property
     def title(self) -> str:
-        return f"{self.case.title()}, {self.where}"
+        return f"{self.case.title()}, {self.device_name}"
 
     def rows(self) -> list[tuple[str, ...]]:
         return [
@@ -46,7 +47,7 @@ class Comparison:
                 f"{self._share(search):.1%}".replace("%", " %") if search.size else "–",
                 _yes(search.was_run) if search.size else "–",
                 _yes(self.fits[search.size]) if search.size else "–",
-                *(self._times(search) if self.place.computes else ()),
+                *(self._times(search) if self.device.computes else ()),
             )
             for search in self.searches
         ]
@@ -61,12 +62,12 @@ class Comparison:
     def failures(self) -> list[str]:
         return [f"{search.contender}: {search.failure}" for search in self.searches if search.failure]
 
-    def race(self) -> list[str]:
-        """This project's time beside that of the fastest others; nothing where no time is told."""
+    def fastest_peers(self) -> list[str]:
+        """Return lines that compare this project's time with the fastest peers; none if times are not compared."""
         ours, peers = self.searches[-1], [search for search in self.searches[:-1] if search.size]
-        if not (self.place.computes and ours.size and peers):
+        if not (self.device.computes and ours.size and peers):
             return []
-        lines = [NO_TIMES] if self.place.times_mean_nothing else []
+        lines = [TIMES_ARE_NOT_REAL] if self.device.is_emulated else []
         near = [search for search in peers if self._share(search) >= REACHED and self.fits[search.size or 0]]
         for words, group in ((f"that reaches {REACHED:.0%} of the largest and trains", near), ("of all", peers)):
             name = f"fastest peer {words}"
@@ -80,7 +81,7 @@ class Comparison:
 
     def text(self, *, sizes: bool) -> str:
         lines = [self.title, f"true largest: {self.largest}", ""]
-        layout = TIMED_LAYOUT if self.place.computes else LAYOUT
+        layout = TIMED_LAYOUT if self.device.computes else LAYOUT
         lines += [layout.format(*row) for row in (self.header, *self.rows())]
         lines += [f"  {failure}" for failure in self.failures()]
         if sizes:
@@ -88,19 +89,19 @@ class Comparison:
             for search in self.searches:
                 line = f"{search.contender}: {' '.join(map(str, search.attempts)) or 'none'}"
                 lines += textwrap.wrap(line, 78, initial_indent="  ", subsequent_indent="    ")
-        race = self.race()
-        return "\n".join([*lines, *(["", *race] if race else [])])
+        fastest = self.fastest_peers()
+        return "\n".join([*lines, *(["", *fastest] if fastest else [])])
 
     def markdown(self) -> str:
         header = (*self.header, "sizes run")
         cells = [(*row, " ".join(map(str, s.attempts))) for row, s in zip(self.rows(), self.searches, strict=True)]
         lines = [f"**{self.title}**: true largest {self.largest}", ""]
         lines += ["| " + " | ".join(row) + " |" for row in (header, ("---",) * len(header), *cells)]
-        return "\n".join([*lines, *(f"\n{line}" for line in (*self.failures(), *self.race()))])
+        return "\n".join([*lines, *(f"\n{line}" for line in (*self.failures(), *self.fastest_peers()))])
 
 
 def line_of(search: Search, *, timed: bool) -> str:
-    """What came of one, as soon as it is there."""
+    """Return the outcome of one search in a line."""
     trials = f"{len(search.attempts)} trials, {search.errors} out of memory"
     seconds = f", {search.wall_seconds:.1f} s" if timed else ""
     return f"{search.contender}: {search.size or search.failure}, {trials}{seconds}"
