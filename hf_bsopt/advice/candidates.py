@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from ..workloads.model_config import supports_sdpa
 from ..workloads.module import ModuleWorkload
 from ..workloads.step_settings import TRAINERS
-from ..workloads.workload import Trainable, Workload
+from ..workloads.trainable import Trainable
+from ..workloads.workload import Workload
 
 SHORTEST_LENGTH = 32
 LORA_RANK = 16

@@ -11,8 +11,8 @@ from torch import nn
 
 from .._utils import progress
 from ..records import GpuSpec, Trial
+from ..workloads.trainable import Phase, Trainable
 from ..workloads.training_step import STEPS, TrainingStep, evaluation_step, has_batch_norm, smallest_batch
-from ..workloads.workload import Phase, Trainable
 from .generation import generate_last_tokens
 from .replay.timeline import Timeline
 from .tracing.tracer import label, trace

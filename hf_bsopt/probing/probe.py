@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from ..records import Outcome, Peak, Trial
 from ..workloads.meta_device import initialized
+from ..workloads.trainable import Phase, Trainable
 from ..workloads.training_step import TrainingStep, evaluation_step, generation_step, smallest_batch
-from ..workloads.workload import Phase, Trainable
 from .devices import Device, Schedule
 from .memory import DeviceMemory
 from .oom import out_of_memory

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from ..errors import UsageError
-from .step_settings import OPTIMIZERS, TRAINERS, OwnParts, Precision, StepSettings
-from .workload import PRECISIONS, Trainable, check_choice
+from .checks import check_choice
+from .optimizers import OPTIMIZERS
+from .step_settings import PRECISIONS, TRAINERS, OwnParts, Precision, StepSettings
+from .trainable import Trainable
 
 if TYPE_CHECKING:
     from torch import nn

@@ -11,19 +11,13 @@ if TYPE_CHECKING:
     from torch import nn
 
 Precision = Literal["fp16", "bf16", "fp32", "fp16-weights", "bf16-weights"]
-
-
-OPTIMIZERS: dict[str, str] = {
-    "adamw_torch_fused": "Trainer's default: one kernel for all parameters, no temporaries",
-    "adamw_torch": "foreach: temporaries of about the size of the parameters",
-    "sgd": "no state without momentum",
-    "adafactor": "factored second moments",
-    "adamw_bnb_8bit": "8-bit state (bitsandbytes)",
-    "paged_adamw_8bit": "8-bit state in pages that the driver moves to the host, not counted (bitsandbytes)",
-    "rmsprop": "one state tensor",
-    "adagrad": "one state tensor",
+PRECISIONS: dict[str, str] = {
+    "fp16": "mixed precision, fp16 over the weights",
+    "bf16": "mixed precision, bf16 over the weights",
+    "fp32": "single precision",
+    "fp16-weights": "weights, gradients and optimizer in fp16",
+    "bf16-weights": "weights, gradients and optimizer in bf16",
 }
-ALIASES = {"adamw_8bit": "adamw_bnb_8bit", "adamw": "adamw_torch_fused", "adamw_fused": "adamw_torch_fused"}
 
 
 @dataclass(frozen=True)

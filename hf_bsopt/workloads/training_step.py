@@ -7,21 +7,20 @@ before the first forward (Trainer.get_batch_samples); gradients are unscaled, cl
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..errors import MissingExtraError, UsageError
-from .step_settings import ALIASES, OPTIMIZERS, TRAINERS, OwnParts, Precision, StepSettings
-from .workload import Trainable
+from ..errors import UsageError
+from .optimizers import make_optimizer
+from .step_settings import TRAINERS, OwnParts, Precision, StepSettings
+from .trainable import Trainable
 
 Batch = Mapping[str, Any]
 AUTOCAST_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 PROMPT = ("input_ids", "attention_mask", "decoder_input_ids")
-NO_DECAY = ("bias", "norm")
 MICRO_BATCHES_HELD = 32
 """Trainer fetches all micro-batches of a step at once. Token ids are the least of the memory: more are not made."""
 FIRST_BUCKET_BYTES, BUCKET_BYTES = 2**20, 25 * 2**20
@@ -174,50 +173,3 @@ def _count_labels(batches: Sequence[Batch]) -> torch.Tensor | None:
     if not batches or not isinstance(batches[0].get("labels"), torch.Tensor):
         return None
     return sum((batch["labels"].ne(-100).sum() for batch in batches), start=0)  # type: ignore[return-value]
-
-
-def make_optimizer(model: nn.Module, name: str) -> torch.optim.Optimizer:
-    """The optimizer that Trainer makes for this name of ``TrainingArguments.optim``, with its two groups: biases and
-    norms decay by nothing. Raises UsageError for a name that is not known, MissingExtraError without bitsandbytes.
-    """
-    name = ALIASES.get(name, name)
-    if name not in OPTIMIZERS:
-        raise UsageError(f"optimizer {name!r} is not known here; there are {', '.join(OPTIMIZERS)}")
-    trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    decays = [not any(word in n.lower() for word in NO_DECAY) for n, _ in trained]
-    groups = [
-        {"params": [p for (_, p), decay in zip(trained, decays, strict=True) if decay == wanted], "weight_decay": 0.0}
-        for wanted in (True, False)
-    ]
-    if name == "adafactor":
-        from transformers.optimization import Adafactor
-
-        return Adafactor(groups, lr=5e-5, scale_parameter=False, relative_step=False)
-    if name in ("adamw_bnb_8bit", "paged_adamw_8bit"):
-        if importlib.util.find_spec("bitsandbytes") is None:
-            raise MissingExtraError(f"{name} needs bitsandbytes: pip install bitsandbytes")
-        return _eight_bit_adam(model, groups, paged=name.startswith("paged"))
-    if name == "adamw_torch_fused":
-        return torch.optim.AdamW(groups, lr=5e-5, fused=True)
-    plain: dict[str, Callable[..., torch.optim.Optimizer]] = {
-        "adamw_torch": torch.optim.AdamW,
-        "sgd": torch.optim.SGD,
-        "rmsprop": torch.optim.RMSprop,
-        "adagrad": torch.optim.Adagrad,
-    }
-    return plain[name](groups, lr=5e-5)
-
-
-def _eight_bit_adam(model: nn.Module, groups: list[dict[str, Any]], *, paged: bool) -> torch.optim.Optimizer:
-    """As Trainer makes it: embeddings keep their state in 32 bits. The override goes into a manager of this optimizer's
-    own, since bitsandbytes' global one would hand it on to whatever is trained next in this process.
-    """
-    from bitsandbytes.optim import AdamW, GlobalOptimManager
-
-    optimizer = AdamW(groups, lr=5e-5, optim_bits=8, is_paged=paged)
-    optimizer.mng = object.__new__(GlobalOptimManager)
-    optimizer.mng.initialize()
-    for module in model.modules():
-        if isinstance(module, nn.Embedding):
-            optimizer.mng.register_module_override(module, "weight", {"optim_bits": 32})
-    return optimizer

@@ -12,7 +12,8 @@ from hf_bsopt.memory import Timeline, trace
 from hf_bsopt.memory.memory_profile import PARTS, memory_profile
 from hf_bsopt.memory.replay.recording import Recording
 from hf_bsopt.records import MemoryProfile
-from hf_bsopt.workloads.training_step import StepSettings, TrainingStep
+from hf_bsopt.workloads.step_settings import StepSettings
+from hf_bsopt.workloads.training_step import TrainingStep
 
 KIB = 1024
 

@@ -16,17 +16,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from hf_bsopt.errors import MissingExtraError, UsageError
-from hf_bsopt.workloads.training_step import (
-    ALIASES,
-    OPTIMIZERS,
-    StepSettings,
-    TrainingStep,
-    autocast_forward,
-    evaluation_step,
-    gradient_buckets,
-    loss_of,
-    make_optimizer,
-)
+from hf_bsopt.workloads.optimizers import OPTIMIZER_ALIASES, OPTIMIZERS, make_optimizer
+from hf_bsopt.workloads.step_settings import StepSettings
+from hf_bsopt.workloads.training_step import TrainingStep, autocast_forward, evaluation_step, gradient_buckets, loss_of
 
 SINGLE = StepSettings(precision="fp32")
 
@@ -291,7 +283,7 @@ def test_8_bit_adam_is_that_of_bitsandbytes(model: Toy, name: str, paged: bool) 
     assert optimizer.is_paged == paged
 
 
-@pytest.mark.parametrize("name", sorted({*OPTIMIZERS, *ALIASES}))
+@pytest.mark.parametrize("name", sorted({*OPTIMIZERS, *OPTIMIZER_ALIASES}))
 def test_biases_and_norms_are_a_group_of_their_own(model: Toy, name: str) -> None:
     if "8bit" in name:
         pytest.importorskip("bitsandbytes")
@@ -308,9 +300,9 @@ def test_frozen_parameters_are_not_given_to_the_optimizer(model: Toy) -> None:
     assert {id(p) for group in groups for p in group["params"]}.isdisjoint({id(p) for p in model.hidden.parameters()})
 
 
-@pytest.mark.parametrize("alias", ALIASES)
+@pytest.mark.parametrize("alias", OPTIMIZER_ALIASES)
 def test_an_alias_means_a_known_optimizer(alias: str) -> None:
-    assert ALIASES[alias] in OPTIMIZERS
+    assert OPTIMIZER_ALIASES[alias] in OPTIMIZERS
     assert alias not in OPTIMIZERS
 
 

@@ -17,7 +17,7 @@ from hf_bsopt.data import catalog
 from hf_bsopt.errors import BatchSizeError, MissingExtraError, UsageError
 from hf_bsopt.memory import Predictor
 from hf_bsopt.workloads.module import ModuleWorkload
-from hf_bsopt.workloads.training_step import StepSettings
+from hf_bsopt.workloads.step_settings import StepSettings
 from hf_bsopt.workloads.workload import Workload, describe
 
 TINY = {
