@@ -56,7 +56,7 @@ class Predictor:
             step = steps.get(id(model))
             if step is None:
                 steps.clear()
-                step = steps[id(model)] = TrainingStep(model, self.workload.settings, own=self.workload.own)
+                step = steps[id(model)] = TrainingStep(model, self.workload.settings, overrides=self.workload.overrides)
                 label(step.buckets, "gradients")
             step.worst_case(self.workload, batch_size, "meta")
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Self, cast
 from ..errors import UsageError
 from .checks import check_choice
 from .optimizers import OPTIMIZERS
-from .step_settings import PRECISIONS, TRAINERS, OwnParts, Precision, StepSettings
+from .step_settings import NO_OVERRIDES, PRECISIONS, Precision, StepOverrides, StepSettings
 from .trainable import Trainable
 
 if TYPE_CHECKING:
     from torch import nn
 
-OWN = "as the training makes it"
+UNLISTED_OPTIMIZER = "constructed as for the training"
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class ModuleWorkload:
     accumulation: int = 1
     new_tokens: int = 0
     defaults: tuple[str, ...] = ()
-    own: OwnParts = field(default=TRAINERS, repr=False, compare=False)
+    overrides: StepOverrides = field(default=NO_OVERRIDES, repr=False, compare=False)
 
     @property
     def is_custom(self) -> bool:
@@ -88,7 +88,7 @@ class ModuleWorkload:
             ("model", type(self.module).__name__),
             ("batch", shapes),
             ("precision", f"{self.settings.precision} ({PRECISIONS[self.settings.precision]})"),
-            ("optimizer", f"{self.settings.optimizer} ({OPTIMIZERS.get(self.settings.optimizer, OWN)})"),
+            ("optimizer", f"{self.settings.optimizer} ({OPTIMIZERS.get(self.settings.optimizer, UNLISTED_OPTIMIZER)})"),
         ]
 
 
@@ -137,7 +137,7 @@ def check_module(module: nn.Module) -> None:
         raise UsageError(f"nothing of {type(module).__name__} is trained: not one parameter requires a gradient")
 
 
-def own_precision(module: nn.Module) -> Precision:
+def weights_precision(module: nn.Module) -> Precision:
     """Without mixed precision: that of the weights, where it is one."""
     import torch
 
@@ -148,7 +148,7 @@ def own_precision(module: nn.Module) -> Precision:
 
 def _precision(module: nn.Module, asked: str | None) -> Precision:
     """As asked, if the weights can be trained so; else their own, or mixed precision over float32."""
-    own = own_precision(module)
+    own = weights_precision(module)
     if asked is None:
         return "fp16" if own == "fp32" else own
     check_choice("precision", asked, tuple(PRECISIONS))

@@ -1,4 +1,4 @@
-"""How a step is trained: precision, optimizer, clipping."""
+"""Settings of a training step: precision, optimizer, gradient clipping, and the parts that the user overrides."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ PRECISIONS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class StepSettings:
-    """precision: Trainer's fp16 and bf16 are autocast over the weights; the others compute in the weights' dtype.
+    """Precision, optimizer and clipping of a training step, and whether the model is replicated.
+
+    precision: Trainer's fp16 and bf16 are autocast over the weights; the others compute in the weights' dtype.
     optimizer: a name of ``TrainingArguments.optim``. max_grad_norm: 0 turns clipping off, as in Trainer.
-    is_replicated: by DistributedDataParallel, whose buckets hold the gradients once more.
+    is_replicated: True under DistributedDataParallel, whose buckets hold a second copy of the gradients.
     """
 
     precision: Precision = "fp16"
@@ -34,16 +36,15 @@ class StepSettings:
 
 
 @dataclass(frozen=True)
-class OwnParts:
-    """What of a training step is the user's own, and not Trainer's; None where it is Trainer's.
+class StepOverrides:
+    """Parts of the training step that replace Trainer's; None keeps Trainer's.
 
-    compute_loss(forward, batch, items): the loss of a micro-batch, a single number that keeps its graph; ``items`` is
-    the number of labels in the optimizer step. make_optimizer(model): for all that is trained.
+    compute_loss(forward, batch, items): returns the loss of a micro-batch, a scalar that keeps its graph; ``items`` is
+    the number of labels in the optimizer step. make_optimizer(model): returns the optimizer of all trained parameters.
     """
 
     compute_loss: Callable[[Callable[..., Any], dict[str, Any], Any], torch.Tensor] | None = None
     make_optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None
 
 
-TRAINERS = OwnParts()
-"""Nothing of the step is the user's own."""
+NO_OVERRIDES = StepOverrides()

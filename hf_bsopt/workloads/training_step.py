@@ -15,7 +15,7 @@ from torch import nn
 
 from ..errors import UsageError
 from .optimizers import make_optimizer
-from .step_settings import TRAINERS, OwnParts, Precision, StepSettings
+from .step_settings import NO_OVERRIDES, Precision, StepOverrides, StepSettings
 from .trainable import Trainable
 
 Batch = Mapping[str, Any]
@@ -34,14 +34,24 @@ class TrainingStep:
     """One optimizer step over one or more micro-batches; holds the optimizer and the gradient scaler between steps."""
 
     def __init__(
-        self, model: nn.Module, settings: StepSettings, device_type: str = "cuda", own: OwnParts = TRAINERS
+        self,
+        model: nn.Module,
+        settings: StepSettings,
+        device_type: str = "cuda",
+        overrides: StepOverrides = NO_OVERRIDES,
     ) -> None:
-        """``device_type`` is that of autocast and the gradient scaler. Traced tensors count as CUDA's."""
+        """Construct the optimizer and the gradient scaler.
+
+        ``device_type``: the device of autocast and of the gradient scaler; "cuda" also for traced tensors.
+        """
         self.model = model
         self.settings = settings
-        self._own = own
+        self._overrides = overrides
         self.buckets = gradient_buckets(model) if settings.is_replicated else []
-        self.optimizer = own.make_optimizer(model) if own.make_optimizer else make_optimizer(model, settings.optimizer)
+        if overrides.make_optimizer is None:
+            self.optimizer = make_optimizer(model, settings.optimizer)
+        else:
+            self.optimizer = overrides.make_optimizer(model)
         self.scaler = torch.amp.GradScaler(device_type, enabled=settings.precision == "fp16")
         self._forward = autocast_forward(model, settings.precision, device_type)
         self._total_loss: torch.Tensor | None = None
@@ -70,12 +80,12 @@ class TrainingStep:
 
     def _forward_backward(self, batch: Batch, items: torch.Tensor | None, accumulation: int) -> None:
         self.model.train()
-        if self._own.compute_loss is None:
+        if self._overrides.compute_loss is None:
             outputs = self._forward(**batch)
             loss = loss_of(outputs)
             del outputs
         else:
-            loss = self._own.compute_loss(self._forward, dict(batch), items)
+            loss = self._overrides.compute_loss(self._forward, dict(batch), items)
         loss = loss / accumulation
         self.scaler.scale(loss).backward()
         loss = loss.detach()

@@ -31,7 +31,7 @@ from .option_defaults import (
     choose_weights_dtype,
     set_labels,
 )
-from .step_settings import PRECISIONS, TRAINERS, OwnParts, Precision, StepSettings
+from .step_settings import NO_OVERRIDES, PRECISIONS, Precision, StepOverrides, StepSettings
 
 if TYPE_CHECKING:
     import torch
@@ -83,8 +83,8 @@ class Workload:
         return StepSettings(self.precision, self.optimizer, is_replicated=self.is_replicated)
 
     @property
-    def own(self) -> OwnParts:
-        return TRAINERS
+    def overrides(self) -> StepOverrides:
+        return NO_OVERRIDES
 
     @property
     def length(self) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from ...errors import UsageError
-from ...workloads.module import copy_on_meta, own_precision
+from ...workloads.module import copy_on_meta, weights_precision
 from ...workloads.optimizers import OPTIMIZER_ALIASES, OPTIMIZERS
 from ...workloads.step_settings import Precision
 from ...workloads.training_step import loss_of
@@ -52,7 +52,7 @@ def precision_of(trainer: Trainer) -> Precision:
         return cast("Precision", mixed)
     if mixed != "no":
         raise UsageError(f"mixed precision {mixed} is not supported; fp16 and bf16 are")
-    return own_precision(trainer.model)
+    return weights_precision(trainer.model)
 
 
 def optimizer_of(trainer: Trainer) -> tuple[str, Callable[[nn.Module], torch.optim.Optimizer] | None]:
