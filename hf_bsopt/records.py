@@ -164,7 +164,7 @@ class MemoryProfile:
     length: allocations and frees in the step. moments: how many of them came before each point; there are some hundred
     points, the highest of each stretch. parts: bytes at each point in "weights", "optimizer", "gradients",
     "activations" (what the forward pass keeps for the backward pass) and "temporary" (born and freed within one pass).
-    peak_at: index of the point at which most is live. phases: (moment, "forward", "backward" or "update"), in order.
+    peak_at: index of the point at which most is live. phases: (moment, "forward", "backward" or "optimizer_step").
     """
 
     length: int
