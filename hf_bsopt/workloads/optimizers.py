@@ -1,4 +1,4 @@
-"""The optimizers that are known by name, and how Trainer constructs them."""
+"""The optimizers that are known by name, constructed as Trainer constructs them."""
 
 from __future__ import annotations
 
@@ -27,14 +27,16 @@ NO_DECAY = ("bias", "norm")
 
 
 def make_optimizer(model: nn.Module, name: str) -> torch.optim.Optimizer:
-    """The optimizer that Trainer makes for this name of ``TrainingArguments.optim``, with its two groups: biases and
-    norms decay by nothing. Raises UsageError for a name that is not known, MissingExtraError without bitsandbytes.
+    """Construct the optimizer that Trainer makes for this name of ``TrainingArguments.optim``, with its two groups of
+    parameters: biases and norms have no weight decay.
+
+    Raises UsageError for an unknown name, MissingExtraError if the optimizer needs bitsandbytes and it is missing.
     """
     import torch
 
     name = OPTIMIZER_ALIASES.get(name, name)
     if name not in OPTIMIZERS:
-        raise UsageError(f"optimizer {name!r} is not known here; there are {', '.join(OPTIMIZERS)}")
+        raise UsageError(f"optimizer {name!r} is not known; the known ones are {', '.join(OPTIMIZERS)}")
     trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     decays = [not any(word in n.lower() for word in NO_DECAY) for n, _ in trained]
     groups = [
@@ -60,8 +62,10 @@ def make_optimizer(model: nn.Module, name: str) -> torch.optim.Optimizer:
 
 
 def _eight_bit_adam(model: nn.Module, groups: list[dict[str, Any]], *, paged: bool) -> torch.optim.Optimizer:
-    """As Trainer makes it: embeddings keep their state in 32 bits. The override goes into a manager of this optimizer's
-    own, since bitsandbytes' global one would hand it on to whatever is trained next in this process.
+    """Construct 8-bit AdamW as Trainer does: embeddings keep their state in 32 bits.
+
+    This override is registered in a manager of this optimizer only: bitsandbytes' global manager would apply it to
+    whatever is trained next in this process.
     """
     from bitsandbytes.optim import AdamW, GlobalOptimManager
     from torch import nn

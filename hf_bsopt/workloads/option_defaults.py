@@ -37,9 +37,9 @@ def choose_length(config: PreTrainedConfig, requested: int | None) -> tuple[int,
     limit = position_limit(config)
     if requested is None:
         length = min(DEFAULT_LENGTH, limit or DEFAULT_LENGTH)
-        return length, f"max_length {length}: " + ("the model's limit" if limit == length else "a usual one")
+        return length, f"max_length {length}: " + ("the model's limit" if limit == length else "a usual length")
     if limit is not None and requested > limit:
-        raise UsageError(f"max_length {requested} is over the model's limit of {limit} positions; use {limit} or less")
+        raise UsageError(f"max_length {requested} exceeds the model's limit of {limit} positions; use {limit} or less")
     return requested, ""
 
 
@@ -49,22 +49,23 @@ def check_generation(config: PreTrainedConfig, task: str, max_length: int, new_t
         return
     if task not in GENERATING_TASKS:
         raise UsageError(
-            f"a model for {task} generates nothing; --task {GENERATING_TASKS[0]} or {GENERATING_TASKS[1]} does"
+            f"a model for {task} does not generate text; use --task {GENERATING_TASKS[0]} or {GENERATING_TASKS[1]}"
         )
     limit = position_limit(config)
     prompt = max_length if task == "causal-lm" else 1
     if limit is not None and prompt + new_tokens > limit:
         has_room = new_tokens < limit and task == "causal-lm"
-        instead = f"--max_length {limit - new_tokens}" if has_room else "fewer tokens"
+        instead = f"--max_length {limit - new_tokens}" if has_room else "fewer new tokens"
         raise UsageError(
-            f"{new_tokens} tokens after a prompt of {prompt} are over the model's limit of {limit} positions; {instead}"
+            f"a prompt of {prompt} tokens and {new_tokens} new ones exceed the model's limit of {limit} positions; use "
+            f"{instead}"
         )
 
 
 def choose_precision(requested: str | None) -> tuple[str, str]:
     """Return the precision and the reason."""
     if requested is None:
-        return "fp16", "precision fp16: runs on every GPU from the T4 on"
+        return "fp16", "precision fp16: supported by every GPU since the T4"
     check_choice("precision", requested, tuple(PRECISIONS))
     return requested, ""
 
@@ -82,8 +83,8 @@ def choose_weights_dtype(
         saved = str(getattr(config, "dtype", None) or "").removeprefix("torch.")
         if dtype == "float32" and saved in ("float16", "bfloat16"):
             reason = (
-                f"weights in float32: the checkpoint is saved in {saved}, which from_pretrained keeps unless it is "
-                f"given dtype=torch.float32; --weights_dtype {saved} predicts it so"
+                f"weights in float32: the checkpoint is saved in {saved}, and from_pretrained keeps that dtype unless "
+                f"it is called with dtype=torch.float32; for a prediction in {saved}, use --weights_dtype {saved}"
             )
         elif has_frozen_base and dtype != "float32":
             reason = f"weights in {dtype}: the base model is frozen, only adapters are trained in float32"
@@ -91,7 +92,7 @@ def choose_weights_dtype(
     if precision == "fp16" and dtype == "float16" and not has_frozen_base:
         raise UsageError(
             "fp16 mixed precision cannot train weights that are held in float16 (its gradient scaler refuses them): "
-            "load them with dtype=torch.float32, or take --bf16"
+            "load them with dtype=torch.float32, or use --bf16"
         )
     return dtype, reason
 
@@ -119,20 +120,20 @@ def choose_attention(config: PreTrainedConfig, requested: str | None, task: str)
     check_choice("attention", requested or "sdpa", ATTENTIONS)
     if requested == "eager" or supports_sdpa(config, task):
         return (requested, "") if requested else ("sdpa", "attention sdpa: transformers' default")
-    return "eager", f"attention eager: {config.model_type} has no other in transformers"
+    return "eager", f"attention eager: transformers has no other implementation for {config.model_type}"
 
 
 def set_labels(config: PreTrainedConfig, task: str, requested: int | None) -> str:
-    """Set the number of classes in the configuration, and a padding token if the head needs one. Return the reason for
+    """Set the number of classes in the configuration, and a padding token if the head needs one; return the reason for
     the number.
     """
     if requested is not None and task not in DEFAULT_LABELS:
-        raise UsageError(f"num_labels applies to classification, and the task is {task}")
+        raise UsageError(f"num_labels is an option for classification, and the task is {task}")
     labels, reason = requested or DEFAULT_LABELS.get(task), ""
     if labels is not None:
         config.num_labels = labels
         if requested is None:
-            reason = f"{labels} labels: a few more or less change nothing"
+            reason = f"{labels} labels: a few more or fewer make no difference"
     if task == "sequence-classification" and getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = 0
     return reason

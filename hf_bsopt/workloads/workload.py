@@ -42,22 +42,20 @@ Task = Literal[
     "token-classification", "sequence-classification", "masked-lm", "question-answering", "causal-lm", "seq2seq"
 ]
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
-UNREADABLE = ("meta",)
-"""Devices on which a mask cannot be read, so that it is kept in any case."""
 
 
 @dataclass(frozen=True)
 class Workload:
     """A Hugging Face model and how it is trained.
 
-    max_length: tokens in every sequence (the worst case: nothing is shorter).
-    weights_dtype: what the weights are held in, "float32", "float16" or "bfloat16".
-    lora_r: rank of peft's LoRA, 0 without. lora_targets: names of modules; None is peft's choice for the architecture.
-    accumulation: micro-batches in an optimizer step; from 2 on the gradients are resident during the forward.
-    new_tokens: how many a generation adds to each sequence; 0 where none is asked for.
-    pretrained: a real step loads the checkpoint's weights, in place of random ones that need the same memory.
-    is_replicated: on each of several processes, by DistributedDataParallel.
-    defaults: what was chosen for the user, and why.
+    max_length: tokens in every sequence (the worst case: no sequence is shorter).
+    weights_dtype: the dtype of the weights, "float32", "float16" or "bfloat16".
+    lora_r: rank of peft's LoRA, 0 for none. lora_targets: names of modules, None for peft's choice.
+    accumulation: micro-batches per optimizer step; from 2 on, gradients are in memory during the forward pass.
+    new_tokens: tokens that a generation adds to each sequence; 0 for no generation.
+    pretrained: real steps load the checkpoint's weights, instead of random ones that need the same memory.
+    is_replicated: True for DistributedDataParallel, which replicates the model on each process.
+    defaults: the choices that were made for the user, each with its reason.
     """
 
     model: str
@@ -92,12 +90,12 @@ class Workload:
 
     @property
     def is_custom(self) -> bool:
-        """Whether the model's code is the user's, so that its growth with the batch has to be verified."""
+        """False: the model's code is that of transformers."""
         return False
 
     @property
     def evaluation_examples(self) -> int | None:
-        """Not known of a model by name."""
+        """None: a model by name has no dataset."""
         return None
 
     def accumulating(self, micro_batches: int) -> Workload:
@@ -113,14 +111,15 @@ class Workload:
         return self
 
     def build(self) -> nn.Module:
-        """Build the model on the default device, with random weights unless ``pretrained``; on ``meta`` it has none.
+        """Build the model on the default device, ready to train: with adapters, without a cache of keys and values.
 
-        It is ready to train: adapters on, cache off.
+        The weights are random unless ``pretrained``; on ``meta`` there are none. Raises UsageError if the configuration
+        or the adapters are invalid.
         """
         import torch
 
         model = self._model()
-        model.config.use_cache = False  # as Trainer does, when the parts of the model have their own copies already
+        model.config.use_cache = False  # as Trainer does: after the construction, in which submodules copied the config
         if self.load_in_4bit:
             model = quantized(model, getattr(torch, self.weights_dtype))
         if self.activation_checkpointing:
@@ -155,14 +154,14 @@ class Workload:
             return model.to(device)
         try:
             return auto_class.from_config(config, dtype=dtype)
-        except Exception as error:  # every architecture fails in its own way on invalid values
-            raise UsageError(f"no model can be built from the configuration of {self.model}: {error}") from error
+        except Exception as error:  # each architecture raises its own errors for invalid values
+            raise UsageError(f"a model cannot be built from the configuration of {self.model}: {error}") from error
 
     def batch(self, batch_size: int, device: str, *, padded: bool = True) -> dict[str, torch.Tensor]:
-        """Return the worst case: every sequence of full length, one of them padded so that the mask is kept.
+        """Return the worst case: all sequences have full length, and one of them is padded so that the mask is kept.
 
-        input_ids, attention_mask and labels are int64 of shape [batch_size, max_length]; labels of a sequence task, and
-        the positions of question answering, are [batch_size].
+        input_ids, attention_mask and labels are int64 of shape [batch_size, max_length]; the labels of sequence
+        classification, and the positions of question answering, are [batch_size].
         """
         import torch
 
@@ -171,9 +170,10 @@ class Workload:
 
         tokens = batch_size, self.max_length
         batch = {"input_ids": ones(*tokens)}
-        if self.attention != "flash_attention_2":  # it takes the padding out itself
+        if self.attention != "flash_attention_2":  # it removes the padding itself
             batch["attention_mask"] = ones(*tokens)
-            if padded and device not in UNREADABLE and self.max_length > 1:
+            # the model cannot read the values of a mask on meta, and keeps it in any case
+            if padded and device != "meta" and self.max_length > 1:
                 batch["attention_mask"][0, -1] = 0
         if self.task == "sequence-classification":
             batch["labels"] = ones(batch_size)
@@ -209,9 +209,9 @@ class Workload:
 
 
 def describe(model: str, options: ModelOptions | None = None, **keywords: Unpack[FindKeywords]) -> Workload:
-    """Return the workload that these options mean, with a default and its reason for each one that was not given.
+    """Return the workload that these options describe, with a default and its reason for each option that is not set.
 
-    ``model``: a name of the catalog, a folder with a config.json, or a hub id. ``keywords``: in place of ``options``.
+    ``model``: a name in the catalog, a folder with a config.json, or a hub id. ``keywords``: instead of ``options``.
     Raises UnknownModelError, UsageError or MissingExtraError.
     """
     options = options or Options.of(keywords, "name").model
@@ -259,7 +259,7 @@ def describe(model: str, options: ModelOptions | None = None, **keywords: Unpack
 def _check_adapters(options: ModelOptions) -> None:
     """Raise UsageError or MissingExtraError for adapters or 4-bit weights that cannot be trained as requested."""
     if options.lora_targets and not options.lora_r:
-        raise UsageError("lora_targets are the modules that get adapters: add their rank, such as --lora_r 16")
+        raise UsageError("lora_targets names the modules that get adapters: add a rank, such as --lora_r 16")
     if options.lora_r:
         require_package("peft", "LoRA")
     if options.load_in_4bit:
@@ -267,9 +267,7 @@ def _check_adapters(options: ModelOptions) -> None:
         if not options.lora_r:
             raise UsageError("4-bit weights cannot be trained themselves: add adapters, such as --lora_r 16")
         if options.pretrained:
-            raise UsageError(
-                "weights that are quantized here are random: leave out pretrained, they need the same memory"
-            )
+            raise UsageError("4-bit weights are always random here, and need the same memory: leave out pretrained")
 
 
 def _turn_on_checkpointing(model: Any) -> None:

@@ -22,8 +22,8 @@ from hf_bsopt.errors import UnknownModelError, UsageError
 from hf_bsopt.workloads import model_config
 from hf_bsopt.workloads.model_config import (
     AUTO_CLASSES,
-    MAPPINGS,
     OFFSET_POSITIONS,
+    TASK_MAPPINGS,
     check_head,
     default_task,
     load_config,
@@ -34,7 +34,7 @@ from hf_bsopt.workloads.model_config import (
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_config, "hub_answers", lambda: False)
+    monkeypatch.setattr(model_config, "is_hub_reachable", lambda: False)
 
 
 def write(folder: Path, values: object) -> Path:
@@ -53,7 +53,7 @@ def test_a_model_of_the_catalog_needs_no_network(name: str, monkeypatch: pytest.
         raise AssertionError("asked the hub")
 
     monkeypatch.setattr(AutoConfig, "from_pretrained", no_network)
-    monkeypatch.setattr(model_config, "hub_answers", no_network)
+    monkeypatch.setattr(model_config, "is_hub_reachable", no_network)
     config = load_config(name)
     assert isinstance(config, BertConfig)
     assert config.vocab_size == 28996
@@ -165,7 +165,7 @@ def test_a_name_outside_the_catalog_is_asked_of_the_hub(monkeypatch: pytest.Monk
         return BertConfig()
 
     monkeypatch.setattr(AutoConfig, "from_pretrained", from_pretrained)
-    monkeypatch.setattr(model_config, "hub_answers", lambda: True)
+    monkeypatch.setattr(model_config, "is_hub_reachable", lambda: True)
     assert isinstance(load_config("someone/else"), BertConfig)
     assert asked == [("someone/else", {"trust_remote_code": False, "local_files_only": False})]
 
@@ -190,7 +190,7 @@ def test_code_of_the_hub_runs_only_when_trusted(monkeypatch: pytest.MonkeyPatch)
         return BertConfig()
 
     monkeypatch.setattr(AutoConfig, "from_pretrained", from_pretrained)
-    monkeypatch.setattr(model_config, "hub_answers", lambda: True)
+    monkeypatch.setattr(model_config, "is_hub_reachable", lambda: True)
     with pytest.raises(UsageError, match="--trust_remote_code"):
         load_config("someone/else")
     assert isinstance(load_config("someone/else", trust_remote_code=True), BertConfig)
@@ -216,7 +216,7 @@ def test_one_look_tells_whether_the_hub_is_there(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(urllib.request, "getproxies", dict)
     monkeypatch.setattr(socket, "create_connection", connect)
-    assert model_config.hub_answers() == answers
+    assert model_config.is_hub_reachable() == answers
     assert len(looked) == 1
 
 
@@ -230,17 +230,17 @@ def test_no_look_is_taken_where_the_user_said_offline_or_a_proxy_is_between(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
     monkeypatch.setattr(urllib.request, "getproxies", lambda: proxies)
     monkeypatch.setattr(socket, "create_connection", connect)
-    assert model_config.hub_answers() == answers
+    assert model_config.is_hub_reachable() == answers
 
 
 # ---- what is read off a configuration
 
 
 def test_each_task_has_an_auto_class_and_a_mapping_of_transformers() -> None:
-    assert AUTO_CLASSES.keys() == MAPPINGS.keys()
+    assert AUTO_CLASSES.keys() == TASK_MAPPINGS.keys()
     for name in AUTO_CLASSES.values():
         assert hasattr(transformers, name)
-    for name in MAPPINGS.values():
+    for name in TASK_MAPPINGS.values():
         assert "bert" in getattr(modeling_auto, name) or "t5" in getattr(modeling_auto, name)
 
 

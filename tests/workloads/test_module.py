@@ -119,7 +119,7 @@ class WithLock(Classifier):
 
 @pytest.mark.parametrize("module", [WithLock(), Classifier(nn.LazyLinear(256))], ids=["a lock", "lazy"])
 def test_a_module_that_can_not_be_copied_is_refused(module: nn.Module) -> None:
-    with pytest.raises(UsageError, match=f"{type(module).__name__} can't be copied"):
+    with pytest.raises(UsageError, match=f"{type(module).__name__} cannot be copied"):
         find(module)
 
 

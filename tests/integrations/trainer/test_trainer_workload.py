@@ -223,7 +223,7 @@ def test_batches_that_do_not_grow_linearly_are_rejected(tmp_path: Path) -> None:
 def test_model_that_cannot_be_copied_is_rejected(tmp_path: Path) -> None:
     made = trainer(tmp_path)
     made.model.held = threading.Lock()
-    with pytest.raises(UsageError, match=r"BertForSequenceClassification can't be copied: .*lock"):
+    with pytest.raises(UsageError, match=r"BertForSequenceClassification cannot be copied: .*lock"):
         trainer_workload(made).build()
 
 
