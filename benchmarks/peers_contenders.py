@@ -69,7 +69,7 @@ def accelerate_search(case: Case, monitor: Monitor, start: int, *, built_inside:
     from accelerate import Accelerator
     from accelerate.utils import find_executable_batch_size
 
-    from hf_bsopt.workloads.training_step import make_optimizer
+    from hf_bsopt.workloads.optimizers import make_optimizer
 
     precision = "no" if case.precision == "fp32" else case.precision
     accelerator = Accelerator(mixed_precision=precision, cpu=monitor.device.kind == "cpu")
@@ -111,7 +111,7 @@ def lightning_search(case: Case, monitor: Monitor, start: int, *, mode: str) -> 
     from lightning.pytorch.tuner import Tuner
     from torch.nn import utils
 
-    from hf_bsopt.workloads.training_step import make_optimizer
+    from hf_bsopt.workloads.optimizers import make_optimizer
 
     class Module(lightning.LightningModule):
         def __init__(self) -> None:

@@ -14,7 +14,8 @@ from .records import GpuSpec
 from .report.report import Report
 from .search import pipeline
 from .workloads.module import module_workload
-from .workloads.workload import Trainable, describe
+from .workloads.trainable import Trainable
+from .workloads.workload import describe
 
 if TYPE_CHECKING:
     from torch import nn

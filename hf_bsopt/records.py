@@ -1,4 +1,4 @@
-"""The frozen records that the rooms hand each other. Sizes are in bytes, times in seconds, batch sizes in sequences."""
+"""Frozen records that the packages exchange. Memory is in bytes, time in seconds, batch size in sequences."""
 
 from __future__ import annotations
 
@@ -9,38 +9,40 @@ Outcome = Literal["fits", "oom", "retries", "spill", "no step", "timeout", "kill
 VERDICTS: dict[Outcome, str] = {
     "fits": "fits",
     "oom": "out of memory",
-    "retries": "runs, and does not fit",
-    "spill": "spills to the host",
+    "retries": "runs but does not fit",
+    "spill": "spills to host memory",
     "no step": "no optimizer step",
     "timeout": "timeout",
     "killed": "killed",
     "crash": "crash",
     "error": "error",
 }
-"""In words, as they are shown."""
+"""Outcomes as they are displayed."""
 MEMORY_OUTCOMES: tuple[Outcome, ...] = ("fits", "oom", "retries", "spill")
-"""Those that say something about a size. What ended otherwise would end so at any size."""
+"""Outcomes that depend on the batch size. Any other outcome is expected at every size."""
 Source = Literal["predicted", "rehearsed", "measured"]
 Bound = Literal[
     "memory", "limit", "dataset size", "default maximum", "divisor of the effective batch", "throughput plateau"
 ]
 
 THREADS_PER_MULTIPROCESSOR = {75: 1024, 86: 1536, 87: 1536, 89: 1536, 110: 1536, 120: 1536, 121: 1536}
-OTHERWISE_THREADS_PER_MULTIPROCESSOR = 2048
+DEFAULT_THREADS_PER_MULTIPROCESSOR = 2048
+"""For compute capabilities that are not listed above."""
 
 
 @dataclass(frozen=True)
 class GpuSpec:
-    """A GPU, or another device to train on, as far as its memory use goes.
+    """A GPU, or another device to train on: the properties that determine memory use.
 
-    name: as users and `catalog.gpu` call it.
-    total_bytes: total memory as the driver reports it, the context included; None is no limit.
+    name: the name that users and `catalog.gpu` use.
+    total_bytes: total memory as the driver reports it, including the context; None for no limit.
     compute_capability: major × 10 + minor (75 is a T4, 80 an A100, 90 an H100); it decides which kernels run.
-    multiprocessors: PyTorch sizes some workspaces by it.
-    context_bytes: what is gone of the device before anything is on it: the CUDA context and other processes; on a CPU
-    the libraries.
-    assumed: what isn't known about this GPU, and what is taken instead and why; empty for a known card.
-    kind: as ``torch.device`` calls it: "cuda", "mps" or "cpu". Only "cuda" has compute capability and multiprocessors.
+    multiprocessors: their number; PyTorch sizes some workspaces by it.
+    context_bytes: memory in use before any tensor is allocated: the CUDA context and other processes; on a CPU the
+    libraries.
+    assumed: what is not known about this GPU, what is assumed instead and why; empty for a known GPU.
+    kind: the type of the ``torch.device``: "cuda", "mps" or "cpu". Only "cuda" has compute capability and
+    multiprocessors.
     """
 
     name: str
@@ -53,7 +55,7 @@ class GpuSpec:
 
     @property
     def cublas_workspace_bytes(self) -> int:
-        """What each cuBLAS handle takes for itself on its first matrix product.
+        """Size of the workspace that each cuBLAS handle allocates on its first matrix product.
 
         Source: PyTorch, aten/src/ATen/cuda/CublasHandlePool.cpp: 32 MiB on Hopper, elsewhere the workspace
         configuration ``:4096:2:16:8`` (2 blocks of 4096 KiB and 8 of 16 KiB).
@@ -62,8 +64,11 @@ class GpuSpec:
 
     @property
     def threads_per_multiprocessor(self) -> int:
-        """Resident threads at most. Source: CUDA C++ Programming Guide, technical specifications per capability."""
-        return THREADS_PER_MULTIPROCESSOR.get(self.compute_capability, OTHERWISE_THREADS_PER_MULTIPROCESSOR)
+        """Maximum number of resident threads.
+
+        Source: CUDA C++ Programming Guide, technical specifications per compute capability.
+        """
+        return THREADS_PER_MULTIPROCESSOR.get(self.compute_capability, DEFAULT_THREADS_PER_MULTIPROCESSOR)
 
     @property
     def capability(self) -> str:
@@ -72,16 +77,16 @@ class GpuSpec:
 
     @property
     def supports_bfloat16(self) -> bool:
-        """Whether it computes in bfloat16: a card from compute capability 8.0 on (Ampere)."""
+        """True if the device computes in bfloat16: GPUs from compute capability 8.0 (Ampere) on, and all others."""
         return self.kind != "cuda" or self.compute_capability >= 80
 
 
 @dataclass(frozen=True)
 class Peak:
-    """The most memory that a training step held at once.
+    """Peak memory of a training step.
 
     allocated_bytes: in live blocks of the caching allocator (`torch.cuda.max_memory_allocated`).
-    reserved_bytes: taken from the device by it (`torch.cuda.max_memory_reserved`); never less than allocated.
+    reserved_bytes: held by the allocator (`torch.cuda.max_memory_reserved`); never less than allocated.
     """
 
     allocated_bytes: int
@@ -90,17 +95,17 @@ class Peak:
 
 @dataclass(frozen=True)
 class Trial:
-    """One micro-batch size, and what became of it.
+    """One micro-batch size and its outcome.
 
-    outcome: "retries" and "spill" ran and yet don't fit: the allocator gave its cache back in every step, or memory of
-    the host was used in the device's stead. "no step": the optimizer never stepped. "killed" is by somebody's signal
-    (the host's memory ran out?), "crash" by the process's own fault.
-    used_bytes: gone from the device as the driver sees it: reserved, the context and other processes.
-    alloc_retries: how often the allocator had to give its cache back to the device before a request could be met.
-    source: whether it was predicted, ran on a virtual device or ran on a real one.
-    step_seconds: of an optimizer step, the median of those that were timed; step_seconds_spread: (longest − shortest) ÷
-    median. samples_per_second, tokens_per_second: of training. All of them only where something was computed.
-    detail: why, where the outcome needs words.
+    outcome: "retries" and "spill" mean that the step ran but does not fit: the allocator freed its cache in every step,
+    or host memory was used in place of device memory. "no step": the optimizer never stepped. "killed": the process was
+    stopped by a signal from outside (the host may have run out of memory); "crash": it failed by itself.
+    used_bytes: in use on the device as the driver reports it: reserved memory, the context and other processes.
+    alloc_retries: how often the allocator had to return its cache to the device before it could serve a request.
+    source: "predicted", "rehearsed" (run on a virtual device) or "measured" (run on a real device).
+    step_seconds: the median duration of the timed optimizer steps; step_seconds_spread: (longest − shortest) ÷ median.
+    samples_per_second, tokens_per_second: training throughput. All four are None if no arithmetic was done.
+    detail: an explanation if the outcome needs one.
     """
 
     batch_size: int
@@ -121,21 +126,22 @@ class Trial:
 
     @property
     def is_about_memory(self) -> bool:
-        """Whether the outcome is about memory: a smaller or larger size may end otherwise."""
+        """True if the outcome depends on the batch size: another size may have a different outcome."""
         return self.outcome in MEMORY_OUTCOMES
 
 
 @dataclass(frozen=True)
 class Decision:
-    """The micro-batch size that was chosen, and the facts from which the report words the reason.
+    """The chosen micro-batch size, and the facts from which the report explains the choice.
 
-    bound: what kept it from being larger. utilization: used ÷ total memory of the device at this size, as far as it is
-    known: predicted, or measured once it ran. largest: the largest size that fits the whole device ("max, risky").
-    safe: the size to fall back to. limit: the upper limit that was reached, if one was.
-    unconstrained: the size that would be chosen if it did not have to divide the effective batch, else None.
-    predicted: the size that the prediction chose, if the runs led to another one. attempts: sizes that were run.
-    is_settled: no larger size is expected to fit; otherwise the attempts were used up.
-    samples_per_second: at the chosen size, if throughput decided; slower_size: a larger size that trains no faster.
+    bound: what kept it from being larger. utilization: used ÷ total memory of the device at this size: predicted, or
+    measured once the size has run. largest: the largest size that fits the whole device ("max, risky"). safe: the size
+    to fall back to. limit: the upper limit that was reached, if one was.
+    unconstrained: the size that would be chosen if it did not have to divide the effective batch, None if it is the
+    same. predicted: the size that the prediction chose, if real steps led to a different one. attempts: the number of
+    sizes that were run.
+    is_settled: True if no larger size is expected to fit, False if the attempts were used up before.
+    samples_per_second: at the chosen size, if throughput decided; slower_size: a larger size that is not faster.
     """
 
     batch_size: int
@@ -153,18 +159,19 @@ class Decision:
 
     @property
     def is_optimal(self) -> bool:
-        """Whether memory or the user decided: a size cut to the dataset or to the default maximum is not called so."""
+        """True if memory or the user decided; False for a size limited by the dataset or by the default maximum."""
         return self.bound not in ("dataset size", "default maximum")
 
 
 @dataclass(frozen=True)
 class MemoryProfile:
-    """Memory in live blocks over one training step, by what it is for: the step in which most is live.
+    """Memory in live blocks over one training step, the one with the highest peak, broken down by what it holds.
 
-    length: allocations and frees in the step. moments: how many of them came before each point; there are some hundred
-    points, the highest of each stretch. parts: bytes at each point in "weights", "optimizer", "gradients",
-    "activations" (what the forward pass keeps for the backward pass) and "temporary" (born and freed within one pass).
-    peak_at: index of the point at which most is live. phases: (moment, "forward", "backward" or "update"), in order.
+    length: the number of allocations and frees in the step. moments: the number of them before each point; there are a
+    few hundred points, each the highest of its interval. parts: bytes at each point in "weights", "optimizer",
+    "gradients", "activations" (kept by the forward pass for the backward pass) and "temporary" (allocated and freed
+    within one pass). peak_at: index of the point with the most live bytes. phases: (moment, name) in order; the name is
+    "forward", "backward" or "optimizer_step".
     """
 
     length: int
@@ -175,10 +182,10 @@ class MemoryProfile:
 
     @property
     def totals(self) -> tuple[int, ...]:
-        """Bytes in all at each point."""
-        return tuple(sum(together) for together in zip(*self.parts.values(), strict=True))
+        """Total bytes at each point."""
+        return tuple(sum(sizes) for sizes in zip(*self.parts.values(), strict=True))
 
     @property
     def peak_bytes(self) -> int:
-        """The most bytes at once."""
+        """Highest number of live bytes."""
         return self.totals[self.peak_at]

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 
 from ..workloads.model_config import supports_sdpa
 from ..workloads.module import ModuleWorkload
-from ..workloads.step_settings import TRAINERS
-from ..workloads.workload import Trainable, Workload
+from ..workloads.step_settings import NO_OVERRIDES
+from ..workloads.trainable import Trainable
+from ..workloads.workload import Workload
 
 SHORTEST_LENGTH = 32
 LORA_RANK = 16
@@ -127,7 +128,9 @@ def _with_eight_bits(workload: Trainable) -> Alternative:
     if isinstance(workload, Workload):
         changed = replace(workload, optimizer="adamw_bnb_8bit")
     elif isinstance(workload, ModuleWorkload):
-        changed = replace(workload, settings=replace(workload.settings, optimizer="adamw_bnb_8bit"), own=TRAINERS)
+        changed = replace(
+            workload, settings=replace(workload.settings, optimizer="adamw_bnb_8bit"), overrides=NO_OVERRIDES
+        )
     alternative = Alternative("8-bit optimizer", "--optim adamw_8bit", COST_OF_EIGHT_BITS, changed)
     return _installed(alternative, "bitsandbytes")
 

@@ -19,7 +19,7 @@ from ..options import SearchOptions
 from ..records import Decision, GpuSpec
 from ..search.answer import Answer, Question
 from ..search.prediction import predict
-from ..workloads.workload import Trainable
+from ..workloads.trainable import Trainable
 from .candidates import Alternative, alternatives, combinations, shorter
 from .result import Advice, Suggestion
 

@@ -16,7 +16,7 @@ from ..data import catalog
 from ..options import Options
 from ..tables.table import batch_size_table
 from ..workloads.model_config import load_config, position_limit
-from ..workloads.workload import DEFAULT_LENGTH
+from ..workloads.option_defaults import DEFAULT_LENGTH
 from .lengths import PERCENTILES, Cost, advice, candidates, costs
 from .sampling import SAMPLE, Sample, draw_sample
 

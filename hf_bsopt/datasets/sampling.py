@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._utils import progress
 from ..errors import UsageError
-from ..workloads.model_config import hub_answers
+from ..workloads.model_config import is_hub_reachable
 from .lengths import Lengths
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def _loaded(dataset: Sequence[str], split: str) -> Dataset:
         if len(paths) > 1 or paths[0].suffix in BUILDERS:
             missing = next(path for path in paths if not path.is_file())
             raise UsageError(f"there is no file {missing}")
-        if not hub_answers():
+        if not is_hub_reachable():
             raise UsageError(f"{dataset[0]} is no file and no folder here, and the hub does not answer")
         return datasets.load_dataset(dataset[0], split=split)
 
@@ -184,7 +184,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         with progress.task(f"loading the tokenizer {name}"):
             if path.is_file():
                 return PreTrainedTokenizerFast(tokenizer_file=name)
-            offline = path.is_dir() or not hub_answers()
+            offline = path.is_dir() or not is_hub_reachable()
             return AutoTokenizer.from_pretrained(name, local_files_only=offline)
     except Exception as error:  # every kind of tokenizer fails in its own way
         if path.exists():

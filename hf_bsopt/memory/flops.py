@@ -17,8 +17,8 @@ from torch.utils.flop_counter import flop_registry
 
 from ..records import GpuSpec
 from ..workloads.meta_device import META, on_meta
+from ..workloads.trainable import Trainable
 from ..workloads.training_step import autocast_forward, loss_of
-from ..workloads.workload import Trainable
 from .replay.timeline import A100_LIKE
 from .rules.cuda_dispatch import as_device
 from .tracing.recorder import Recorder

@@ -16,8 +16,8 @@ from unittest import mock
 import torch
 from torch import nn
 
+from ..workloads.trainable import Trainable
 from ..workloads.training_step import generation_step
-from ..workloads.workload import Trainable
 
 TRACED_TOKENS = 2
 

@@ -11,8 +11,8 @@ from torch import nn
 
 from .._utils import progress
 from ..records import GpuSpec, Trial
+from ..workloads.trainable import Phase, Trainable
 from ..workloads.training_step import STEPS, TrainingStep, evaluation_step, has_batch_norm, smallest_batch
-from ..workloads.workload import Phase, Trainable
 from .generation import generate_last_tokens
 from .replay.timeline import Timeline
 from .tracing.tracer import label, trace
@@ -56,7 +56,7 @@ class Predictor:
             step = steps.get(id(model))
             if step is None:
                 steps.clear()
-                step = steps[id(model)] = TrainingStep(model, self.workload.settings, own=self.workload.own)
+                step = steps[id(model)] = TrainingStep(model, self.workload.settings, overrides=self.workload.overrides)
                 label(step.buckets, "gradients")
             step.worst_case(self.workload, batch_size, "meta")
 

@@ -25,7 +25,8 @@ from .._utils.pickling import pickled
 from ..errors import DeviceError, ProbeError
 from ..records import VERDICTS, Trial
 from ..virtual_gpu.processes import with_package
-from ..workloads.workload import Phase, Trainable, Workload
+from ..workloads.trainable import Phase, Trainable
+from ..workloads.workload import Workload
 from .devices import Device, with_timed_steps
 from .preflight import Preflight
 from .worker import READY, PreflightRequest, ProbeRequest, Request

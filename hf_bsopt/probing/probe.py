@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from ..records import Outcome, Peak, Trial
 from ..workloads.meta_device import initialized
+from ..workloads.trainable import Phase, Trainable
 from ..workloads.training_step import TrainingStep, evaluation_step, generation_step, smallest_batch
-from ..workloads.workload import Phase, Trainable
 from .devices import Device, Schedule
 from .memory import DeviceMemory
 from .oom import out_of_memory
@@ -113,7 +113,7 @@ class _Run:
 
     def train(self) -> None:
         model = self._build()
-        step = TrainingStep(model, self._workload.settings, self._kind, self._workload.own)
+        step = TrainingStep(model, self._workload.settings, self._kind, self._workload.overrides)
         first = self._schedule.first_batch_size
         if first is not None:  # small steps are cheap, so this one runs without padding
             self._run_steps(step, min(first, self._batch_size), 1, padded=False)
@@ -157,7 +157,7 @@ class _Run:
     def _build_and_train(self) -> nn.Module:
         """Return the model after a few steps at the smallest size, which create the optimizer's state."""
         model = self._build()
-        step = TrainingStep(model, self._workload.settings, self._kind, self._workload.own)
+        step = TrainingStep(model, self._workload.settings, self._kind, self._workload.overrides)
         self._run_steps(step, smallest_batch(model), self._schedule.warmup_steps)
         self.seconds = []
         return model

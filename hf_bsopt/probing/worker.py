@@ -26,7 +26,7 @@ from ..errors import DeviceError
 from ..records import Outcome, Trial
 from ..virtual_gpu.processes import end_with_parent
 from ..workloads.meta_device import META
-from ..workloads.workload import Phase
+from ..workloads.trainable import Phase
 from .devices import Device
 from .preflight import Preflight
 

@@ -27,7 +27,7 @@ MARKERS = {"predicted": "o", "rehearsed": "s", "measured": "D"}
 OVER, TOP = 1.06, 1.15
 """Of the capacity: where a size is drawn that did not fit, and where the panel ends."""
 LINEAR_FROM = 1 / 8
-"""Of the largest size: below it the update of the weights may need more than the batch, which is no line."""
+"""Of the largest size: below it the optimizer step may need more memory than the batch, which bends the line."""
 RING = "recommended"
 LONGEST_DEVICE, TITLE = 20, 88
 """Characters of the device and of the whole title."""

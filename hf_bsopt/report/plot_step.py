@@ -81,7 +81,7 @@ def _draw_passes(ax: Axes, profile: MemoryProfile, ink: str) -> None:
         middle = (begin + end) / 2
         if not ticks or middle - ticks[-1] > APART * profile.length:
             ticks.append(middle)
-            names.append(name)
+            names.append(name.replace("_", "\n"))  # "optimizer step" in one line would run into "backward"
     ax.set_xticks(ticks, names)
     ax.tick_params(axis="x", length=0)
 

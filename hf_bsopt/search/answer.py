@@ -7,7 +7,7 @@ from typing import Any
 
 from ..options import SearchOptions
 from ..records import Decision, GpuSpec, MemoryProfile, Source, Trial
-from ..workloads.workload import Trainable
+from ..workloads.trainable import Trainable
 from .batch_plan import BatchPlan
 
 BY_TRUST: tuple[Source, ...] = ("predicted", "rehearsed", "measured")

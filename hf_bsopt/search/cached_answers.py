@@ -11,7 +11,8 @@ from typing import Any
 
 from ..options import DeviceOptions, SearchOptions
 from ..probing import Preflight
-from ..workloads.workload import Trainable, Workload
+from ..workloads.trainable import Trainable
+from ..workloads.workload import Workload
 from .answer_cache import AnswerCache, band, default_folder
 
 DECIDING_PACKAGES = ("hf-bsopt", "torch", "transformers", "accelerate", "peft", "bitsandbytes")

@@ -13,7 +13,8 @@ from ..errors import DeviceError, RehearsalError, UnknownGpuError, UsageError
 from ..options import DeviceOptions
 from ..probing import CpuDevice, CudaDevice, Device, MpsDevice, VirtualCudaDevice, nvml
 from ..records import GpuSpec
-from ..workloads.workload import Trainable, Workload
+from ..workloads.trainable import Trainable
+from ..workloads.workload import Workload
 
 if TYPE_CHECKING:
     import torch

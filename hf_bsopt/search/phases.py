@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..memory.predictor import Predictor
 from ..options import MAX_BATCH_SIZE, SearchOptions
 from ..records import GpuSpec
-from ..workloads.workload import Phase, Trainable
+from ..workloads.trainable import Phase, Trainable
 from .answer import PhaseAnswer
 from .choose import largest_under, round_down
 from .verifier import Verifier, nothing_fits

@@ -20,7 +20,7 @@ from ..options import MAX_BATCH_SIZE, DeviceOptions, SearchOptions
 from ..parallel.ranks import agreed, first_device_is
 from ..probing import ProbeClient
 from ..records import Bound, Decision, GpuSpec, Trial
-from ..workloads.workload import Phase, Trainable
+from ..workloads.trainable import Phase, Trainable
 from . import phases
 from .answer import Answer, PhaseAnswer
 from .batch_plan import BatchPlan

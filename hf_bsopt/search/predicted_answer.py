@@ -6,7 +6,7 @@ from ..memory.memory_profile import memory_profile
 from ..memory.predictor import Predictor
 from ..options import MAX_BATCH_SIZE, SearchOptions
 from ..records import Decision, Trial
-from ..workloads.workload import Trainable
+from ..workloads.trainable import Trainable
 from . import phases
 from .answer import Answer
 from .prediction import PredictedSize

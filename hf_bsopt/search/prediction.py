@@ -13,7 +13,7 @@ from ..errors import NothingFitsError, UsageError
 from ..memory.predictor import Predictor
 from ..options import MAX_BATCH_SIZE, SearchOptions
 from ..records import Bound, Decision, GpuSpec, Trial
-from ..workloads.workload import Trainable
+from ..workloads.trainable import Trainable
 from .answer import Question
 from .batch_plan import BatchPlan, plan
 from .choose import decide

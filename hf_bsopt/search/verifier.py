@@ -8,7 +8,7 @@ from ..errors import NothingFitsError, ProbeError, RehearsalError
 from ..options import MAX_ATTEMPTS
 from ..probing import ProbeClient
 from ..records import Trial
-from ..workloads.workload import Phase, Trainable
+from ..workloads.trainable import Phase, Trainable
 from .answer_cache import Recalled
 from .cached_answers import CachedAnswers
 from .limits import Allowed, Limits, Prediction

@@ -1,1 +1,1 @@
-"""What is trained: a model by name or any module, with its training step. Front door: workload.py."""
+"""Workloads: a model by name or any module, and how it is trained. Entry points: workload.py and module.py."""

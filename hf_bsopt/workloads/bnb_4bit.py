@@ -1,4 +1,4 @@
-"""Linear layers in 4 bits: bitsandbytes' own modules, in the state that they have once they are quantized."""
+"""Linear layers with 4-bit weights: bitsandbytes' own modules, in the state that they have after quantization."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-BLOCK_OF_WEIGHTS, BLOCK_OF_MAXIMA = 64, 256
-"""bitsandbytes' block sizes: one maximum for 64 weights, itself held in 8 bits, 256 to a block (QLoRA's double
-quantization, arXiv:2305.14314)."""
+WEIGHTS_PER_BLOCK, MAXIMA_PER_BLOCK = 64, 256
+"""bitsandbytes' block sizes: 64 weights share a maximum, which is held in 8 bits, and 256 maxima share a block (QLoRA's
+double quantization, arXiv:2305.14314)."""
 
 
 def quantized(model: Any, dtype: torch.dtype) -> nn.Module:
-    """Every linear layer but the head as bitsandbytes' Linear4bit, in the state that it has after quantization."""
+    """Return the model with each linear layer except the head as bitsandbytes' Linear4bit, as after quantization.
+
+    ``dtype``: the dtype in which the layers compute.
+    """
     import bitsandbytes as bnb
-    import torch
-    from bitsandbytes.functional import QuantState
     from transformers import BitsAndBytesConfig
     from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
@@ -29,33 +30,42 @@ def quantized(model: Any, dtype: torch.dtype) -> nn.Module:
     model = replace_with_bnb_linear(model, modules_to_not_convert=kept, quantization_config=settings)
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
-            values = module.in_features * module.out_features
-            maxima = -(-values // BLOCK_OF_WEIGHTS)
-            nested = QuantState(
-                absmax=torch.empty(-(-maxima // BLOCK_OF_MAXIMA)),
-                code=torch.empty(256),
-                blocksize=BLOCK_OF_MAXIMA,
-                dtype=torch.float32,
-            )
-            state = QuantState(
-                absmax=torch.empty(maxima, dtype=torch.uint8),
-                shape=torch.Size((module.out_features, module.in_features)),
-                code=torch.empty(16),
-                blocksize=BLOCK_OF_WEIGHTS,
-                quant_type="nf4",
-                dtype=dtype,
-                offset=torch.empty(()),
-                state2=nested,
-            )
-            module.weight = bnb.nn.Params4bit(
-                torch.empty((-(-values // 2), 1), dtype=torch.uint8),
-                requires_grad=False,
-                quant_state=state,
-                quant_type="nf4",
-                bnb_quantized=True,
-                module=module,
-            )
-            module.quant_state = state
-            module.requires_grad_(False)
-    model.is_loaded_in_4bit = model.is_quantized = True  # what peft looks at to choose its layers
+            _set_quantized_weight(module, dtype)
+    model.is_loaded_in_4bit = model.is_quantized = True  # peft chooses its layers by these
     return model
+
+
+def _set_quantized_weight(layer: Any, dtype: torch.dtype) -> None:
+    """Give a Linear4bit the packed weight (two values per byte) and the quantization state of its shape."""
+    import bitsandbytes as bnb
+    import torch
+    from bitsandbytes.functional import QuantState
+
+    values = layer.in_features * layer.out_features
+    maxima = -(-values // WEIGHTS_PER_BLOCK)
+    nested = QuantState(
+        absmax=torch.empty(-(-maxima // MAXIMA_PER_BLOCK)),
+        code=torch.empty(256),
+        blocksize=MAXIMA_PER_BLOCK,
+        dtype=torch.float32,
+    )
+    state = QuantState(
+        absmax=torch.empty(maxima, dtype=torch.uint8),
+        shape=torch.Size((layer.out_features, layer.in_features)),
+        code=torch.empty(16),
+        blocksize=WEIGHTS_PER_BLOCK,
+        quant_type="nf4",
+        dtype=dtype,
+        offset=torch.empty(()),
+        state2=nested,
+    )
+    layer.weight = bnb.nn.Params4bit(
+        torch.empty((-(-values // 2), 1), dtype=torch.uint8),
+        requires_grad=False,
+        quant_state=state,
+        quant_type="nf4",
+        bnb_quantized=True,
+        module=layer,
+    )
+    layer.quant_state = state
+    layer.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Modules on PyTorch's ``meta`` device: shapes and no storage."""
+"""Modules on PyTorch's ``meta`` device, which has shapes but no storage, and from there to a real device."""
 
 from __future__ import annotations
 
@@ -13,42 +13,47 @@ META = torch.device("meta")
 
 
 def on_meta(module: nn.Module) -> nn.Module:
-    """The module if all of it is on ``meta``, else a copy that is, ties kept: weights elsewhere are left alone."""
-    return _emptied(module, META)
+    """Return the module if all of it is on ``meta``, else a copy that is, with the same tied weights. The module itself
+    is not changed.
+    """
+    return _with_empty_tensors(module, META)
 
 
-SMALL = 0.02
-"""Standard deviation of weights that are made up, as transformers' configurations have it (initializer_range)."""
+RANDOM_WEIGHTS_STD = 0.02
+"""Standard deviation of random weights; the default ``initializer_range`` of transformers' configurations."""
 
 
 def initialized(module: nn.Module, device: str) -> nn.Module:
-    """The module if all of it has storage, else a copy of it on ``device`` that can be trained: small random weights,
-    and zeros in what is no weight. What bitsandbytes keeps beside a quantized weight is zeros.
+    """Return the module if all of it has storage, else a copy on ``device`` that can be trained.
+
+    The copy has small random weights, and zeros in buffers and integer parameters. In both cases the quantization state
+    of bitsandbytes' weights is set to zeros.
     """
     if any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())):
-        module = _emptied(module, torch.device(device))
+        module = _with_empty_tensors(module, torch.device(device))
         with torch.no_grad():
             for parameter in module.parameters():
                 if parameter.is_floating_point():
-                    parameter.normal_(0, SMALL)
+                    parameter.normal_(0, RANDOM_WEIGHTS_STD)
                 else:
                     parameter.zero_()
             for buffer in module.buffers():
                 buffer.zero_()
     for tensor in (*module.parameters(), *module.buffers()):
-        for part in _quantized_parts(tensor):
-            part.zero_()
+        for state in _quantization_state(tensor):
+            state.zero_()
     return module
 
 
 def tensors_of(model: nn.Module) -> Iterator[torch.Tensor]:
-    """Parameters, buffers and what bitsandbytes keeps beside a quantized weight."""
+    """Yield parameters, buffers and the quantization state of bitsandbytes' weights."""
     for tensor in (*model.parameters(), *model.buffers()):
         yield tensor
-        yield from _quantized_parts(tensor)
+        yield from _quantization_state(tensor)
 
 
-def _quantized_parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+def _quantization_state(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yield the tensors of the ``quant_state`` that bitsandbytes attaches to a quantized weight, nested ones too."""
     states = [getattr(tensor, "quant_state", None)]
     while states:
         state = states.pop()
@@ -59,7 +64,8 @@ def _quantized_parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
                 states.append(value)
 
 
-def _emptied(module: nn.Module, device: torch.device) -> nn.Module:
+def _with_empty_tensors(module: nn.Module, device: torch.device) -> nn.Module:
+    """Return the module if all of it is on ``device``, else a copy with uninitialized tensors there."""
     tensors = [*module.parameters(), *module.buffers()]
     if all(tensor.device == device for tensor in tensors):
         return module

@@ -1,4 +1,4 @@
-"""Any module as a workload, with a batch of its own to learn the shapes from."""
+"""Any module as a workload, with an example batch that gives the shapes of its inputs."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from ..errors import UsageError
-from .step_settings import OPTIMIZERS, TRAINERS, OwnParts, Precision, StepSettings
-from .workload import PRECISIONS, Trainable, check_choice
+from .checks import check_choice
+from .optimizers import OPTIMIZERS
+from .step_settings import NO_OVERRIDES, PRECISIONS, Precision, StepOverrides, StepSettings
+from .trainable import Trainable
 
 if TYPE_CHECKING:
     from torch import nn
 
-OWN = "as the training makes it"
+UNLISTED_OPTIMIZER = "constructed as for the training"
 
 
 @dataclass(frozen=True)
 class ModuleWorkload:
-    """Any ``nn.Module`` with a batch to learn the shapes from; the module and the batch are not touched.
+    """Any ``nn.Module`` with an example batch; neither is changed.
 
-    example: keyword arguments of ``forward``; in every tensor the first dimension is the batch.
+    example: keyword arguments of ``forward``; the first dimension of every tensor is the batch.
     """
 
     module: nn.Module = field(repr=False, compare=False)
@@ -31,18 +33,21 @@ class ModuleWorkload:
     accumulation: int = 1
     new_tokens: int = 0
     defaults: tuple[str, ...] = ()
-    own: OwnParts = field(default=TRAINERS, repr=False, compare=False)
+    overrides: StepOverrides = field(default=NO_OVERRIDES, repr=False, compare=False)
 
     @property
     def is_custom(self) -> bool:
+        """True: the growth of the module's memory with the batch size has to be verified."""
         return True
 
     @property
     def evaluation_examples(self) -> int | None:
+        """None: a module has no evaluation dataset."""
         return None
 
     @property
     def length(self) -> int:
+        """Second dimension of the first tensor that has one, else 1."""
         shapes = [value.shape for value in self.example.values() if hasattr(value, "shape") and len(value.shape) > 1]
         return int(shapes[0][1]) if shapes else 1
 
@@ -59,11 +64,11 @@ class ModuleWorkload:
         return replace(self, module=self.build(), example=self.batch(1, "meta"))
 
     def build(self) -> nn.Module:
-        """A copy on ``meta`` in training mode, ties kept: no memory is taken for the weights."""
+        """Return a copy on ``meta`` in training mode, with the same tied weights; it takes no memory for them."""
         return copy_on_meta(self.module).train()
 
     def batch(self, batch_size: int, device: str, *, padded: bool = True) -> dict[str, Any]:
-        """Zeros in the shapes of the example: what is padding in it is not known."""
+        """Return zeros in the shapes of the example. ``padded`` has no effect: where its padding is, is not known."""
         import torch
 
         return {
@@ -74,11 +79,12 @@ class ModuleWorkload:
         }
 
     def values(self) -> dict[str, Any]:
-        """What is known of it, as JSON knows it."""
+        """Return the module's class, the shapes of the example and the settings, as JSON values."""
         shapes = {name: list(value.shape) for name, value in self.example.items() if hasattr(value, "shape")}
         return {"model": type(self.module).__name__, "example_batch": shapes, **dataclasses.asdict(self.settings)}
 
     def describe(self) -> list[tuple[str, str]]:
+        """Return (name, value) of everything that decides about memory."""
         shapes = ", ".join(
             f"{name} {list(value.shape)}" for name, value in self.example.items() if hasattr(value, "shape")
         )
@@ -86,22 +92,26 @@ class ModuleWorkload:
             ("model", type(self.module).__name__),
             ("batch", shapes),
             ("precision", f"{self.settings.precision} ({PRECISIONS[self.settings.precision]})"),
-            ("optimizer", f"{self.settings.optimizer} ({OPTIMIZERS.get(self.settings.optimizer, OWN)})"),
+            ("optimizer", f"{self.settings.optimizer} ({OPTIMIZERS.get(self.settings.optimizer, UNLISTED_OPTIMIZER)})"),
         ]
 
 
 def module_workload(
     module: nn.Module, example: Mapping[str, Any] | None, precision: str | None, optimizer: str | None
 ) -> ModuleWorkload:
-    """Raises UsageError for what is no module, or an example that can't be one."""
+    """Return the workload of a module.
+
+    ``precision``: None for the precision of the weights, or fp16 mixed precision for float32 weights. ``optimizer``:
+    None for Trainer's default. Raises UsageError for an invalid module, example or precision.
+    """
     from torch import nn
 
     if not isinstance(module, nn.Module):
-        raise UsageError(f"model is a name or an nn.Module, not {type(module).__name__}")
+        raise UsageError(f"model has to be a name or an nn.Module, not {type(module).__name__}")
     if not isinstance(example, Mapping) or not example:
         given = "" if example is None else f", not a {type(example).__name__}"
         raise UsageError(
-            "a module needs an example_batch: a dict of the keyword arguments of its forward, such as "
+            "a module needs an example_batch: a dict with the keyword arguments of its forward, such as "
             f"next(iter(dataloader)){given}"
         )
     _check_example(example)
@@ -111,32 +121,35 @@ def module_workload(
 
 
 def copy_on_meta(module: nn.Module) -> nn.Module:
-    """Raises UsageError where the module holds what can't be copied."""
+    """Return a copy of the module on ``meta``. Raises UsageError if it holds something that cannot be copied."""
     from .meta_device import on_meta
 
     try:
         model = on_meta(module)
         return copy.deepcopy(module) if model is module else model
-    except Exception as error:  # of pickle and copy, for a lock, a file, a connection; of torch, for lazy parameters
+    # raised by pickle and copy for a lock, a file or a connection, and by torch for lazy parameters
+    except Exception as error:
         raise UsageError(
-            f"{type(module).__name__} can't be copied: {error}; what the model holds beside its weights has to be left "
-            f"out while it is sized"
+            f"{type(module).__name__} cannot be copied: {error}; remove what causes this from the model before the "
+            f"search"
         ) from error
 
 
 def check_module(module: nn.Module) -> None:
-    """Raises UsageError for one whose training can't be followed."""
+    """Raise UsageError for a module whose training cannot be traced: a compiled one, or one that trains nothing."""
     if any("_orig_mod" in part._modules or part._compiled_call_impl is not None for part in module.modules()):
         raise UsageError(
-            "the module is compiled: torch.compile fuses operations as it runs, and what it then keeps can't be "
-            "predicted; give the module itself, which needs about as much memory or more"
+            "the module is compiled: torch.compile fuses operations at run time, so that its memory cannot be "
+            "predicted; pass the module before compilation, which needs about as much memory or more"
         )
     if not any(parameter.requires_grad for parameter in module.parameters()):
-        raise UsageError(f"nothing of {type(module).__name__} is trained: not one parameter requires a gradient")
+        raise UsageError(f"{type(module).__name__} trains nothing: not one parameter requires a gradient")
 
 
-def own_precision(module: nn.Module) -> Precision:
-    """Without mixed precision: that of the weights, where it is one."""
+def weights_precision(module: nn.Module) -> Precision:
+    """Return the precision of training without autocast: the weights' own if all have the same half-precision dtype,
+    else fp32.
+    """
     import torch
 
     halves: dict[torch.dtype, Precision] = {torch.float16: "fp16-weights", torch.bfloat16: "bf16-weights"}
@@ -144,29 +157,33 @@ def own_precision(module: nn.Module) -> Precision:
     return halves.get(types.pop(), "fp32") if len(types) == 1 else "fp32"
 
 
-def _precision(module: nn.Module, asked: str | None) -> Precision:
-    """As asked, if the weights can be trained so; else their own, or mixed precision over float32."""
-    own = own_precision(module)
-    if asked is None:
-        return "fp16" if own == "fp32" else own
-    check_choice("precision", asked, tuple(PRECISIONS))
-    if asked.endswith("-weights") and asked != own:
+def _precision(module: nn.Module, requested: str | None) -> Precision:
+    """Return the requested precision; by default that of the weights, or fp16 mixed precision for float32 weights.
+
+    Raises UsageError if the weights cannot be trained in the requested precision.
+    """
+    of_weights = weights_precision(module)
+    if requested is None:
+        return "fp16" if of_weights == "fp32" else of_weights
+    check_choice("precision", requested, tuple(PRECISIONS))
+    if requested.endswith("-weights") and requested != of_weights:
         raise UsageError(
-            f"{asked} trains weights that are held in half precision, and those of this module are not: give it "
-            f"converted, by .half() or .bfloat16()"
+            f"{requested} trains weights that are held in that precision, and those of this module are not: convert it "
+            f"first, with .half() or .bfloat16()"
         )
     import torch
 
     trained = {parameter.dtype for parameter in module.parameters() if parameter.requires_grad}
-    if asked == "fp16" and trained & {torch.float16, torch.bfloat16}:
+    if requested == "fp16" and trained & {torch.float16, torch.bfloat16}:
         raise UsageError(
-            "fp16 mixed precision can't train weights that are held in half precision (its gradient scaler refuses "
-            "them): hold them in float32, or take bf16"
+            "fp16 mixed precision cannot train weights that are held in half precision (its gradient scaler refuses "
+            "them): convert them to float32, or use bf16"
         )
-    return cast("Precision", asked)
+    return cast("Precision", requested)
 
 
 def _check_example(example: Mapping[str, Any]) -> None:
+    """Raise UsageError unless all values are tensors with the same first dimension, numbers, booleans or None."""
     import torch
 
     sizes: dict[str, int] = {}
@@ -176,7 +193,7 @@ def _check_example(example: Mapping[str, Any]) -> None:
                 sizes[name] = value.size(0)
         elif value is not None and not isinstance(value, (bool, int, float)):
             raise UsageError(
-                f"example_batch[{name!r}] is a {type(value).__name__}: give tensors whose first dimension is the "
+                f"example_batch[{name!r}] is a {type(value).__name__}: pass tensors whose first dimension is the "
                 f"batch, and leave out what forward does not take"
             )
     if len(set(sizes.values())) > 1:

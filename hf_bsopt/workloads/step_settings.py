@@ -1,4 +1,4 @@
-"""How a step is trained: precision, optimizer, clipping."""
+"""Settings of a training step: precision, optimizer, gradient clipping, and the parts that the user overrides."""
 
 from __future__ import annotations
 
@@ -11,26 +11,22 @@ if TYPE_CHECKING:
     from torch import nn
 
 Precision = Literal["fp16", "bf16", "fp32", "fp16-weights", "bf16-weights"]
-
-
-OPTIMIZERS: dict[str, str] = {
-    "adamw_torch_fused": "Trainer's default: one kernel for all parameters, no temporaries",
-    "adamw_torch": "foreach: temporaries of about the size of the parameters",
-    "sgd": "no state without momentum",
-    "adafactor": "factored second moments",
-    "adamw_bnb_8bit": "8-bit state (bitsandbytes)",
-    "paged_adamw_8bit": "8-bit state in pages that the driver moves to the host, not counted (bitsandbytes)",
-    "rmsprop": "one state tensor",
-    "adagrad": "one state tensor",
+PRECISIONS: dict[str, str] = {
+    "fp16": "mixed precision, fp16 over the weights",
+    "bf16": "mixed precision, bf16 over the weights",
+    "fp32": "single precision",
+    "fp16-weights": "weights, gradients and optimizer in fp16",
+    "bf16-weights": "weights, gradients and optimizer in bf16",
 }
-ALIASES = {"adamw_8bit": "adamw_bnb_8bit", "adamw": "adamw_torch_fused", "adamw_fused": "adamw_torch_fused"}
 
 
 @dataclass(frozen=True)
 class StepSettings:
-    """precision: Trainer's fp16 and bf16 are autocast over the weights; the others compute in the weights' dtype.
+    """Precision, optimizer and clipping of a training step, and whether the model is replicated.
+
+    precision: Trainer's fp16 and bf16 are autocast over the weights; the others compute in the weights' dtype.
     optimizer: a name of ``TrainingArguments.optim``. max_grad_norm: 0 turns clipping off, as in Trainer.
-    is_replicated: by DistributedDataParallel, whose buckets hold the gradients once more.
+    is_replicated: True under DistributedDataParallel, whose buckets hold a second copy of the gradients.
     """
 
     precision: Precision = "fp16"
@@ -40,16 +36,15 @@ class StepSettings:
 
 
 @dataclass(frozen=True)
-class OwnParts:
-    """What of a training step is the user's own, and not Trainer's; None where it is Trainer's.
+class StepOverrides:
+    """Parts of the training step that replace Trainer's; None keeps Trainer's.
 
-    compute_loss(forward, batch, items): the loss of a micro-batch, a single number that keeps its graph; ``items`` is
-    the number of labels in the optimizer step. make_optimizer(model): for all that is trained.
+    compute_loss(forward, batch, items): returns the loss of a micro-batch, a scalar that keeps its graph; ``items`` is
+    the number of labels in the optimizer step. make_optimizer(model): returns the optimizer of all trained parameters.
     """
 
     compute_loss: Callable[[Callable[..., Any], dict[str, Any], Any], torch.Tensor] | None = None
     make_optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None
 
 
-TRAINERS = OwnParts()
-"""Nothing of the step is the user's own."""
+NO_OVERRIDES = StepOverrides()

@@ -1,58 +1,70 @@
-"""The training step of Hugging Face's Trainer, once, for whoever runs it: on traced tensors or on a device.
+"""The training step of Hugging Face's Trainer, for predictions on traced tensors and for real steps on a device.
 
-What it keeps to, in transformers 5.23 and accelerate 1.15: accelerate wraps ``forward`` in autocast and converts its
-outputs to fp32 (Accelerator.prepare_model); all micro-batches of an optimizer step are fetched and their labels counted
-before the first forward (Trainer.get_batch_samples); gradients are unscaled, clipped, applied and set to None.
+It follows transformers 5.23 and accelerate 1.15: accelerate wraps ``forward`` in autocast and converts its outputs to
+fp32 (Accelerator.prepare_model); all micro-batches of an optimizer step are fetched and their labels counted before the
+first forward pass (Trainer.get_batch_samples); gradients are unscaled, clipped, applied and set to None.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..errors import MissingExtraError, UsageError
-from .step_settings import ALIASES, OPTIMIZERS, TRAINERS, OwnParts, Precision, StepSettings
-from .workload import Trainable
+from ..errors import UsageError
+from .optimizers import make_optimizer
+from .step_settings import NO_OVERRIDES, Precision, StepOverrides, StepSettings
+from .trainable import Trainable
 
 Batch = Mapping[str, Any]
 AUTOCAST_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
-PROMPT = ("input_ids", "attention_mask", "decoder_input_ids")
-NO_DECAY = ("bias", "norm")
-MICRO_BATCHES_HELD = 32
-"""Trainer fetches all micro-batches of a step at once. Token ids are the least of the memory: more are not made."""
+PROMPT_KEYS = ("input_ids", "attention_mask", "decoder_input_ids")
+MAX_MICRO_BATCHES_HELD = 32
+"""Trainer fetches all micro-batches of an optimizer step at once. No more than this are created here, because token ids
+take little of the memory."""
 FIRST_BUCKET_BYTES, BUCKET_BYTES = 2**20, 25 * 2**20
-"""Of DistributedDataParallel, by default."""
+"""Default bucket sizes of DistributedDataParallel."""
 STEPS = 3
-"""The optimizer's state appears in the first step; the second is the first whole one; the third shows what the
-allocator makes of the cache that the second left."""
+"""The number of steps that show the peak. The optimizer's state is allocated in the first step; the second is the first
+with all of it from the start; in the third the allocator starts from the cache that the second left."""
 
 
 class TrainingStep:
-    """One optimizer step over one or more micro-batches; holds the optimizer and the gradient scaler between steps."""
+    """An optimizer step over one or more micro-batches; keeps the optimizer and the gradient scaler between steps."""
 
     def __init__(
-        self, model: nn.Module, settings: StepSettings, device_type: str = "cuda", own: OwnParts = TRAINERS
+        self,
+        model: nn.Module,
+        settings: StepSettings,
+        device_type: str = "cuda",
+        overrides: StepOverrides = NO_OVERRIDES,
     ) -> None:
-        """``device_type`` is that of autocast and the gradient scaler. Traced tensors count as CUDA's."""
+        """Construct the optimizer and the gradient scaler.
+
+        ``device_type``: the device of autocast and of the gradient scaler; "cuda" also for traced tensors.
+        """
         self.model = model
         self.settings = settings
-        self._own = own
+        self._overrides = overrides
         self.buckets = gradient_buckets(model) if settings.is_replicated else []
-        self.optimizer = own.make_optimizer(model) if own.make_optimizer else make_optimizer(model, settings.optimizer)
+        if overrides.make_optimizer is None:
+            self.optimizer = make_optimizer(model, settings.optimizer)
+        else:
+            self.optimizer = overrides.make_optimizer(model)
         self.scaler = torch.amp.GradScaler(device_type, enabled=settings.precision == "fp16")
         self._forward = autocast_forward(model, settings.precision, device_type)
         self._total_loss: torch.Tensor | None = None
         self._batches: Sequence[Batch] = ()
 
     def __call__(self, batches: Sequence[Batch], *, run: Sequence[int] | None = None) -> None:
-        """One optimizer step. ``run`` names the micro-batches that are really run, when the others are only held in
-        memory: the second of many is like the last.
+        """Run one optimizer step.
+
+        ``run``: the indices of the micro-batches to run, None for all; the others are only held in memory. From the
+        second one on, all micro-batches need the same memory.
         """
-        self._batches = batches  # the batches of the last step go only now, as in Trainer
+        self._batches = batches  # the batches of the previous step are freed only now, as in Trainer
         items = _count_labels(batches)
         for index in range(len(batches)) if run is None else run:
             self._forward_backward(batches[index], items, len(batches))
@@ -64,19 +76,21 @@ class TrainingStep:
         self.model.zero_grad()
 
     def worst_case(self, workload: Trainable, batch_size: int, device: str, *, padded: bool = True) -> None:
-        """One optimizer step of ``workload``: all its micro-batches are in memory, the first and the last are run."""
-        count = min(workload.accumulation, MICRO_BATCHES_HELD)
+        """Run one optimizer step of ``workload`` with all its micro-batches in memory, the first and the last of which
+        are run.
+        """
+        count = min(workload.accumulation, MAX_MICRO_BATCHES_HELD)
         batches = [workload.batch(batch_size, device, padded=padded) for _ in range(count)]
         self(batches, run=sorted({0, count - 1}))
 
     def _forward_backward(self, batch: Batch, items: torch.Tensor | None, accumulation: int) -> None:
         self.model.train()
-        if self._own.compute_loss is None:
+        if self._overrides.compute_loss is None:
             outputs = self._forward(**batch)
             loss = loss_of(outputs)
             del outputs
         else:
-            loss = self._own.compute_loss(self._forward, dict(batch), items)
+            loss = self._overrides.compute_loss(self._forward, dict(batch), items)
         loss = loss / accumulation
         self.scaler.scale(loss).backward()
         loss = loss.detach()
@@ -86,11 +100,12 @@ class TrainingStep:
 
 
 def gradient_buckets(model: nn.Module) -> list[torch.Tensor]:
-    """The flat tensors in which DistributedDataParallel reduces the gradients of ``model``, one copy of them in all.
+    """Return the flat tensors in which DistributedDataParallel reduces the gradients of ``model``: in total one copy of
+    the gradients.
 
-    Each takes parameters in their order until it has its size, 1 MiB the first of each dtype and 25 MiB the others.
-    Source: PyTorch, torch/csrc/distributed/c10d/reducer.cpp, compute_bucket_assignment_by_size; accelerate leaves
-    ``gradient_as_bucket_view`` off.
+    Each bucket takes parameters in order until it reaches its size: 1 MiB for the first of each dtype, 25 MiB for the
+    others. accelerate leaves ``gradient_as_bucket_view`` off. Source: PyTorch,
+    torch/csrc/distributed/c10d/reducer.cpp, compute_bucket_assignment_by_size.
     """
     counts: list[tuple[int, torch.dtype, torch.device]] = []
     open_buckets: dict[torch.dtype, tuple[int, torch.device]] = {}
@@ -114,17 +129,19 @@ def gradient_buckets(model: nn.Module) -> list[torch.Tensor]:
 
 
 def has_batch_norm(model: nn.Module) -> bool:
+    """Return True if any module is a BatchNorm layer."""
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
 
 
 def smallest_batch(model: nn.Module) -> int:
-    """That can be trained: BatchNorm takes statistics of it, which need two values."""
+    """Return the smallest batch that can be trained: 2 with BatchNorm, whose statistics need two values, else 1."""
     return 2 if has_batch_norm(model) else 1
 
 
 def loss_of(outputs: Any) -> torch.Tensor:
-    """As Trainer.compute_loss finds it: ``outputs["loss"]``, the first output, or the only one. Raises UsageError where
-    that is no single number.
+    """Return the loss as Trainer.compute_loss does: ``outputs["loss"]``, the first output, or the only one.
+
+    Raises UsageError if that is not a tensor with a single element.
     """
     loss = outputs
     if isinstance(outputs, dict):
@@ -132,12 +149,16 @@ def loss_of(outputs: Any) -> torch.Tensor:
     elif isinstance(outputs, (tuple, list)):
         loss = outputs[0] if outputs else None
     if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
-        raise UsageError('the model returns no loss: forward has to return one as "loss", or first, or alone')
+        raise UsageError(
+            'the model returns no loss: forward has to return it as "loss", as the first output or as the only one'
+        )
     return loss
 
 
 def autocast_forward(model: nn.Module, precision: Precision, device_type: str) -> Callable[..., Any]:
-    """The model's forward as accelerate prepares it."""
+    """Return the model's forward as accelerate prepares it: under autocast, with outputs converted to fp32. Without
+    mixed precision this is the model itself.
+    """
     dtype = AUTOCAST_DTYPES.get(precision)
     if dtype is None:
         return model
@@ -147,7 +168,9 @@ def autocast_forward(model: nn.Module, precision: Precision, device_type: str) -
 
 
 def evaluation_step(model: nn.Module, precision: Precision, batch: Batch, device_type: str = "cuda") -> Any:
-    """Trainer.prediction_step: the loss and, kept for the metrics, the logits."""
+    """Run Trainer.prediction_step. Return the logits, which Trainer keeps for the metrics, or all outputs if the model
+    returns no logits.
+    """
     model.eval()
     with torch.no_grad():
         outputs = autocast_forward(model, precision, device_type)(**batch)
@@ -157,11 +180,13 @@ def evaluation_step(model: nn.Module, precision: Precision, batch: Batch, device
 def generation_step(
     model: nn.Module, precision: Precision, batch: Batch, new_tokens: int, device_type: str = "cuda"
 ) -> Any:
-    """A greedy generation of so many tokens to each sequence, none of which ends early, with its cache of keys and
-    values: as Trainer's prediction_step generates. Returns token ids of shape [batch, length].
+    """Generate ``new_tokens`` tokens for each sequence, greedily, with a cache of keys and values, as Trainer's
+    prediction_step does; no sequence ends early.
+
+    Returns token ids of shape [batch, length].
     """
     model.eval()
-    prompt = {name: value for name, value in batch.items() if name in PROMPT}
+    prompt = {name: value for name, value in batch.items() if name in PROMPT_KEYS}
     dtype = AUTOCAST_DTYPES.get(precision)
     with torch.no_grad(), torch.autocast(device_type, dtype=dtype, enabled=dtype is not None):
         return model.generate(  # type: ignore[operator]
@@ -170,54 +195,7 @@ def generation_step(
 
 
 def _count_labels(batches: Sequence[Batch]) -> torch.Tensor | None:
-    """Trainer._get_num_items_in_batch."""
+    """Return the number of labels in all micro-batches as Trainer._get_num_items_in_batch does, None without labels."""
     if not batches or not isinstance(batches[0].get("labels"), torch.Tensor):
         return None
     return sum((batch["labels"].ne(-100).sum() for batch in batches), start=0)  # type: ignore[return-value]
-
-
-def make_optimizer(model: nn.Module, name: str) -> torch.optim.Optimizer:
-    """The optimizer that Trainer makes for this name of ``TrainingArguments.optim``, with its two groups: biases and
-    norms decay by nothing. Raises UsageError for a name that is not known, MissingExtraError without bitsandbytes.
-    """
-    name = ALIASES.get(name, name)
-    if name not in OPTIMIZERS:
-        raise UsageError(f"optimizer {name!r} is not known here; there are {', '.join(OPTIMIZERS)}")
-    trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    decays = [not any(word in n.lower() for word in NO_DECAY) for n, _ in trained]
-    groups = [
-        {"params": [p for (_, p), decay in zip(trained, decays, strict=True) if decay == wanted], "weight_decay": 0.0}
-        for wanted in (True, False)
-    ]
-    if name == "adafactor":
-        from transformers.optimization import Adafactor
-
-        return Adafactor(groups, lr=5e-5, scale_parameter=False, relative_step=False)
-    if name in ("adamw_bnb_8bit", "paged_adamw_8bit"):
-        if importlib.util.find_spec("bitsandbytes") is None:
-            raise MissingExtraError(f"{name} needs bitsandbytes: pip install bitsandbytes")
-        return _eight_bit_adam(model, groups, paged=name.startswith("paged"))
-    if name == "adamw_torch_fused":
-        return torch.optim.AdamW(groups, lr=5e-5, fused=True)
-    plain: dict[str, Callable[..., torch.optim.Optimizer]] = {
-        "adamw_torch": torch.optim.AdamW,
-        "sgd": torch.optim.SGD,
-        "rmsprop": torch.optim.RMSprop,
-        "adagrad": torch.optim.Adagrad,
-    }
-    return plain[name](groups, lr=5e-5)
-
-
-def _eight_bit_adam(model: nn.Module, groups: list[dict[str, Any]], *, paged: bool) -> torch.optim.Optimizer:
-    """As Trainer makes it: embeddings keep their state in 32 bits. The override goes into a manager of this optimizer's
-    own, since bitsandbytes' global one would hand it on to whatever is trained next in this process.
-    """
-    from bitsandbytes.optim import AdamW, GlobalOptimManager
-
-    optimizer = AdamW(groups, lr=5e-5, optim_bits=8, is_paged=paged)
-    optimizer.mng = object.__new__(GlobalOptimManager)
-    optimizer.mng.initialize()
-    for module in model.modules():
-        if isinstance(module, nn.Embedding):
-            optimizer.mng.register_module_override(module, "weight", {"optim_bits": 32})
-    return optimizer

@@ -13,7 +13,8 @@ from hf_bsopt.probing.devices import Schedule
 from hf_bsopt.records import GpuSpec, Outcome, Peak, Trial
 from hf_bsopt.search import trial_log
 from hf_bsopt.search.verifier import Verifier
-from hf_bsopt.workloads.workload import Phase, Trainable, describe
+from hf_bsopt.workloads.trainable import Phase, Trainable
+from hf_bsopt.workloads.workload import describe
 
 Capture = pytest.CaptureFixture[str]
 MINI = ["--model", "bert-tiny", "--gpu", "2GiB", "--device", "predict", "--evaluation", "False", "--batch_size", "64"]

@@ -12,7 +12,8 @@ from hf_bsopt.memory import Timeline, trace
 from hf_bsopt.memory.memory_profile import PARTS, memory_profile
 from hf_bsopt.memory.replay.recording import Recording
 from hf_bsopt.records import MemoryProfile
-from hf_bsopt.workloads.training_step import StepSettings, TrainingStep
+from hf_bsopt.workloads.step_settings import StepSettings
+from hf_bsopt.workloads.training_step import TrainingStep
 
 KIB = 1024
 
@@ -32,7 +33,7 @@ def two_steps(batch_size: int) -> Recording:
         temporary = made.allocate(KIB // 2, "sum", "workspace")
         made.free(temporary)
         made.free(kept)
-        made.phases.append((len(made.events), "update"))
+        made.phases.append((len(made.events), "optimizer_step"))
         if not step:
             made.allocate(4 * KIB, "adam", "optimizer")
         made.free(gradient)
@@ -48,7 +49,7 @@ def test_the_profile_shows_the_step_with_the_highest_peak(by_hand: Timeline) -> 
     found = memory_profile(by_hand, 10)
     assert found.length == 8  # nothing of the first step, which allocates the optimizer state
     assert found.parts["optimizer"] == (4 * KIB,) * 8
-    assert found.phases == ((0, "forward"), (3, "backward"), (7, "update"))
+    assert found.phases == ((0, "forward"), (3, "backward"), (7, "optimizer_step"))
 
 
 def test_the_parts_add_up_to_the_live_bytes_after_each_event(by_hand: Timeline) -> None:
@@ -124,7 +125,7 @@ def test_a_step_is_forward_and_backward_for_each_micro_batch_and_then_the_optimi
     timeline = train(StepSettings("fp16", "adamw_torch"), micro_batches)
     assert len(timeline.steps) == 3
     names = [name for _, name in memory_profile(timeline, 32).phases]
-    assert names == ["forward", "backward"] * micro_batches + ["update"]
+    assert names == ["forward", "backward"] * micro_batches + ["optimizer_step"]
 
 
 def test_the_parts_at_the_peak_match_the_composition() -> None:

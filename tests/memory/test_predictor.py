@@ -15,8 +15,9 @@ from hf_bsopt.data import catalog
 from hf_bsopt.memory import Predictor
 from hf_bsopt.records import GpuSpec
 from hf_bsopt.workloads.module import ModuleWorkload
-from hf_bsopt.workloads.training_step import StepSettings
-from hf_bsopt.workloads.workload import Phase, Workload, describe
+from hf_bsopt.workloads.step_settings import StepSettings
+from hf_bsopt.workloads.trainable import Phase
+from hf_bsopt.workloads.workload import Workload, describe
 
 T4, A100 = catalog.gpu("T4"), catalog.gpu("A100-40GB")
 MIB = 1 << 20

@@ -43,7 +43,7 @@ PROFILE = MemoryProfile(
         "temporary": (0, GIB, 2 * GIB, 0, 0),
     },
     peak_at=2,
-    phases=((0, "forward"), (45, "backward"), (92, "update")),
+    phases=((0, "forward"), (45, "backward"), (92, "optimizer_step")),
 )
 PREDICTED = (*(trial(size) for size in (1, 2, 4, 8, 16, 32, 48, 56)), trial(57, outcome="oom"))
 DRAWING = Drawing(
@@ -161,7 +161,7 @@ def test_the_line_has_its_fixed_part_and_what_a_sequence_takes() -> None:
     assert points(drawn(DRAWING), str(found))[0] == pytest.approx(2.0)
 
 
-def test_small_sizes_at_which_the_update_needs_most_do_not_bend_the_line() -> None:
+def test_small_sizes_at_which_the_optimizer_step_needs_most_do_not_bend_the_line() -> None:
     bent = tuple(dataclasses.replace(t, used_bytes=5 * GIB) if t.batch_size < 7 else t for t in PREDICTED)
     found = used_line(bent)
     assert found is not None
@@ -278,7 +278,7 @@ def test_the_peak_and_the_operation_that_made_it_are_named_and_what_each_part_ha
     assert legend == [
         "temporary 2.00 GiB", "activations 7.00 GiB", "gradients 0.00 GiB", "optimizer 2.00 GiB", "weights 1.00 GiB",
     ]  # fmt: skip
-    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["forward", "backward", "update"]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["forward", "backward", "optimizer\nstep"]
     assert "predicted" in ax.get_title(loc="left")
 
 

@@ -1,17 +1,23 @@
-"""find_batch_size for a module of the user's own: what it can be, and what is refused in words."""
+"""Claims about any module as a workload, and find_batch_size for it: `hf_bsopt.workloads.module`."""
 
 from __future__ import annotations
 
+import copy
 import threading
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from hf_bsopt import Report, UsageError, find_batch_size
 from hf_bsopt._utils.pickling import pickled
+from hf_bsopt.data import catalog
+from hf_bsopt.memory import Predictor
+from hf_bsopt.workloads.module import ModuleWorkload
+from hf_bsopt.workloads.step_settings import StepSettings
 
 EXAMPLE = {"x": torch.zeros(4, 64), "y": torch.zeros(4, dtype=torch.long)}
 
@@ -34,8 +40,8 @@ def used(module: nn.Module, **options: Any) -> int:
     return find(module, **options).chosen.used_bytes or 0
 
 
-def test_batch_norm_is_trained_with_two_sequences_at_least() -> None:
-    """With one there is nothing to take statistics of: not in a prediction of an evaluation, nor where it is run."""
+def test_a_module_with_batch_norm_is_trained_with_at_least_two_sequences() -> None:
+    """BatchNorm has no statistics of one sequence: neither in a predicted evaluation nor in real steps."""
     module = Classifier(nn.BatchNorm1d(256))
     assert find(module, evaluation=True).evaluation is not None
     ran = find(module, device="cpu", memory="1GiB", gpu=None, batch_size=16, cache=False, verify_evaluation=True)
@@ -43,7 +49,7 @@ def test_batch_norm_is_trained_with_two_sequences_at_least() -> None:
     assert min(trial.batch_size for trial in ran.ran) >= 2
 
 
-def test_a_module_on_meta_is_sized_and_left_as_it_was() -> None:
+def test_a_module_on_meta_can_be_sized_and_is_not_changed() -> None:
     with torch.device("meta"):
         module = Classifier()
     module.eval()
@@ -56,7 +62,7 @@ def test_a_module_on_meta_is_sized_and_left_as_it_was() -> None:
     [(Classifier(), "fp16"), (Classifier().half(), "fp16-weights"), (Classifier().bfloat16(), "bf16-weights")],
     ids=["float32", "float16", "bfloat16"],
 )
-def test_weights_in_half_precision_are_trained_so(module: nn.Module, precision: str) -> None:
+def test_the_default_precision_follows_the_dtype_of_the_weights(module: nn.Module, precision: str) -> None:
     assert find(module).workload.settings.precision == precision
 
 
@@ -70,7 +76,7 @@ def test_weights_in_half_precision_are_trained_so(module: nn.Module, precision: 
         (Classifier(), "float16", "did you mean"),
     ],
 )
-def test_a_precision_that_the_weights_are_not_in_is_refused(module: nn.Module, precision: str, words: str) -> None:
+def test_a_precision_that_does_not_suit_the_weights_is_refused(module: nn.Module, precision: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         find(module, precision=precision)
 
@@ -87,7 +93,7 @@ def test_a_precision_that_the_weights_are_not_in_is_refused(module: nn.Module, p
     ],
     ids=lambda option: next(iter(option)),
 )
-def test_what_only_a_model_by_name_can_be_asked_for_is_refused(option: dict[str, Any]) -> None:
+def test_an_option_for_models_by_name_is_refused(option: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=f"{next(iter(option))} is an option for a model by name"):
         find(Classifier(), **option)
 
@@ -106,7 +112,7 @@ def test_a_compiled_module_is_refused(module: nn.Module) -> None:
         find(module)
 
 
-def test_a_module_that_learns_nothing_is_refused() -> None:
+def test_a_module_without_trainable_parameters_is_refused() -> None:
     with pytest.raises(UsageError, match="not one parameter requires a gradient"):
         find(Classifier().requires_grad_(False))
 
@@ -118,8 +124,8 @@ class WithLock(Classifier):
 
 
 @pytest.mark.parametrize("module", [WithLock(), Classifier(nn.LazyLinear(256))], ids=["a lock", "lazy"])
-def test_a_module_that_can_not_be_copied_is_refused(module: nn.Module) -> None:
-    with pytest.raises(UsageError, match=f"{type(module).__name__} can't be copied"):
+def test_a_module_that_cannot_be_copied_is_refused(module: nn.Module) -> None:
+    with pytest.raises(UsageError, match=f"{type(module).__name__} cannot be copied"):
         find(module)
 
 
@@ -129,7 +135,7 @@ class Outputs:
 
 
 @pytest.mark.parametrize("outputs", [None, (), 1.0, "loss", Outputs(torch.zeros(()))], ids=str)
-def test_what_is_no_loss_is_refused(outputs: Any) -> None:
+def test_a_module_that_returns_no_loss_is_refused(outputs: Any) -> None:
     class Returns(Classifier):
         def forward(self, x: torch.Tensor, y: torch.Tensor) -> Any:
             super().forward(x, y)
@@ -150,8 +156,85 @@ class Twice(torch.autograd.Function):
 """
 
 
-def test_an_autograd_function_of_a_script_is_handed_over_whole() -> None:
+def test_an_autograd_function_of_a_script_is_pickled_with_its_code() -> None:
     made: dict[str, Any] = {}
     exec(SCRIPT, {"__name__": "__main__"}, made)
     assert b"Twice" in pickled(made["Twice"])
-    assert b"staticmethod" in pickled(made["Twice"])  # its body, not only its name
+    assert b"staticmethod" in pickled(made["Twice"])  # the code of its methods, not only its name
+
+
+# ---- the workload of a module
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(50, 8), nn.Linear(8, 50, bias=False)
+        self.head.weight = self.embedding.weight
+        self.norm = nn.BatchNorm1d(8)
+        self.frozen = nn.Parameter(torch.randn(3, 5).t(), requires_grad=False)
+        self.register_buffer("table", torch.arange(6.0).view(2, 3).t())
+
+    def forward(self, ids: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        hidden = self.norm(self.embedding(ids).flatten(0, 1))
+        return {"loss": F.cross_entropy(self.head(hidden), labels.flatten())}
+
+
+def example() -> dict[str, Any]:
+    return {"ids": torch.ones(4, 7, dtype=torch.int64), "labels": torch.zeros(4, 7, dtype=torch.int64)}
+
+
+def test_the_module_and_the_example_are_unchanged_bit_for_bit() -> None:
+    torch.manual_seed(0)
+    module, batch = Tied().eval(), example()
+    module(**batch)["loss"].backward()
+    state = copy.deepcopy(module.state_dict())
+    gradients = [None if p.grad is None else p.grad.clone() for p in module.parameters()]
+    pointers = [p.data_ptr() for p in module.parameters()]
+    rng_state = torch.get_rng_state()
+    before = copy.deepcopy(batch)
+
+    workload = ModuleWorkload(module, batch, StepSettings("fp32"))
+    assert Predictor(workload, catalog.gpu("T4"))(4).fits
+    workload.batch(2, "cpu")["ids"].fill_(9)
+
+    assert not module.training
+    assert torch.equal(torch.get_rng_state(), rng_state)
+    assert [p.data_ptr() for p in module.parameters()] == pointers
+    assert module.head.weight is module.embedding.weight
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, state[name])
+    for parameter, gradient in zip(module.parameters(), gradients, strict=True):
+        assert (parameter.grad is None) == (gradient is None)
+        assert gradient is None or torch.equal(parameter.grad, gradient)  # type: ignore[arg-type]
+    assert all(torch.equal(batch[name], before[name]) for name in batch)
+
+
+def test_the_first_dimension_of_every_tensor_of_the_example_is_the_batch() -> None:
+    given = {
+        **example(),
+        "scale": torch.tensor(2.0),
+        "return_dict": True,
+        "mask": torch.ones(4, 7, 7, dtype=torch.bool),
+    }
+    workload = ModuleWorkload(Tied(), given)
+    batch = workload.batch(5, "meta")
+    assert {name: tuple(batch[name].shape) for name in ("ids", "labels", "mask")} == {
+        "ids": (5, 7),
+        "labels": (5, 7),
+        "mask": (5, 7, 7),
+    }
+    assert (batch["mask"].dtype, batch["ids"].dtype) == (torch.bool, torch.int64)
+    assert batch["scale"] is given["scale"]
+    assert batch["return_dict"] is True
+    assert workload.length == 7
+
+
+def test_a_module_without_sequences_has_a_length_of_one() -> None:
+    assert ModuleWorkload(nn.Linear(2, 2), {"x": torch.ones(3)}).length == 1
+
+
+def test_the_description_of_a_module_has_the_shapes_of_the_example() -> None:
+    rows = dict(ModuleWorkload(Tied(), example()).describe())
+    assert rows["model"] == "Tied"
+    assert "ids [4, 7]" in rows["batch"]

@@ -1,10 +1,9 @@
-"""The step of Trainer, on tensors that are really computed: claims about `hf_bsopt.workloads.training_step`."""
+"""Claims about Trainer's step on real tensors: `hf_bsopt.workloads.training_step`."""
 
 from __future__ import annotations
 
 import copy
 import gc
-import importlib.util
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,24 +14,15 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from hf_bsopt.errors import MissingExtraError, UsageError
-from hf_bsopt.workloads.training_step import (
-    ALIASES,
-    OPTIMIZERS,
-    StepSettings,
-    TrainingStep,
-    autocast_forward,
-    evaluation_step,
-    gradient_buckets,
-    loss_of,
-    make_optimizer,
-)
+from hf_bsopt.errors import UsageError
+from hf_bsopt.workloads.step_settings import StepSettings
+from hf_bsopt.workloads.training_step import TrainingStep, autocast_forward, evaluation_step, gradient_buckets, loss_of
 
 SINGLE = StepSettings(precision="fp32")
 
 
 class Toy(nn.Module):
-    """Tells two classes apart; counts its forwards."""
+    """A classifier for two classes that counts its forward passes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,7 +49,7 @@ def model() -> Toy:
 
 @pytest.fixture
 def exact(model: Toy) -> Toy:
-    """In double precision: a step of 5e-5 is lost in the rounding of float32."""
+    """Return the model in double precision: a step of 5e-5 would be lost in the rounding of float32."""
     return model.double()
 
 
@@ -79,7 +69,7 @@ def equal(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
 
 
-# ---- it is a training step
+# ---- the training step
 
 
 def test_the_loss_goes_down(model: Toy) -> None:
@@ -94,8 +84,8 @@ def test_the_loss_goes_down(model: Toy) -> None:
 
 
 @pytest.mark.parametrize("micro_batches", [1, 2, 3])
-def test_it_is_the_loop_that_is_written_by_hand(model: Toy, micro_batches: int) -> None:
-    """Micro-batches are divided by their number and accumulated; the sum is clipped; the optimizer steps once."""
+def test_the_step_equals_a_training_loop_written_by_hand(model: Toy, micro_batches: int) -> None:
+    """Losses are divided by the number of micro-batches; gradients are summed and clipped; one optimizer step."""
     by_hand = copy.deepcopy(model)
     optimizer = torch.optim.AdamW(by_hand.parameters(), lr=5e-5, weight_decay=0.0, fused=True)
     step = TrainingStep(model, SINGLE, "cpu")
@@ -110,7 +100,7 @@ def test_it_is_the_loop_that_is_written_by_hand(model: Toy, micro_batches: int) 
         assert equal(weights(model), weights(by_hand))
 
 
-def test_two_half_batches_are_as_good_as_one_whole(exact: Toy) -> None:
+def test_two_half_batches_give_the_same_step_as_one_whole_batch(exact: Toy) -> None:
     other = copy.deepcopy(exact)
     [whole] = batches(rows=32, dtype=torch.float64)
     halves = [{name: value[part] for name, value in whole.items()} for part in (slice(0, 16), slice(16, 32))]
@@ -130,7 +120,7 @@ def test_the_optimizer_steps_once_for_all_micro_batches(model: Toy, micro_batche
     assert {int(state["step"]) for state in step.optimizer.state.values()} == {1}
 
 
-def test_micro_batches_that_are_only_held_are_not_run_but_counted_in_the_mean(exact: Toy) -> None:
+def test_micro_batches_that_are_only_held_are_not_run_but_count_in_the_mean(exact: Toy) -> None:
     other = copy.deepcopy(exact)
     settings = StepSettings("fp32", optimizer="sgd", max_grad_norm=0)
     micro = batches(4, dtype=torch.float64)
@@ -143,7 +133,7 @@ def test_micro_batches_that_are_only_held_are_not_run_but_counted_in_the_mean(ex
 
 
 @pytest.mark.parametrize(("limit", "clipped"), [(1e-3, True), (10.0, False), (0.0, False)])
-def test_gradients_are_clipped_to_the_norm_and_not_at_all_at_0(exact: Toy, limit: float, clipped: bool) -> None:
+def test_gradients_are_clipped_to_max_grad_norm_unless_it_is_0(exact: Toy, limit: float, clipped: bool) -> None:
     before = weights(exact)
     batch = batches(dtype=torch.float64)
     gradients = torch.autograd.grad(exact(**batch[0])["loss"], list(exact.parameters()))
@@ -154,7 +144,7 @@ def test_gradients_are_clipped_to_the_norm_and_not_at_all_at_0(exact: Toy, limit
     assert moved == pytest.approx(5e-5 * (limit if clipped else norm), rel=1e-2)
 
 
-def test_gradients_are_set_to_none(model: Toy) -> None:
+def test_gradients_are_none_after_the_step(model: Toy) -> None:
     TrainingStep(model, SINGLE, "cpu")(batches())
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -165,13 +155,13 @@ def test_the_model_is_put_in_training_mode(model: Toy) -> None:
     assert model.modes == [True]
 
 
-def test_a_batch_without_labels_is_trained_on_too(model: Toy) -> None:
+def test_a_batch_without_labels_can_be_trained_on(model: Toy) -> None:
     before = weights(model)
     TrainingStep(model, SINGLE, "cpu")([{"x": torch.ones(4, 8)}])
     assert not equal(weights(model), before)
 
 
-def test_the_previous_batches_live_until_the_next_ones_exist(model: Toy) -> None:
+def test_the_previous_batches_are_freed_only_when_the_next_ones_exist(model: Toy) -> None:
     step = TrainingStep(model, SINGLE, "cpu")
     first = batches(2)
     held = [weakref.ref(batch["x"]) for batch in first]
@@ -187,7 +177,7 @@ def test_the_previous_batches_live_until_the_next_ones_exist(model: Toy) -> None
 # ---- precision
 
 
-def test_mixed_precision_computes_in_half_and_gives_outputs_and_gradients_in_single(model: Toy) -> None:
+def test_mixed_precision_computes_in_bfloat16_and_returns_outputs_and_gradients_in_float32(model: Toy) -> None:
     outputs = autocast_forward(model, "bf16", "cpu")(**batches()[0])
     assert model.dtypes == [torch.bfloat16]
     assert {output.dtype for output in outputs.values()} == {torch.float32}
@@ -196,12 +186,12 @@ def test_mixed_precision_computes_in_half_and_gives_outputs_and_gradients_in_sin
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16-weights", "bf16-weights"])
-def test_without_mixed_precision_forward_is_the_model_s_own(model: Toy, precision: Any) -> None:
+def test_without_mixed_precision_the_forward_is_the_model_itself(model: Toy, precision: Any) -> None:
     assert autocast_forward(model, precision, "cpu") is model
 
 
 @pytest.mark.parametrize(("precision", "scaled"), [("fp16", True), ("bf16", False), ("fp32", False)])
-def test_the_loss_is_scaled_for_fp16_only(model: Toy, precision: Any, scaled: bool) -> None:
+def test_the_loss_is_scaled_only_for_fp16(model: Toy, precision: Any, scaled: bool) -> None:
     step = TrainingStep(model, StepSettings(precision), "cpu")
     before = weights(model)
     step(batches())
@@ -216,12 +206,12 @@ LOSS, LOGITS = torch.tensor(7.0), torch.ones(4, 2)
 @pytest.mark.parametrize(
     "outputs", [{"logits": LOGITS, "loss": LOSS}, (LOSS, LOGITS), LOSS], ids=["dict", "tuple", "alone"]
 )
-def test_the_loss_is_found_by_name_or_first_or_alone(outputs: Any) -> None:
+def test_the_loss_is_found_by_name_or_as_the_first_or_only_output(outputs: Any) -> None:
     assert loss_of(outputs) is LOSS
 
 
 @pytest.mark.parametrize("outputs", [{"logits": LOGITS}, (LOGITS, LOSS), LOGITS, {"loss": None}, "loss"], ids=repr)
-def test_a_model_that_returns_no_loss_is_refused_in_words(outputs: Any) -> None:
+def test_a_model_that_returns_no_loss_is_refused(outputs: Any) -> None:
     with pytest.raises(UsageError, match="returns no loss"):
         loss_of(outputs)
 
@@ -229,7 +219,7 @@ def test_a_model_that_returns_no_loss_is_refused_in_words(outputs: Any) -> None:
 # ---- evaluation
 
 
-def test_evaluation_keeps_the_logits_and_no_graph(model: Toy) -> None:
+def test_evaluation_returns_the_logits_without_a_graph(model: Toy) -> None:
     logits = evaluation_step(model, "bf16", batches()[0], "cpu")
     assert logits.shape == (16, 2)
     assert logits.dtype == torch.float32
@@ -237,7 +227,7 @@ def test_evaluation_keeps_the_logits_and_no_graph(model: Toy) -> None:
     assert model.modes == [False]
 
 
-def test_evaluation_of_a_model_without_logits_keeps_what_it_returns() -> None:
+def test_evaluation_of_a_model_without_logits_returns_all_outputs() -> None:
     class Bare(nn.Module):
         def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             return x.sum(), x
@@ -248,96 +238,6 @@ def test_evaluation_of_a_model_without_logits_keeps_what_it_returns() -> None:
     assert kept is x
 
 
-# ---- optimizers
-
-
-@pytest.mark.parametrize(
-    ("name", "kind", "fused"),
-    [
-        ("adamw_torch_fused", torch.optim.AdamW, True),
-        ("adamw_torch", torch.optim.AdamW, False),
-        ("sgd", torch.optim.SGD, False),
-        ("rmsprop", torch.optim.RMSprop, False),
-        ("adagrad", torch.optim.Adagrad, False),
-        ("adamw", torch.optim.AdamW, True),
-        ("adamw_fused", torch.optim.AdamW, True),
-    ],
-)
-def test_names_of_training_arguments_give_their_optimizers(model: Toy, name: str, kind: type, fused: bool) -> None:
-    optimizer = make_optimizer(model, name)
-    assert type(optimizer) is kind
-    assert bool(optimizer.defaults.get("fused")) == (("torch" not in name and "adamw" in name) or "fused" in name)
-
-
-def test_adafactor_is_that_of_transformers_with_factored_moments(model: Toy) -> None:
-    from transformers.optimization import Adafactor
-
-    step = TrainingStep(model, StepSettings("fp32", "adafactor"), "cpu")
-    step(batches())
-    assert isinstance(step.optimizer, Adafactor)
-    state = step.optimizer.state[model.hidden.weight]
-    assert state["exp_avg_sq_row"].shape == (16,)
-    assert state["exp_avg_sq_col"].shape == (8,)
-
-
-@pytest.mark.parametrize(
-    ("name", "paged"), [("adamw_bnb_8bit", False), ("adamw_8bit", False), ("paged_adamw_8bit", True)]
-)
-def test_8_bit_adam_is_that_of_bitsandbytes(model: Toy, name: str, paged: bool) -> None:
-    optimizers = pytest.importorskip("bitsandbytes.optim")
-    optimizer: Any = make_optimizer(model, name)
-    assert isinstance(optimizer, optimizers.AdamW)
-    assert optimizer.args.optim_bits == 8
-    assert optimizer.is_paged == paged
-
-
-@pytest.mark.parametrize("name", sorted({*OPTIMIZERS, *ALIASES}))
-def test_biases_and_norms_are_a_group_of_their_own(model: Toy, name: str) -> None:
-    if "8bit" in name:
-        pytest.importorskip("bitsandbytes")
-    decayed, plain = make_optimizer(model, name).param_groups
-    assert {id(p) for p in decayed["params"]} == {id(model.hidden.weight), id(model.head.weight)}
-    assert {id(p) for p in plain["params"]} == {
-        id(p) for p in (model.hidden.bias, model.head.bias, model.norm.weight, model.norm.bias)
-    }
-
-
-def test_frozen_parameters_are_not_given_to_the_optimizer(model: Toy) -> None:
-    model.hidden.requires_grad_(False)
-    groups = make_optimizer(model, "sgd").param_groups
-    assert {id(p) for group in groups for p in group["params"]}.isdisjoint({id(p) for p in model.hidden.parameters()})
-
-
-@pytest.mark.parametrize("alias", ALIASES)
-def test_an_alias_means_a_known_optimizer(alias: str) -> None:
-    assert ALIASES[alias] in OPTIMIZERS
-    assert alias not in OPTIMIZERS
-
-
-def test_an_optimizer_that_is_not_known_is_refused_with_the_names_that_are(model: Toy) -> None:
-    with pytest.raises(UsageError, match=r"'lion'.*adamw_torch_fused.*adagrad"):
-        make_optimizer(model, "lion")
-
-
-@pytest.mark.parametrize("name", ["adamw_bnb_8bit", "paged_adamw_8bit"])
-def test_8_bit_adam_without_bitsandbytes_is_refused_with_the_line_that_installs_it(
-    model: Toy, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
-    with pytest.raises(MissingExtraError, match=r"pip install bitsandbytes"):
-        make_optimizer(model, name)
-
-
-def test_every_optimizer_trains(model: Toy) -> None:
-    for name in OPTIMIZERS:
-        if "8bit" in name:
-            continue  # its kernels are for the GPU
-        trained = copy.deepcopy(model)
-        before = weights(trained)
-        TrainingStep(trained, StepSettings("fp32", name), "cpu")(batches())
-        assert not equal(weights(trained), before), name
-
-
 def test_any_mapping_is_a_batch(model: Toy) -> None:
     from collections import UserDict
 
@@ -346,18 +246,20 @@ def test_any_mapping_is_a_batch(model: Toy) -> None:
     assert model.forwards == 1
 
 
-def test_the_device_is_cuda_unless_another_is_named(model: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
+def test_the_gradient_scaler_is_for_cuda_unless_another_device_is_given(
+    model: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices: list[str] = []
     make: Callable[..., Any] = torch.amp.GradScaler
     monkeypatch.setattr(
-        torch.amp, "GradScaler", lambda device, **options: asked.append(device) or make("cpu", **options)
+        torch.amp, "GradScaler", lambda device, **options: devices.append(device) or make("cpu", **options)
     )
     TrainingStep(model, SINGLE)
     TrainingStep(model, SINGLE, "cpu")
-    assert asked == ["cuda", "cpu"]
+    assert devices == ["cuda", "cpu"]
 
 
-def test_the_buckets_of_ddp_are_torchs_own() -> None:
+def test_gradient_buckets_equal_those_of_torch_ddp() -> None:
     model = nn.Sequential(nn.Embedding(30_000, 64), nn.Linear(64, 300_000), nn.Linear(10, 10), nn.Linear(8, 8).half())
     model[2].requires_grad_(False)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -20,7 +20,7 @@ from ...options import Options
 from ...records import GpuSpec
 from ...report.report import Report
 from ...search.pipeline import run_on_every_rank
-from ...workloads.module import ModuleWorkload, module_workload, own_precision
+from ...workloads.module import ModuleWorkload, module_workload, weights_precision
 from .executable_batch_size import Executable, Result
 
 if TYPE_CHECKING:
@@ -127,4 +127,4 @@ def _precision(mixed_precision: str, model: nn.Module) -> str:
         return mixed_precision
     if mixed_precision != "no":
         raise UsageError(f"mixed_precision {mixed_precision!r} is not supported; fp16 and bf16 are")
-    return own_precision(model)
+    return weights_precision(model)

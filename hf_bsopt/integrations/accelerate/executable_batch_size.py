@@ -202,7 +202,7 @@ def _exchange_proposals(failed: int, proposed: int) -> _RankOutcomes:
         return _RankOutcomes(tuple(json.loads(message) for message in exchange(own)))
     except AgreementError as error:
         message = f"{_restart_advice(failed, proposed)}, on all ranks: {error}"
-        raise AgreementError(message, error.ranks, error.told_by) from error
+        raise AgreementError(message, error.ranks, error.reported_by) from error
 
 
 def _restart_advice(failed: int, following: int) -> str:
@@ -220,5 +220,5 @@ def _report_to_other_ranks(error: Exception) -> None:
         return
     from torch import distributed
 
-    if failure.told_by != distributed.get_rank():
+    if failure.reported_by != distributed.get_rank():
         raise failure from error

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from ...errors import UsageError
-from ...workloads.module import copy_on_meta, own_precision
-from ...workloads.step_settings import ALIASES, OPTIMIZERS, Precision
+from ...workloads.module import copy_on_meta, weights_precision
+from ...workloads.optimizers import OPTIMIZER_ALIASES, OPTIMIZERS
+from ...workloads.step_settings import Precision
 from ...workloads.training_step import loss_of
 
 if TYPE_CHECKING:
@@ -51,15 +52,15 @@ def precision_of(trainer: Trainer) -> Precision:
         return cast("Precision", mixed)
     if mixed != "no":
         raise UsageError(f"mixed precision {mixed} is not supported; fp16 and bf16 are")
-    return own_precision(trainer.model)
+    return weights_precision(trainer.model)
 
 
 def optimizer_of(trainer: Trainer) -> tuple[str, Callable[[nn.Module], torch.optim.Optimizer] | None]:
     """Return the optimizer's name, and a factory if it is not one of Trainer's that are predicted by name."""
     name = str(getattr(trainer.args.optim, "value", trainer.args.optim))
     if trainer.optimizer is None and trainer.optimizer_cls_and_kwargs is None:
-        if ALIASES.get(name, name) in OPTIMIZERS and not trainer.args.optim_args:
-            return ALIASES.get(name, name), None
+        if OPTIMIZER_ALIASES.get(name, name) in OPTIMIZERS and not trainer.args.optim_args:
+            return OPTIMIZER_ALIASES.get(name, name), None
         kind, kwargs = type(trainer).get_optimizer_cls_and_kwargs(trainer.args, trainer.model)
     elif trainer.optimizer_cls_and_kwargs is not None:
         kind, kwargs = trainer.optimizer_cls_and_kwargs

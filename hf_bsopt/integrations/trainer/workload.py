@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from ...errors import UsageError
 from ...workloads.module import ModuleWorkload, check_module
-from ...workloads.step_settings import OwnParts, StepSettings
+from ...workloads.step_settings import StepOverrides, StepSettings
 from .collator_shapes import (
     TensorShape,
     build_batch,
@@ -145,7 +145,7 @@ def trainer_workload(trainer: Trainer, max_length: int | None = None) -> Trainer
         example=build_batch(shapes, 2, "meta"),
         settings=StepSettings(precision_of(trainer), optimizer, float(args.max_grad_norm or 0)),
         defaults=tuple(notes),
-        own=OwnParts(own_loss_of(trainer), make_optimizer),
+        overrides=StepOverrides(own_loss_of(trainer), make_optimizer),
         shapes=shapes,
         worst=worst,
         evaluated=evaluated,

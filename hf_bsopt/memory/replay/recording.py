@@ -26,7 +26,7 @@ class Recording:
     """The events of one trace: ``+n`` allocates block n, ``-n`` frees it; blocks are numbered from 1.
 
     steps: the number of events before each step. phases: the number of events before each phase, and its name:
-    "forward", "backward" or "update" (the optimizer step).
+    "forward", "backward" or "optimizer_step".
     """
 
     events: array[int] = field(default_factory=lambda: array("q"))

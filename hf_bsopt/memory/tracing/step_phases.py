@@ -1,4 +1,4 @@
-"""Assign operations to the phases of a training step: forward, backward and optimizer step ("update")."""
+"""Assign operations to the phases of a training step: forward, backward and optimizer step."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class PhaseTracker:
         self._begin("forward")
 
     def observe(self, args: Any) -> None:
-        """Update the phase from an operation's arguments. Operations run by the autograd engine are backward;
+        """Determine the phase from an operation's arguments. Operations run by the autograd engine are backward;
         operations without gradients after that are the optimizer step; the next operation on a weight with gradients
         enabled is forward again.
         """
         if torch._C._current_autograd_node() is not None:
             name = "backward"
         elif not torch.is_grad_enabled():
-            name = "update" if self._current == "backward" else self._current
+            name = "optimizer_step" if self._current == "backward" else self._current
         elif self._current != "forward" and any(isinstance(arg, nn.Parameter) for arg in args):
             name = "forward"
         else:

@@ -22,7 +22,7 @@ from hf_bsopt.probing.host_memory import ProcessStatus, limit_this_process, why_
 from hf_bsopt.records import GpuSpec
 from hf_bsopt.search import pipeline
 from hf_bsopt.search.device_choice import DeviceChoice
-from hf_bsopt.workloads.workload import Trainable
+from hf_bsopt.workloads.trainable import Trainable
 
 SLACK_SECONDS = 30.0
 TIMEOUT_SECONDS = 1.0

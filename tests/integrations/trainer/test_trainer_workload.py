@@ -94,8 +94,8 @@ def test_given_optimizer_is_recreated_for_the_copy(tmp_path: Path) -> None:
     made = Trainer(model=model, args=trainer(tmp_path).args, train_dataset=Texts([8] * 4), optimizers=(given, None))
     workload = trainer_workload(made)
     assert workload.settings.optimizer == "NAdam"
-    assert workload.own.make_optimizer is not None
-    copied = workload.own.make_optimizer(nn.Linear(2, 2))
+    assert workload.overrides.make_optimizer is not None
+    copied = workload.overrides.make_optimizer(nn.Linear(2, 2))
     assert type(copied) is torch.optim.NAdam
     assert (copied.defaults["lr"], copied.defaults["betas"]) == (0.25, (0.5, 0.6))
     with_adam = trainer_workload(trainer(tmp_path, classifier()))
@@ -223,7 +223,7 @@ def test_batches_that_do_not_grow_linearly_are_rejected(tmp_path: Path) -> None:
 def test_model_that_cannot_be_copied_is_rejected(tmp_path: Path) -> None:
     made = trainer(tmp_path)
     made.model.held = threading.Lock()
-    with pytest.raises(UsageError, match=r"BertForSequenceClassification can't be copied: .*lock"):
+    with pytest.raises(UsageError, match=r"BertForSequenceClassification cannot be copied: .*lock"):
         trainer_workload(made).build()
 
 

@@ -18,7 +18,8 @@ from hf_bsopt.memory.replay.recording import CATEGORIES, Formula, Recording
 from hf_bsopt.memory.tracing.recorder import Recorder
 from hf_bsopt.memory.tracing.tracer import _record
 from hf_bsopt.records import GpuSpec, Peak
-from hf_bsopt.workloads.training_step import StepSettings, TrainingStep
+from hf_bsopt.workloads.step_settings import StepSettings
+from hf_bsopt.workloads.training_step import TrainingStep
 
 MIB = 1 << 20
 T4 = catalog.gpu("T4")
