@@ -20,7 +20,7 @@ from ..records import Decision, GpuSpec
 from ..search.answer import Answer, Question
 from ..search.prediction import predict
 from ..workloads.workload import Trainable
-from .candidates import Alternative, alternatives, combinations, shorter
+from .alternatives import Alternative, alternatives, combinations, shorter
 from .result import Advice, Suggestion
 
 USUAL_EFFECTIVE_BATCH = 16

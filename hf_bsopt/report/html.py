@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from .._utils.files import write_atomically
+from .._utils.package_versions import package_version
 from ..advice.result import Advice
 from ..search.answer import Answer
-from ..search.cached_answers import package_version
 from . import plots
 from .drawing import drawing_of
 from .text import (

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._utils.files import write_atomically
+from .._utils.package_versions import package_version
 from ..advice.result import Advice
 from ..search.answer import Answer, PhaseAnswer
-from ..search.cached_answers import package_version
 from . import html, text, wording
 from .drawing import drawing_of
 

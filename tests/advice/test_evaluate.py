@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from hf_bsopt import NothingFitsError, Report, UsageError, advise, find_batch_size
-from hf_bsopt.advice.candidates import alternatives
+from hf_bsopt.advice.alternatives import alternatives
 from hf_bsopt.advice.result import Advice, Suggestion
 from hf_bsopt.cli.main import FOUND, NOTHING_FITS, main
 from hf_bsopt.data import catalog
