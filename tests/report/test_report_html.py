@@ -70,7 +70,7 @@ class Reader(HTMLParser):
 def quick_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures take a second each, and most claims are not about them; the fixture ``whole`` has real ones."""
     name = "<?xml version='1.0'?><svg>{} {} {}</svg>"
-    draw = lambda drawings, format, theme="light": name.format(len(drawings), format, theme).encode()  # noqa: E731
+    draw = lambda pictures, format, theme="light": name.format(len(pictures), format, theme).encode()  # noqa: E731
     monkeypatch.setattr(plots, "rendered", draw)
 
 
