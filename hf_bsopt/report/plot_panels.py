@@ -29,7 +29,7 @@ MARKERS = {"predicted": "o", "rehearsed": "s", "measured": "D"}
 OVER, TOP = 1.06, 1.15
 """Fractions of the capacity: the height of a size that does not fit, and the top of the panel."""
 LINEAR_FROM = 1 / 8
-"""Fraction of the largest size: below it the optimizer step may need more memory than the batch, which is not linear."""
+"""Fraction of the largest size: below it the optimizer step may need more memory than the batch does."""
 RING = "recommended"
 LONGEST_DEVICE, TITLE = 20, 88
 """Longest name of a device, and longest title, in characters."""
