@@ -1,4 +1,4 @@
-"""How to make an effective batch of the micro-batch that fits: accumulation, processes, learning rate.
+"""Plan an effective batch from the micro-batch that fits: accumulation, processes, learning rate.
 
     plan(48, length=512, effective_batch=256)    # micro-batch 32 × accumulation 8 × 1 process = 256, exactly
 
