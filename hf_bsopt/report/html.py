@@ -117,7 +117,7 @@ def _contents(answer: Answer, suggestions: Advice | None, pictures: str = "") ->
         f"<pre>{_text(chr(10).join(config_lines(answer)))}</pre>"
         f"{pictures}{_size_table(answer)}"
         f"{'<p>' + '<br>'.join(map(_text, verification)) + '</p>' if verification else ''}"
-        f"{_composition_table(answer)}{_suggestions(suggestions)}{_list(advice)}{_asked(answer)}"
+        f"{_composition_table(answer)}{_suggestions(suggestions)}{_list(advice)}{_inputs(answer)}"
     )
 
 
@@ -159,7 +159,7 @@ def _composition_table(answer: Answer) -> str:
     return _table(caption, f"<tbody>{''.join(lines)}</tbody>", "parts")
 
 
-def _asked(answer: Answer) -> str:
+def _inputs(answer: Answer) -> str:
     rows = "".join(f'<tr><th scope="row">{_text(name)}</th><td>{_text(value)}</td></tr>' for name, value in
                    subject_rows(answer))  # fmt: skip
     notes = _list((*answer.workload.defaults, *answer.notes))

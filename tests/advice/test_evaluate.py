@@ -40,7 +40,7 @@ def find(model: str = "bert-tiny", **options: object) -> Report:
     return find_batch_size(model, **options)  # type: ignore[arg-type]
 
 
-def refused(model: str = "bert-tiny", **options: object) -> NothingFitsError:
+def nothing_fits_error(model: str = "bert-tiny", **options: object) -> NothingFitsError:
     with pytest.raises(NothingFitsError) as caught:
         find(model, **options)
     return caught.value
@@ -79,7 +79,7 @@ def advice(report: Report) -> Advice:
 @pytest.fixture(scope="module")
 def advice_if_nothing_fits() -> Advice:
     """Return the advice on a training of which not even one sequence fits."""
-    return advise(refused(target=LOW))
+    return advise(nothing_fits_error(target=LOW))
 
 
 def test_alternatives_not_in_use_are_listed_in_order_of_preference(advice: Advice) -> None:
@@ -126,7 +126,7 @@ def test_if_nothing_fits_each_suggestion_that_fits_also_fits_by_the_command(
 
 
 def test_a_combination_is_suggested_if_no_alternative_alone_is_enough() -> None:
-    advice = advise(refused(max_length=256, precision="fp32", target=(0.0, 0.46)))
+    advice = advise(nothing_fits_error(max_length=256, precision="fp32", target=(0.0, 0.46)))
     *single, combination, larger = advice.suggestions
     assert not any(suggestion.fits for suggestion in single)
     assert combination.name.startswith("LoRA, 4-bit, checkpointing")
