@@ -61,7 +61,7 @@ def find_by_name(model: str, options: Options, example_batch: Mapping[str, Any] 
 
 
 def by_name(model: str, options: Options, example_batch: Mapping[str, Any] | None = None) -> pipeline.Describe:
-    """Return what describes a model by name once the device is known."""
+    """Return the function that describes the model once the device is known."""
     if not model:
         raise UsageError("which model? For example dmis-lab/biobert-v1.1")
     if example_batch is not None:
@@ -74,11 +74,11 @@ def by_name(model: str, options: Options, example_batch: Mapping[str, Any] | Non
 
 
 def _precision_on(spec: GpuSpec, options: ModelOptions) -> str | None:
-    """Return the precision that was asked for; on a CPU fp32 if none was."""
+    """Return the requested precision; on a CPU fp32 if none was requested."""
     return "fp32" if options.precision is None and spec.kind == "cpu" else options.precision
 
 
 def _is_trainer(model: object) -> TypeGuard[Trainer]:
-    """Return whether it is a Trainer, without importing Trainer if nobody has."""
+    """Return whether ``model`` is a Trainer, without importing Trainer if it was not imported yet."""
     module = sys.modules.get("transformers.trainer")
     return module is not None and isinstance(model, module.Trainer)

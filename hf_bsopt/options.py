@@ -23,7 +23,7 @@ from .errors import InvalidOptionError, UsageError
 from .records import GpuSpec
 
 Subject = Literal["name", "module", "trainer", "accelerate"]
-"""What is sized: a model by name, any nn.Module, a Trainer, or a model of an Accelerator."""
+"""Kind of model: by name, any nn.Module, that of a Trainer, or that of an Accelerator."""
 LearningRateScaling = Literal["sqrt", "linear", "none"]
 
 TARGET = (0.80, 0.90)
@@ -31,7 +31,7 @@ MULTIPLE_OF = 8
 MAX_ATTEMPTS = 5
 PROBE_TIMEOUT_SECONDS = 600.0
 MAX_BATCH_SIZE = 8192
-"""The largest size that is recommended when no limit is given: beyond it the memory is not what decides."""
+"""The largest size that is recommended when no limit is given: beyond it memory is not the limit in practice."""
 
 EVERYTHING: tuple[Subject, ...] = ("name", "module", "trainer", "accelerate")
 BY_NAME: tuple[Subject, ...] = ("name",)
@@ -59,7 +59,7 @@ def option(
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """What is trained, and how. None means: chosen from the model's configuration, with the reason in the report."""
+    """The model, and how it is trained. None: chosen from the model's configuration, with the reason in the report."""
 
     task: str | None = option(for_=BY_NAME)
     """token-classification, sequence-classification, masked-lm, question-answering, causal-lm or seq2seq"""
@@ -178,7 +178,7 @@ class SearchOptions:
 
     @property
     def changes_effective_batch(self) -> bool:
-        """Whether another effective batch is asked for than the one a Trainer has."""
+        """True if the requested effective batch differs from that of a Trainer."""
         return self.fill or self.effective_batch_size is not None
 
 

@@ -1,5 +1,7 @@
-"""No test asks the network for anything: the hub is offline for all of them. What is costly is made once, also where
-pytest-xdist runs the tests in several processes. With ``-m gpu`` a machine needs no more than the tests for a card do.
+"""Settings and fixtures for all tests.
+
+No test uses the network: the hub is offline. Costly objects are made once, even if pytest-xdist runs several processes.
+With ``-m gpu`` only the packages that the GPU tests import are needed.
 """
 
 from __future__ import annotations
@@ -14,13 +16,11 @@ import pytest
 from filelock import FileLock
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["OMP_NUM_THREADS"] = "1"  # more of them, in several processes, wait for each other
+os.environ["OMP_NUM_THREADS"] = "1"  # more threads, in several processes, wait for each other
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Where only the tests for a card are asked for, other files are not even imported: they may need packages that the
-    machine does not have.
-    """
+    """Skip other files if only the GPU tests are selected: importing them may need packages that are not installed."""
     if config.getoption("markexpr") != "gpu" or not collection_path.is_file():
         return None
     return None if b"mark.gpu" in collection_path.read_bytes() or collection_path == Path(__file__) else True
@@ -28,14 +28,14 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 @pytest.fixture(scope="session")
 def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of all processes of this test run."""
+    """Return a folder that all processes of this test run share."""
     own = tmp_path_factory.getbasetemp()
     return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
 
 @pytest.fixture(scope="session")
 def once(shared_folder: Path) -> Callable[[str, Callable[[], Any]], Any]:
-    """once(name, make): what ``make`` returns, from whoever was the first to ask for it."""
+    """Return a function once(name, make) that calls ``make`` in one process and returns its result in all."""
 
     def result(name: str, make: Callable[[], Any]) -> Any:
         path = shared_folder / f"{name}.pickle"

@@ -1,4 +1,4 @@
-"""The notebook runs as it is, from a working folder below a repository that it must not write to."""
+"""Claims about the notebook, which runs in a working folder and must not write to the repository above it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def files(folder: Path) -> set[str]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """As on Kaggle: the repository is an input, the notebook works elsewhere."""
-    place = tmp_path_factory.mktemp("kaggle")
-    working = place / "working"
+    """Run the notebook as on Kaggle, where the repository is an input and the working folder is elsewhere."""
+    root = tmp_path_factory.mktemp("kaggle")
+    working = root / "working"
     working.mkdir()
-    shutil.copytree(REPOSITORY / "hf_bsopt", place / "hf_bsopt", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(REPOSITORY / "find_optimal_batch_size.py", place)
-    before = files(place)
+    shutil.copytree(REPOSITORY / "hf_bsopt", root / "hf_bsopt", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(REPOSITORY / "find_optimal_batch_size.py", root)
+    before = files(root)
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     client = NotebookClient(
@@ -37,19 +37,19 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     client.execute(env=environment)
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     return {
-        "written": files(place) - before,
+        "written": files(root) - before,
         "config": (working / "train.py").read_text(),
         "text": "".join(output.get("text", "") for output in outputs),
         "data": [output.get("data", {}) for output in outputs],
     }
 
 
-def test_nothing_is_written_but_in_the_working_folder(run: dict[str, Any]) -> None:
+def test_nothing_is_written_outside_the_working_folder(run: dict[str, Any]) -> None:
     assert run["written"]
     assert all(name.startswith("working") for name in run["written"])
 
 
-def test_the_config_is_patched_and_its_effective_batch_kept(run: dict[str, Any]) -> None:
+def test_the_config_is_patched_and_the_effective_batch_kept(run: dict[str, Any]) -> None:
     config: dict[str, Any] = {}
     exec(run["config"], config)
     values = config["CONFIG"]
@@ -58,16 +58,16 @@ def test_the_config_is_patched_and_its_effective_batch_kept(run: dict[str, Any])
     assert "# crashes with more?" in run["config"]
 
 
-def test_it_shows_the_plot_and_the_report(run: dict[str, Any]) -> None:
+def test_the_plot_and_the_report_are_shown(run: dict[str, Any]) -> None:
     assert any("image/png" in data for data in run["data"])
     assert any("OPTIMAL" in data.get("text/html", "").upper() for data in run["data"])
 
 
-def test_the_trainer_trains_with_the_size_it_found(run: dict[str, Any]) -> None:
+def test_the_trainer_trains_with_the_size_that_was_found(run: dict[str, Any]) -> None:
     assert "effective 64" in run["text"]
     assert "64 × 1" in run["text"]
 
 
-def test_it_is_committed_without_outputs() -> None:
+def test_the_notebook_is_committed_without_outputs() -> None:
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     assert all(not cell.get("outputs") and cell.get("execution_count") is None for cell in notebook.cells)

@@ -1,4 +1,4 @@
-"""What else would make room, each option predicted. Front door: evaluate.py."""
+"""Other ways to free memory, each with a predicted batch size. Start with evaluate.py."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""What else would make room when a model does not fit or is slow: each option predicted like the answer itself.
+"""Predict other ways to train when a model does not fit or is slow, each in the same way as the answer itself.
 
     report = find_batch_size("bert-large", gpu="T4", device="predict")
     print(advise(report))
 
-One trace per option; a larger GPU of the same compute capability needs none. Nothing is run.
+There is one trace per alternative; a larger GPU of the same compute capability needs none. Nothing is run.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ from ..records import Decision, GpuSpec
 from ..search.answer import Answer, Question
 from ..search.prediction import predict
 from ..workloads.trainable import Trainable
-from .candidates import Alternative, alternatives, combinations, shorter
+from .alternatives import Alternative, alternatives, combinations, shorter
 from .result import Advice, Suggestion
 
 USUAL_EFFECTIVE_BATCH = 16
-"""Sequences in an optimizer step, at least: BERT's fine-tuning took 16 or 32 (Devlin et al. 2019, arXiv:1810.04805)."""
+"""Sequences in an optimizer step: BERT was fine-tuned with 16 or 32 (Devlin et al. 2019, arXiv:1810.04805)."""
 MORE_MEMORY = 1.5
-"""If something fits already, a larger GPU is one with half as much memory again."""
+"""If something fits already, a suggested larger GPU has at least this multiple of the memory."""
 
 
 def advise(found: Answer | NothingFitsError) -> Advice:
-    """Predict what would make room, or let anything fit at all; also if the answer was verified by real steps.
+    """Predict what would make room for a larger batch, or for any batch if nothing fits.
 
-    Raises UsageError for an error that came from real steps: a prediction would not agree with it.
+    An answer that was verified by real steps is compared by its prediction. Raises UsageError for an error that came
+    from real steps: a prediction would not agree with it.
     """
     if isinstance(found, Answer):
         return suggestions_for(found.question)
@@ -42,13 +43,13 @@ def advise(found: Answer | NothingFitsError) -> Advice:
 
 
 def suggestions_for(question: Question) -> Advice:
-    """Predict every option that applies and is not used yet, best first; one that does not help says so."""
+    """Predict every alternative that applies and is not in use yet, best first, those that do not help included."""
     return _Evaluation(replace(question, workload=question.workload.accumulating(1))).result()
 
 
 @dataclass
 class _Evaluation:
-    """What is known of the workload as it is, and the predictions of all others."""
+    """The prediction for the current workload, and those for the alternatives."""
 
     question: Question
     _traced: Predictor = field(init=False)
@@ -82,7 +83,7 @@ class _Evaluation:
         return Advice(self._now, (*suggestions, *self._larger_gpu()), self.search.target[1])
 
     def _shorter(self) -> Iterator[Suggestion]:
-        """Halve the length; if nothing fits, take the longest half that does, or else the last."""
+        """Halve the length until something fits; yield the last length that was tried."""
         suggestion = None
         for alternative in shorter(self.workload):
             suggestion = self._predicted(alternative)
@@ -92,19 +93,19 @@ class _Evaluation:
             yield suggestion
 
     def _accumulated(self) -> Iterator[Suggestion]:
-        """Accumulate, if a batch is wanted that does not fit at once, and no accumulation was asked for."""
+        """Yield accumulation if the wanted batch does not fit at once and no accumulation was requested."""
         search, now = self.search, self._now.batch_size or 0
         if not now or search.effective_batch_size or search.total_tokens or search.gradient_accumulation_steps > 1:
             return
         if search.check is not None and search.check > now:
-            wanted, why = search.check * search.num_processes, "what was asked about"
+            wanted, why = search.check * search.num_processes, "the size that was checked"
         elif now * search.num_processes < USUAL_EFFECTIVE_BATCH and self._is_memory:
-            wanted, why = USUAL_EFFECTIVE_BATCH, "the least that BERT was fine-tuned with (arXiv:1810.04805)"
+            wanted, why = USUAL_EFFECTIVE_BATCH, "the fewest that BERT was fine-tuned with (arXiv:1810.04805)"
         else:
             return
         cost = (
-            f"an optimizer step takes several passes, with its gradients in memory meanwhile; {wanted} sequences are "
-            f"{why}"
+            f"an optimizer step takes several forward and backward passes, with gradients in memory between them; "
+            f"{wanted} sequences are {why}"
         )
         alternative = Alternative("accumulation", f"--effective_batch_size {wanted}", cost, self.workload)
         suggestion, _ = self._suggest(
@@ -113,7 +114,7 @@ class _Evaluation:
         yield replace(suggestion, compute=self._now.compute)
 
     def _combined(self) -> Iterator[Suggestion]:
-        """If no option alone is enough, return the first combination that fits."""
+        """Yield the first combination that fits, for when no alternative alone is enough."""
         for alternative in combinations(self.workload, self.device.kind):
             suggestion = self._predicted(alternative)
             if suggestion.fits:
@@ -121,7 +122,7 @@ class _Evaluation:
                 return
 
     def _larger_gpu(self) -> Iterator[Suggestion]:
-        """Return the smallest GPU that is large enough and no older than this one: what runs here runs there."""
+        """Yield the smallest GPU that is large enough and no older than this one, so that it runs the same code."""
         if self.device.kind != "cuda" or (self._now.fits and not self._is_memory):
             return
         least = self._total * MORE_MEMORY if self._now.fits else self._total + 1
@@ -165,7 +166,7 @@ class _Evaluation:
     def _suggest(
         self, alternative: Alternative, device: GpuSpec, traced: Predictor, search: SearchOptions | None = None
     ) -> tuple[Suggestion, Decision | None]:
-        """``traced``: a predictor of the alternative's workload, on this device or another."""
+        """Predict an alternative. ``traced``: a predictor of its workload, on this device or another."""
         assert alternative.workload is not None
         suggestion = _unknown(alternative, device)
         try:
@@ -198,7 +199,7 @@ class _Evaluation:
 
     @property
     def _is_memory(self) -> bool:
-        """Whether memory keeps the batch from being larger, not a constraint."""
+        """True if memory limits the batch size, not one of the user's constraints."""
         wanted = self.search.effective_batch_size or self.search.total_tokens
         is_whole = bool(wanted) and self._now.accumulation == 1
         return self._decision is not None and self._decision.bound not in ("limit", "dataset size") and not is_whole

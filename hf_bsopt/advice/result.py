@@ -1,4 +1,4 @@
-"""What else would make room, as it was predicted, and its form as text."""
+"""The suggestions with their predictions, and their formatting as text."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ NAME_WIDTH = 31
 HEADING = "What would make room, each predicted at up to {limit:.0f} % of the memory, best first:"
 COMPUTE = (
     "compute: the operations of matrix products and attention, forward and backward, for one sequence, counted on the "
-    "traced step; now = 1. What moves memory alone takes time too and is not in it."
+    "traced step; now = 1. Operations that only move memory take time too and are not counted."
 )
 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """One thing that could be done, and its effect.
+    """One alternative and its predicted effect.
 
-    name: in words. flags: as the command line takes it. batch_size: the micro-batch that would be chosen; 0 if not
-    even one sequence fits, None if nothing could be predicted (obstacle says why). accumulation: micro-batches in an
-    optimizer step. used_bytes: predicted at that size; if nothing fits, the need of one sequence or, with
-    is_lower_bound, of weights, gradients and optimizer's state alone. total_bytes: of the device. compute:
-    floating-point operations per sequence, relative to those of now; None if they could not be counted. cost: its
-    other costs, with the source.
+    name: shown to the user. flags: for the command line. batch_size: the micro-batch that would be chosen; 0 if not
+    even one sequence fits, None if nothing could be predicted (obstacle is the reason). accumulation: micro-batches in
+    an optimizer step. used_bytes: predicted at that size; if nothing fits, what one sequence needs or, with
+    is_lower_bound, what weights, gradients and optimizer state alone need. total_bytes: memory of the device. compute:
+    floating-point operations per sequence, relative to the current workload; None if they could not be counted. cost:
+    its other costs, with the source.
     """
 
     name: str
@@ -52,10 +52,10 @@ class Suggestion:
 
 @dataclass(frozen=True)
 class Advice:
-    """What else would make room. Printing it shows a table.
+    """Suggestions for freeing memory, with their predictions. Printing it shows a table.
 
-    now: what was asked, predicted like the others. suggestions: best first. limit: the fraction of the memory that none
-    exceeds.
+    now: the current workload, predicted like the others. suggestions: best first. limit: the fraction of the memory
+    that no suggestion exceeds.
     """
 
     now: Suggestion
@@ -71,7 +71,7 @@ class Advice:
         return f"<pre style='line-height:1.35'>{html.escape(str(self))}</pre>"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON values."""
+        """Return everything as JSON values."""
         return asdict(self)
 
 
@@ -105,8 +105,8 @@ def _row(suggestion: Suggestion, now: Suggestion) -> str:
         if suggestion.accumulation == 1
         else f"{suggestion.batch_size} × {suggestion.accumulation}"
     )
-    share = f"{(suggestion.utilization or 0) * 100:.0f} %"
-    return f"{suggestion.name:{NAME_WIDTH}} {size:>11} {share:>9} {compute:>8}{_verdict(suggestion, now)}"
+    fraction = f"{(suggestion.utilization or 0) * 100:.0f} %"
+    return f"{suggestion.name:{NAME_WIDTH}} {size:>11} {fraction:>9} {compute:>8}{_verdict(suggestion, now)}"
 
 
 def _verdict(suggestion: Suggestion, now: Suggestion) -> str:
@@ -115,8 +115,8 @@ def _verdict(suggestion: Suggestion, now: Suggestion) -> str:
     if not now.fits:
         return "  fits"
     if suggestion.accumulation > 1 and now.accumulation == 1:
-        return f"  {(suggestion.batch_size or 0) * suggestion.accumulation} a step"
-    return "  no more" if (suggestion.batch_size or 0) <= (now.batch_size or 0) else ""
+        return f"  {(suggestion.batch_size or 0) * suggestion.accumulation} per step"
+    return "  no gain" if (suggestion.batch_size or 0) <= (now.batch_size or 0) else ""
 
 
 def _wrapped(text: str, indent: str) -> str:

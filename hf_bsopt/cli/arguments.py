@@ -23,7 +23,7 @@ SEVERAL = {"max_length": (int, "; several give a report each")}
 """Options that the command line takes several times, with an addition to their help."""
 WRITTEN = ("json", "html", "plot", "patch")
 EXAMPLE = {"batch_size": 8, "gradient_accumulation_steps": 1}
-"""An answer with which it is tried whether a file can be patched."""
+"""An answer for testing, before the search, if a file can be patched."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Arguments:
 
     @property
     def is_table(self) -> bool:
-        """Whether several models or GPUs are asked for."""
+        """True if several models or GPUs are named."""
         return bool(self.table.models or self.table.gpus)
 
     def options_at(self, max_length: int | None) -> Options:

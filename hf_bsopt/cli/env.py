@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 
 from .. import virtual_gpu
+from .._utils.package_versions import package_version
 from ..parallel.launch import Launch
 from .exit_codes import FOUND
 
@@ -24,11 +24,7 @@ def environment() -> str:
     import torch
 
     lines = [f"python {platform.python_version()} on {platform.system()} {platform.machine()}"]
-    for package in PACKAGES:
-        try:
-            lines.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            lines.append(f"{package} not installed")
+    lines += [f"{package} {package_version(package) or 'not installed'}" for package in PACKAGES]
     lines.append(f"CUDA of torch: {torch.version.cuda or 'none (CPU build)'}")
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)

@@ -109,7 +109,7 @@ def _write_files(
     if output.plot is not None:
         from ..report import plots
 
-        plots.save([report.drawing for report in reports], Path(output.plot))
+        plots.save([report.plot_data for report in reports], Path(output.plot))
     if output.html is not None:
         from ..report import html
 

@@ -64,7 +64,7 @@ class DatasetFlags:
 
 @dataclass(frozen=True)
 class OutputFlags:
-    """What is done with the answer."""
+    """The output: files to write, and how much is printed."""
 
     json: str | None = flag()
     """write everything to this file"""

@@ -24,7 +24,7 @@ def run(argv: Sequence[str], launch: Launch) -> int:
     """Run the subcommand and return its exit code."""
     arguments = parse(argv, "hf-bsopt lengths", DESCRIPTION)
     if not arguments.dataset.dataset:
-        raise UsageError("which dataset? For example --dataset train.jsonl")
+        raise UsageError("no dataset was given: name one, for example --dataset train.jsonl")
     silence_libraries(arguments.output.verbose)
     with progress.silent(arguments.output.quiet or not launch.is_main_process):
         lengths = measure_lengths(arguments)
@@ -37,7 +37,11 @@ def run(argv: Sequence[str], launch: Launch) -> int:
 
 
 def measure_lengths(arguments: Arguments) -> LengthsReport:
-    """Raise UsageError for a device for which no table is predicted, and what :func:`dataset_lengths` raises."""
+    """Measure the lengths, and predict the batch sizes for a GPU.
+
+    Raises UsageError for a CPU or a Mac, for which no batch sizes are predicted, and whatever :func:`dataset_lengths`
+    raises.
+    """
     device = arguments.options.device
     if device.device in ("cpu", "mps"):
         raise UsageError(f"--dataset compares batch sizes predicted for a GPU: leave out --device {device.device}")
@@ -50,6 +54,6 @@ def measure_lengths(arguments: Arguments) -> LengthsReport:
         text_columns=dataset.text_column,
         tokenizer=dataset.tokenizer,
         split=dataset.split,
-        most=dataset.sample,
+        max_rows=dataset.sample,
         options=dataclasses.replace(options, device=dataclasses.replace(device, gpu=spec)),
     )

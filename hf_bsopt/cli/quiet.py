@@ -1,4 +1,4 @@
-"""What libraries print while a command runs."""
+"""Silence the output of libraries while a command runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import warnings
 
 
 def silence_libraries(verbose: bool) -> None:
-    """Silence what transformers warns about while a model is built: it says nothing about its batch size."""
+    """Silence warnings of transformers while a model is built: they do not concern the batch size."""
     import transformers
 
     if verbose:

@@ -1,4 +1,4 @@
-"""A saved TrainingArguments file, read for what decides about memory."""
+"""Read the values of a saved TrainingArguments file that decide how much memory is used."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ MICRO_BATCH = "per_device_train_batch_size"
 
 
 def read_training_arguments(path: Path, accumulation: int | None = None) -> dict[str, Any]:
-    """The command line's values that this file means; the effective batch of one GPU that it asks for is kept.
-    ``accumulation``: in place of the file's.
+    """Read the options from a file: JSON as ``TrainingArguments.to_json_string`` writes it, or YAML.
 
-    JSON as ``TrainingArguments.to_json_string`` writes it, or YAML. Raises UsageError for anything else.
+    The effective batch of one GPU is kept. ``accumulation``: replaces that of the file. Raises UsageError for an
+    invalid file or value.
     """
     values = {name: value for name, value in _read(path).items() if value is not None}
     for name in SHARDING:
         if values.get(name):
             raise UsageError(
-                f"{path} asks for {name}: what is sharded over GPUs can't be predicted yet; without it, the prediction "
+                f"{path} sets {name}: training sharded over GPUs cannot be predicted yet; without it, the prediction "
                 f"is for a whole model on each GPU"
             )
     for name in (*SAME_NAME, *OTHER_NAME, MICRO_BATCH):
@@ -85,8 +85,8 @@ def _read(path: Path) -> dict[str, Any]:
             import yaml
 
             values = yaml.safe_load(text)
-    except Exception as error:  # yaml's and json's own errors share no class
+    except Exception as error:  # the errors of yaml and json have no common class
         raise UsageError(f"--training_args {path}: {error}") from error
     if not isinstance(values, dict):
-        raise UsageError(f"--training_args {path} holds no names and values")
+        raise UsageError(f"--training_args {path} is not a mapping of names to values")
     return values

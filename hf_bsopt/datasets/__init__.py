@@ -1,1 +1,1 @@
-"""How long the sequences of a dataset are, and what each max_length costs. Front door: length_report.py."""
+"""The lengths of a dataset's sequences, and the cost of each max_length. Start with length_report.py."""

@@ -1,4 +1,4 @@
-"""How long the sequences of a dataset are, and what that means for max_length and the batch size.
+"""A report on the lengths of a dataset's sequences: truncation, padding and batch size for each max_length.
 
 report = dataset_lengths("bert-base-uncased", ["train.jsonl"], gpu="T4", tokenizer="folder-of-a-tokenizer")
 print(report)
@@ -17,7 +17,7 @@ from ..options import Options
 from ..tables.table import batch_size_table
 from ..workloads.model_config import load_config, position_limit
 from ..workloads.option_defaults import DEFAULT_LENGTH
-from .lengths import PERCENTILES, Cost, advice, candidates, costs
+from .lengths import PERCENTILES, Cost, advice, costs, max_lengths_to_compare
 from .sampling import SAMPLE, Sample, draw_sample
 
 WIDTH = 78
@@ -25,7 +25,9 @@ WIDTH = 78
 
 @dataclass(frozen=True)
 class LengthsReport:
-    """compared: one Cost for each max_length, from long to short. now: the max_length that is meant. gpu: for which the
+    """The lengths of a sample of a dataset, and the cost of each max_length. Printing it shows a table.
+
+    compared: one Cost for each max_length, in descending order. now: the max_length in use. gpu: the GPU for which the
     batch sizes are predicted.
     """
 
@@ -36,18 +38,18 @@ class LengthsReport:
 
     @property
     def advice(self) -> tuple[str, ...]:
-        """In sentences."""
+        """Advice on max_length, in sentences."""
         return advice(self.sample.lengths, self.compared, self.now)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return everything as JSON values."""
         lengths = self.sample.lengths
         return {
             "source": self.sample.source,
             "rows": self.sample.rows,
             "sampled": len(lengths),
             "tokenizer": self.sample.tokenizer,
-            **{f"p{share}": lengths.percentile(share) for share in PERCENTILES},
+            **{f"p{percent}": lengths.percentile(percent) for percent in PERCENTILES},
             "max": lengths.longest,
             "mean": lengths.mean,
             "gpu": self.gpu,
@@ -58,16 +60,16 @@ class LengthsReport:
     def __str__(self) -> str:
         lengths, rows = self.sample.lengths, self.sample.rows
         drawn = f"all {rows:,}" if len(lengths) == rows else f"{len(lengths):,} of {rows:,}"
-        title = f"Tokens in a sequence: {drawn} rows of {self.sample.source}, tokenizer {self.sample.tokenizer}"
-        shares = "   ".join(f"p{share} {lengths.percentile(share):,}" for share in PERCENTILES)
+        title = f"Tokens per sequence: {drawn} rows of {self.sample.source}, tokenizer {self.sample.tokenizer}"
+        percentiles = "   ".join(f"p{percent} {lengths.percentile(percent):,}" for percent in PERCENTILES)
         meaning = (
-            f"Padding: the share of what is computed that is no text, where every sequence is padded to max_length, or "
-            f"to the longest of its batch. Batch sizes are predicted for {self.gpu}."
+            "Padding: the fraction of the computed tokens that are padding, if every sequence is padded to max_length, "
+            f"or to the longest of its batch. Batch sizes are predicted for {self.gpu}."
         )
         return "\n".join(
             [
                 _wrapped(title),
-                f"  {shares}   max {lengths.longest:,}   mean {lengths.mean:,.1f}",
+                f"  {percentiles}   max {lengths.longest:,}   mean {lengths.mean:,.1f}",
                 "",
                 f"{'':>10} {'sequences':>9} {'tokens':>8} {'padding':>8} {'padding':>8} {'batch':>7} {'tokens':>9}",
                 f"{'max_length':>10} {'cut':>9} {'lost':>8} {'to max':>8} {'in batch':>8} {'size':>7} {'in batch':>9}",
@@ -86,15 +88,15 @@ def dataset_lengths(
     text_columns: Sequence[str] = ("text",),
     tokenizer: str | None = None,
     split: str = "train",
-    most: int = SAMPLE,
+    max_rows: int = SAMPLE,
     options: Options | None = None,
 ) -> LengthsReport:
-    """Measure the lengths of a sample of ``dataset``, and what each max_length costs.
+    """Measure the lengths of a sample of ``dataset``, and predict the cost of each max_length.
 
-    ``dataset``, ``text_columns``, ``split`` and ``most`` are those of :func:`~hf_bsopt.datasets.sampling.draw_sample`;
-    ``tokenizer`` is the model's if None. ``options``: the GPU, how the model is trained, the target; their max_length
-    is the one in use now, 512 or the model's limit if None. Raises UsageError if the dataset or the tokenizer cannot be
-    loaded, or the model cannot be trained so.
+    ``dataset``, ``text_columns``, ``split`` and ``max_rows`` are those of
+    :func:`~hf_bsopt.datasets.sampling.draw_sample`; ``tokenizer`` is the model's if None. ``options``: the GPU, how the
+    model is trained, the target; their max_length is the one in use, 512 or the model's limit if None. Raises
+    UsageError if the dataset or the tokenizer cannot be loaded, or the model cannot be trained with these options.
     """
     options = options or Options()
     gpu = options.device.gpu
@@ -102,8 +104,8 @@ def dataset_lengths(
     now = options.model.max_length or min(DEFAULT_LENGTH, limit or DEFAULT_LENGTH)
     entry = catalog.model_entry(model)
     named_after = entry.hub_id if entry is not None else model
-    sample = draw_sample(dataset, tokenizer or named_after, text_columns=text_columns, split=split, most=most)
-    named = candidates(sample.lengths, now, limit)
+    sample = draw_sample(dataset, tokenizer or named_after, text_columns=text_columns, split=split, max_rows=max_rows)
+    named = max_lengths_to_compare(sample.lengths, now, limit)
     frame = batch_size_table(
         [model],
         [] if gpu is None else [gpu],
@@ -115,18 +117,18 @@ def dataset_lengths(
 
 
 def _row(cost: Cost) -> str:
-    in_batches = "–" if cost.padding_in_batches is None else _share(cost.padding_in_batches)
+    in_batches = "–" if cost.padding_in_batches is None else _percent(cost.padding_in_batches)
     size = "–" if cost.batch_size is None else str(cost.batch_size)
     tokens = "–" if cost.tokens_in_batch is None else f"{cost.tokens_in_batch:,.0f}"
     names = f"  {', '.join(cost.names)}" if cost.names else ""
     return (
-        f"{cost.max_length:>10} {_share(cost.cut):>9} {_share(cost.lost):>8} {_share(cost.padding):>8} "
+        f"{cost.max_length:>10} {_percent(cost.cut):>9} {_percent(cost.lost):>8} {_percent(cost.padding):>8} "
         f"{in_batches:>8} {size:>7} {tokens:>9}{names}"
     )
 
 
-def _share(share: float) -> str:
-    return f"{share * 100:.1f} %"
+def _percent(fraction: float) -> str:
+    return f"{fraction * 100:.1f} %"
 
 
 def _wrapped(text: str, indent: str = "") -> str:

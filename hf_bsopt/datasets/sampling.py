@@ -1,4 +1,4 @@
-"""A sample of a dataset as token counts: files, a saved dataset or a hub name in, one count for each row out."""
+"""Draw a sample of a dataset (files, a saved dataset or a name on the hub) and count the tokens of each row."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SAMPLE = 10_000
-"""Rows that are tokenized at most: the 99th percentile is then known from the hundred longest."""
+"""Most rows that are tokenized: the 99th percentile then rests on the hundred longest."""
 SEED = 0
 CHUNK = 500
+"""Rows that are tokenized at once."""
 BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".csv": ("csv", {}),
     ".tsv": ("csv", {"sep": "\t"}),
@@ -32,14 +33,14 @@ BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".txt": ("text", {}),
     ".parquet": ("parquet", {}),
 }
-OF_NO_ROWS = ("StopIteration", "corresponds to no data", "at least one example", "No columns to parse")
-"""What the builders of datasets say where there is nothing to build from."""
+NO_ROWS_ERRORS = ("StopIteration", "corresponds to no data", "at least one example", "No columns to parse")
+"""Parts of the error messages of the datasets library for a dataset without rows."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """source: of the rows, in words. rows: that there are; ``lengths`` are of those that were drawn."""
+    """The lengths of the rows that were drawn. source: name of the dataset. rows: rows of the whole dataset."""
 
     source: str
     rows: int
@@ -53,32 +54,35 @@ def draw_sample(
     *,
     text_columns: Sequence[str] = ("text",),
     split: str = "train",
-    most: int = SAMPLE,
+    max_rows: int = SAMPLE,
 ) -> Sample:
-    """At most so many rows, drawn at random by a generator of its own, tokenized without truncation.
+    """Draw at most ``max_rows`` rows at random and tokenize them without truncation.
+
+    It uses a generator of its own with a fixed seed: the sample is the same each time, the global state is unchanged.
 
     ``dataset``: files (csv, tsv, json, jsonl, txt, parquet), one folder that ``save_to_disk`` wrote, or one name on the
-    hub. ``text_columns``: one, or two for pairs of sequences; a list of words is taken as a text with blanks between.
-    ``tokenizer``: a folder, a tokenizer.json or a hub id. Raises UsageError where any of them can't be had.
+    hub. ``text_columns``: one, or two for pairs of sequences; a list of words is joined with blanks.
+    ``tokenizer``: a folder, a tokenizer.json or a hub id. Raises UsageError if the dataset, a column or the
+    tokenizer cannot be loaded.
     """
-    if most < 1:
-        raise UsageError(f"a sample has at least 1 row, not {most}")
+    if max_rows < 1:
+        raise UsageError(f"a sample has at least 1 row, not {max_rows}")
     if not 1 <= len(text_columns) <= 2:
-        raise UsageError("a sequence is made of one text column, or of two as a pair")
+        raise UsageError("a sequence has one text column, or two for a pair")
     made = load_tokenizer(tokenizer)
     rows = load_rows(dataset, split)
     missing = [column for column in text_columns if column not in rows.column_names]
     if missing:
         raise UsageError(f"there is no column {missing[0]!r}; --text_column is one of {', '.join(rows.column_names)}")
     chosen = rows
-    if len(rows) > most:
-        chosen = rows.select(sorted(random.Random(SEED).sample(range(len(rows)), most)))
+    if len(rows) > max_rows:
+        chosen = rows.select(sorted(random.Random(SEED).sample(range(len(rows)), max_rows)))
     source = ", ".join(Path(name).name if Path(name).exists() else name for name in dataset)
     return Sample(source, len(rows), tokenizer, Lengths(_counts(chosen, text_columns, made)))
 
 
 def _counts(rows: Dataset, columns: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[int]:
-    """Tokens of each row, special tokens included."""
+    """Yield the number of tokens of each row, special tokens included."""
     with progress.bar(len(rows), "tokenizing") as line:
         for start in range(0, len(rows), CHUNK):
             chunk = rows[start : start + CHUNK]
@@ -95,24 +99,26 @@ def _text(value: Any, column: str) -> str:
         return value
     if isinstance(value, (list, tuple)) and all(isinstance(word, str) for word in value):
         return " ".join(value)
-    raise UsageError(f"column {column!r} holds a {type(value).__name__}: --text_column names one with text or words")
+    raise UsageError(
+        f"column {column!r} contains {type(value).__name__}: --text_column must name one with text or words"
+    )
 
 
 def load_rows(dataset: Sequence[str], split: str) -> Dataset:
-    """The rows of one split. Raises UsageError where they can't be had."""
+    """Load the rows of one split. Raises UsageError if they cannot be loaded."""
     if not dataset:
-        raise UsageError("which dataset? For example --dataset train.jsonl")
+        raise UsageError("no dataset was given: name one, for example --dataset train.jsonl")
     try:
         rows = _loaded(dataset, split)
     except UsageError:
         raise
-    except Exception as error:  # parsers, builders and the hub's client fail each in their own way
+    except Exception as error:  # parsers, builders and the hub's client raise errors of many types
         reason = str(error.__cause__ or error).strip().splitlines() or [type(error.__cause__ or error).__name__]
-        if any(word in reason[0] for word in OF_NO_ROWS):
-            raise UsageError(f"{', '.join(dataset)}: there are no rows in it") from error
-        raise UsageError(f"{', '.join(dataset)} can't be read as a dataset: {reason[0]}") from error
+        if any(word in reason[0] for word in NO_ROWS_ERRORS):
+            raise UsageError(f"{', '.join(dataset)} has no rows") from error
+        raise UsageError(f"{', '.join(dataset)} cannot be read as a dataset: {reason[0]}") from error
     if not len(rows):
-        raise UsageError(f"{', '.join(dataset)}: there are no rows in it")
+        raise UsageError(f"{', '.join(dataset)} has no rows")
     return rows
 
 
@@ -131,17 +137,17 @@ def _loaded(dataset: Sequence[str], split: str) -> Dataset:
             missing = next(path for path in paths if not path.is_file())
             raise UsageError(f"there is no file {missing}")
         if not is_hub_reachable():
-            raise UsageError(f"{dataset[0]} is no file and no folder here, and the hub does not answer")
+            raise UsageError(f"{dataset[0]} is not a file or folder here, and the hub does not answer")
         return datasets.load_dataset(dataset[0], split=split)
 
 
 def _builder(paths: Sequence[Path]) -> tuple[str, dict[str, Any]]:
     suffixes = {path.suffix.lower() for path in paths}
     if len(suffixes) > 1:
-        raise UsageError(f"the files of a dataset are of one kind, not {', '.join(sorted(suffixes))}")
+        raise UsageError(f"the files of a dataset must have the same format, not {', '.join(sorted(suffixes))}")
     suffix = suffixes.pop()
     if suffix not in BUILDERS:
-        raise UsageError(f"{paths[0].name} is not one of {', '.join(BUILDERS)}")
+        raise UsageError(f"{paths[0].name} has an unknown format: the suffix must be one of {', '.join(BUILDERS)}")
     return BUILDERS[suffix]
 
 
@@ -155,7 +161,7 @@ def _of_split(loaded: Any, split: str) -> Dataset:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Without bars, for there is a line of :mod:`progress`, and log lines, for there is the error that is raised."""
+    """Silence the progress bars of datasets, as :mod:`progress` shows one, and its logs, as errors are raised."""
     from datasets.utils import logging as its_logging
 
     was_on, level = its_logging.is_progress_bar_enabled(), its_logging.get_verbosity()
@@ -171,7 +177,7 @@ def _quietly() -> Iterator[None]:
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """From a folder, a tokenizer.json, or the hub and its cache. Raises UsageError where it can't be had."""
+    """Load a tokenizer from a folder, a tokenizer.json, or the hub and its cache. Raises UsageError if that fails."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     path = Path(name)
@@ -186,10 +192,10 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
                 return PreTrainedTokenizerFast(tokenizer_file=name)
             offline = path.is_dir() or not is_hub_reachable()
             return AutoTokenizer.from_pretrained(name, local_files_only=offline)
-    except Exception as error:  # every kind of tokenizer fails in its own way
+    except Exception as error:  # tokenizers raise errors of many types
         if path.exists():
-            raise UsageError(f"the tokenizer in {name} can't be loaded: {error}") from error
+            raise UsageError(f"the tokenizer in {name} cannot be loaded: {error}") from error
         raise UsageError(
-            f"the tokenizer of {name} is neither in the cache of the hub nor can the hub be reached, and without it "
-            f"tokens can't be counted; --tokenizer names a folder with one, or a tokenizer.json"
+            f"the tokenizer of {name} is not in the hub's cache, and the hub cannot be reached; without it, tokens "
+            f"cannot be counted; --tokenizer names a folder with one, or a tokenizer.json"
         ) from error

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 TIMEOUT_SECONDS = 20.0
 """For ranks that work in step. A failed rank is reported at once, whatever the timeout."""
 LINGER_SECONDS = 2.0
-"""How long rank 0 waits for the others to read the outcome: its process may host the store."""
+"""Time for which rank 0 waits for the others to read the outcome: its process may host the store."""
 MAX_REASON_LENGTH = 400
 _rounds = itertools.count()
 

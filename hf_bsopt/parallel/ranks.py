@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class SizedAnswer(Protocol):
-    """What a search returns, as far as the ranks need it: a frozen dataclass with these fields."""
+    """The part of a search's result that the ranks need: a frozen dataclass with these fields."""
 
     @property
     def batch_size(self) -> int: ...

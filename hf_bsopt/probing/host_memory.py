@@ -12,7 +12,7 @@ from ..errors import DeviceError
 PROC = Path("/proc")
 CGROUP = Path("/sys/fs/cgroup")
 UNTOUCHED_BYTES = 64 * 2**20
-"""What a training process maps but never touches: thread stacks, malloc's reserve. It counts against RLIMIT_DATA
+"""Memory that a training process maps but never touches: thread stacks, malloc's reserve. It counts against RLIMIT_DATA
 without using memory."""
 _FIELDS = {"VmData": "data", "VmRSS": "resident", "VmHWM": "peak_resident", "VmSwap": "swapped", "RssFile": "file"}
 

@@ -22,7 +22,7 @@ class CodeLocation:
 
 @dataclass
 class ScriptOutcome:
-    """How a script ended and what it used.
+    """The outcome of a script: its status and the memory that it used.
 
     status: ended by itself, stopped after the requested steps, or how it went wrong; running if the process died before
     it could write a status. steps: optimizer steps done. retries: by the caching allocator. caught: OOM errors that the

@@ -1,4 +1,4 @@
-"""What was found, and its forms: text, HTML, DataFrame, JSON and pictures. Front door: report.py."""
+"""The report of a search, as text, HTML, DataFrame, JSON and plots. Start with report.py."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""A Report as HTML: what a notebook shows of it, and a page of its own with pictures. Nothing is loaded from elsewhere
-and nothing runs: styles are in the page, pictures are data. Light or dark as the reader's system is.
+"""A Report as HTML: the output of a notebook cell, and a self-contained page with plots.
+
+Nothing is loaded from elsewhere and no script runs: styles are in the page, plots are data URIs. The page is light or
+dark as the reader's system is.
 """
 
 from __future__ import annotations
@@ -11,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from .._utils.files import write_atomically
+from .._utils.package_versions import package_version
 from ..advice.result import Advice
 from ..search.answer import Answer
-from ..search.cached_answers import package_version
 from . import plots
-from .drawing import drawing_of
+from .plot_data import PlotData
 from .text import (
     EXPECTED_PARTS,
     answer_sentences,
@@ -29,9 +31,9 @@ from .text import (
 from .wording import answer_line, gib, hints, memory_name, percent, warnings
 
 Item = tuple[Answer, Advice | None]
-"""An answer, and what else would make room if that was asked for."""
+"""An answer, and the advice if it was requested."""
 
-# Only mid tones and what is inherited: a notebook's ground may be light or dark, whatever the system says.
+# Mid tones and inherited colours only: a notebook may be light or dark, whatever the system's setting.
 FRAGMENT_STYLE = """
 .hf-bsopt { font-variant-numeric: tabular-nums; line-height: 1.4; max-width: 52rem; }
 .hf-bsopt table { border-collapse: collapse; margin: .6em 0; }
@@ -69,12 +71,12 @@ footer { margin-top: 2em; font-size: .85rem; color: #667; }
 
 
 def fragment(answer: Answer, suggestions: Advice | None = None) -> str:
-    """Return what a notebook shows: the answer, what leads to it, the sizes, where the memory goes."""
+    """Return the HTML for a notebook: the answer with its reasons, the sizes, the composition of the memory."""
     return f'<div class="hf-bsopt"><style>{FRAGMENT_STYLE}</style>{_contents(answer, suggestions)}</div>'
 
 
 def page(items: Sequence[Item]) -> str:
-    """Return a whole document of one or more reports."""
+    """Return an HTML document with one or more reports."""
     answers = [answer for answer, _ in items]
     model = subject_rows(answers[0])[0][1]
     sizes = ", ".join(str(answer.batch_size) for answer in answers)
@@ -99,7 +101,7 @@ def page(items: Sequence[Item]) -> str:
 
 
 def save(items: Sequence[Item], path: Path) -> None:
-    """Write :func:`page`, whole or not at all."""
+    """Write :func:`page` to a file, which is replaced atomically."""
     write_atomically(path, page(items))
 
 
@@ -115,7 +117,7 @@ def _contents(answer: Answer, suggestions: Advice | None, pictures: str = "") ->
         f"<pre>{_text(chr(10).join(config_lines(answer)))}</pre>"
         f"{pictures}{_size_table(answer)}"
         f"{'<p>' + '<br>'.join(map(_text, verification)) + '</p>' if verification else ''}"
-        f"{_composition_table(answer)}{_suggestions(suggestions)}{_list(advice)}{_asked(answer)}"
+        f"{_composition_table(answer)}{_suggestions(suggestions)}{_list(advice)}{_inputs(answer)}"
     )
 
 
@@ -124,7 +126,7 @@ def _suggestions(suggestions: Advice | None) -> str:
 
 
 def _gauge(answer: Answer) -> str:
-    """Return a bar that shows how full the device is, and the target."""
+    """Return a bar with the utilization of the device and the target."""
     low, high = answer.target
     used = min(1.0, answer.utilization)
     return (
@@ -157,16 +159,16 @@ def _composition_table(answer: Answer) -> str:
     return _table(caption, f"<tbody>{''.join(lines)}</tbody>", "parts")
 
 
-def _asked(answer: Answer) -> str:
+def _inputs(answer: Answer) -> str:
     rows = "".join(f'<tr><th scope="row">{_text(name)}</th><td>{_text(value)}</td></tr>' for name, value in
                    subject_rows(answer))  # fmt: skip
     notes = _list((*answer.workload.defaults, *answer.notes))
     table = f'<table class="named"><tbody>{rows}</tbody></table>'
-    return f"<details><summary>What was asked, and what was assumed</summary>{table}{notes}</details>"
+    return f"<details><summary>Inputs and assumptions</summary>{table}{notes}</details>"
 
 
 def _overview(answers: Sequence[Answer]) -> str:
-    """Return the answers of several lengths beside each other."""
+    """Return a table of the answers for several lengths."""
     rows = "".join(
         _row([
             f"{answer.workload.length:,}",
@@ -177,23 +179,23 @@ def _overview(answers: Sequence[Answer]) -> str:
         ])
         for answer in answers
     )  # fmt: skip
-    titles = ["tokens", "batch size", "used", f"of {memory_name(answers[0])}", "known"]
+    titles = ["tokens", "batch size", "used", f"of {memory_name(answers[0])}", "source"]
     head = "".join(f'<th scope="col">{_text(title)}</th>' for title in titles)
-    table = _table("In short", f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody>")
+    table = _table("Summary", f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody>")
     return f'<section class="hf-bsopt">{table}</section>'
 
 
 def _pictures(answer: Answer) -> str:
     if not plots.is_possible():
-        return "<p>There are no pictures here, since matplotlib is missing: pip install matplotlib</p>"
-    light, dark = (_data(plots.rendered([drawing_of(answer)], "svg", theme)) for theme in ("light", "dark"))  # type: ignore[arg-type]
-    words = (
+        return "<p>The plots are missing, since matplotlib is not installed: pip install matplotlib</p>"
+    light, dark = (_data(plots.rendered([PlotData.of(answer)], "svg", theme)) for theme in ("light", "dark"))  # type: ignore[arg-type]
+    description = (
         f"Memory against batch size: {answer.batch_size} uses {gib(answer.chosen.used_bytes)} of "
-        f"{gib(answer.device.total_bytes)}, {answer.source}. Below it, where the memory goes over a training step."
+        f"{gib(answer.device.total_bytes)}, {answer.source}. Below it, memory over one training step."
     )
     return (
         f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
-        f'<img src="{light}" alt="{_text(words)}"></picture>'
+        f'<img src="{light}" alt="{_text(description)}"></picture>'
     )
 
 

@@ -1,6 +1,7 @@
-"""The panels of a report's picture, each drawn into axes that are given. Matplotlib is not imported before that.
+"""The panels of memory and throughput against batch size, each drawn into given axes.
 
-Colours are those of Okabe and Ito, which are told apart with any kind of colour vision, lighter on a dark ground.
+Matplotlib is imported only when a panel is drawn. The colours are those of Okabe and Ito, which can be distinguished
+with any kind of colour vision, and lighter ones on a dark background.
 """
 
 from __future__ import annotations
@@ -12,51 +13,37 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..records import MemoryProfile, Source, Trial
+from ..records import Source, Trial
+from .plot_data import PlotData
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MIB, GIB = 2**20, 2**30
 SOURCES: tuple[Source, ...] = ("predicted", "rehearsed", "measured")
-COLOURS: dict[bool, dict[str, str]] = {  # by whether the ground is dark
+COLOURS: dict[bool, dict[str, str]] = {  # by whether the background is dark
     False: {"predicted": "#0072B2", "rehearsed": "#007F5F", "measured": "#D55E00"},
     True: {"predicted": "#56B4E9", "rehearsed": "#3DDBAA", "measured": "#FF9248"},
 }
 MARKERS = {"predicted": "o", "rehearsed": "s", "measured": "D"}
 OVER, TOP = 1.06, 1.15
-"""Of the capacity: where a size is drawn that did not fit, and where the panel ends."""
+"""Fractions of the capacity: the height of a size that does not fit, and the top of the panel."""
 LINEAR_FROM = 1 / 8
-"""Of the largest size: below it the optimizer step may need more memory than the batch, which bends the line."""
+"""Fraction of the largest size: below it the optimizer step may need more memory than the batch does."""
 RING = "recommended"
 LONGEST_DEVICE, TITLE = 20, 88
-"""Characters of the device and of the whole title."""
+"""Longest name of a device, and longest title, in characters."""
 NARROW_BAND = 0.05
-CLEARANCE, LABEL_WIDTH, ROOM_FOR_WORDS = 0.05, 0.28, 0.35
-"""Of the capacity: what is so near under the target is near its name. Of the width: what names take."""
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """All that is drawn of a report. memory: "VRAM" or "RAM". largest: above it nothing fits, as far as is known.
-    memory_profile, peak_origin: at the chosen size, from the prediction.
-    """
-
-    subject: str
-    device: str
-    memory: str
-    total_bytes: int
-    target: tuple[float, float]
-    trials: tuple[Trial, ...]
-    chosen: Trial
-    largest: int
-    memory_profile: MemoryProfile | None
-    peak_origin: str
+"""Fraction of the memory: a narrower target is labelled under the band, not in it."""
+CLEARANCE = 0.05
+"""Fraction of the capacity: points closer under the target than this would run into its label."""
+LABEL_WIDTH, ANNOTATION_WIDTH = 0.28, 0.35
+"""Fractions of the width that the label of the target and that of the recommendation need."""
 
 
 @dataclass(frozen=True)
 class UsedLine:
-    """Used memory is about fixed_bytes + bytes_each × batch size."""
+    """A linear fit: used memory is about fixed_bytes + bytes_each × batch size."""
 
     fixed_bytes: float
     bytes_each: float
@@ -69,7 +56,10 @@ class UsedLine:
 
 
 def used_line(trials: Sequence[Trial]) -> UsedLine | None:
-    """The least-squares line through what was predicted, or, without a prediction, through what ran."""
+    """Fit a least-squares line through the predicted sizes or, without a prediction, through those that ran.
+
+    None if there are fewer than two sizes.
+    """
     for sources in (("predicted",), ("measured",), ("rehearsed",)):
         points = {t.batch_size: t.used_bytes for t in trials if t.source in sources and t.fits and t.used_bytes}
         linear = [size for size in points if size >= LINEAR_FROM * max(points)]
@@ -80,36 +70,37 @@ def used_line(trials: Sequence[Trial]) -> UsedLine | None:
     return None
 
 
-def untested(drawing: Drawing) -> tuple[int, int] | None:
-    """(first, last) of the sizes between the largest that ran and the smallest that could not; None where nothing ran,
-    or nothing lies between.
+def untested(data: PlotData) -> tuple[int, int] | None:
+    """Return (first, last) of the sizes between the largest that ran and the smallest that does not fit.
+
+    None if nothing was run or there are no sizes between.
     """
-    ran = [trial for trial in drawing.trials if trial.source != "predicted"]
+    ran = [trial for trial in data.trials if trial.source != "predicted"]
     if not ran:
         return None
     good = max((trial.batch_size for trial in ran if trial.fits), default=0)
     above = [trial.batch_size for trial in ran if not trial.fits and trial.batch_size > good]
-    bad = min(above, default=drawing.largest + 1)
+    bad = min(above, default=data.largest + 1)
     return (good + 1, bad - 1) if bad - good > 1 else None
 
 
 def short(name: str, longest: int) -> str:
-    """Its end, which tells most."""
+    """Shorten a name to its end, which is its most specific part."""
     return name if len(name) <= longest else "…" + name[1 - longest :]
 
 
 # -- memory against the batch size ---------------------------------------------------------------------------------
 
 
-def draw_memory(ax: Axes, drawing: Drawing) -> None:
-    """Points, line, capacity, target, the recommendation and what was not tried."""
+def draw_memory(ax: Axes, data: PlotData) -> None:
+    """Draw the sizes, the fitted line, the capacity, the target, the recommended size and the untested sizes."""
     ink, colours = ink_of(ax), COLOURS[is_dark(ax)]
-    capacity = drawing.total_bytes / GIB
-    right = 1.04 * max(trial.batch_size for trial in drawing.trials)
+    capacity = data.total_bytes / GIB
+    right = 1.04 * max(trial.batch_size for trial in data.trials)
     ax.set_xlim(0, right)
     ax.set_ylim(0, TOP * capacity)
-    _draw_limits(ax, drawing, ink)
-    line = used_line(drawing.trials)
+    _draw_limits(ax, data, ink)
+    line = used_line(data.trials)
     if line is not None:
         ends = np.array([0, right])
         used = (line.fixed_bytes + line.bytes_each * ends) / GIB
@@ -117,9 +108,9 @@ def draw_memory(ax: Axes, drawing: Drawing) -> None:
         ax.plot(ends, used, linestyle=(0, (5, 3)), linewidth=1.1, color=colour, label=str(line), zorder=2)
         ax.plot([0], [used[0]], marker="_", markersize=14, markeredgewidth=2, color=colour, clip_on=False)
     for source in SOURCES:
-        of_source = [trial for trial in drawing.trials if trial.source == source]
+        of_source = [trial for trial in data.trials if trial.source == source]
         _draw_trials(ax, of_source, source, colours[source], capacity)
-    gap = untested(drawing)
+    gap = untested(data)
     if gap is not None:
         label = f"not run: {gap[0]} to {gap[1]}" if gap[0] < gap[1] else f"not run: {gap[0]}"
         ax.axvspan(
@@ -132,19 +123,17 @@ def draw_memory(ax: Axes, drawing: Drawing) -> None:
             linewidth=0,
             label=label,
         )
-    _ring(ax, drawing, ink)
+    _ring(ax, data, ink)
     ax.set_xlabel("batch size (sequences on one device)")
-    ax.set_ylabel(f"used {drawing.memory}, GiB")
-    title = (
-        f"Batch size {drawing.chosen.batch_size} on {short(drawing.device, LONGEST_DEVICE)}, {drawing.chosen.source}"
-    )
+    ax.set_ylabel(f"used {data.memory}, GiB")
+    title = f"Batch size {data.chosen.batch_size} on {short(data.device, LONGEST_DEVICE)}, {data.chosen.source}"
     ax.set_title(title, loc="left", fontsize="medium", fontweight="bold")
-    ax.set_title(short(drawing.subject, TITLE - len(title)), loc="right", fontsize="small")
+    ax.set_title(short(data.subject, TITLE - len(title)), loc="right", fontsize="small")
     _draw_legend(ax)
 
 
 def _draw_legend(ax: Axes) -> None:
-    """In the corner that a rising line leaves free; the ring as small as the line of text."""
+    """Draw the legend in the lower right corner, which a rising line leaves free, with a ring of the text's height."""
     handles, labels = ax.get_legend_handles_labels()
     small: list[Any] = [copy(handle) for handle in handles]
     for handle, label in zip(small, labels, strict=True):
@@ -153,21 +142,21 @@ def _draw_legend(ax: Axes) -> None:
     ax.legend(small, labels, loc="lower right", fontsize="small", framealpha=0.85, edgecolor="none", handlelength=2.4)
 
 
-def _draw_limits(ax: Axes, drawing: Drawing, ink: str) -> None:
-    """The device's memory and the target within it, named at the end where less else is drawn."""
-    capacity, (low, high) = drawing.total_bytes / GIB, drawing.target
+def _draw_limits(ax: Axes, data: PlotData, ink: str) -> None:
+    """Draw the device's memory and the target, labelled at the left or right end, whichever has fewer points."""
+    capacity, (low, high) = data.total_bytes / GIB, data.target
     ax.axhline(capacity, color=ink, linewidth=1.4, zorder=1)
     ax.axhspan(low * capacity, high * capacity, color=ink, alpha=0.10, linewidth=0, zorder=0)
     right = ax.get_xlim()[1]
     high_up = [
         trial.batch_size / right
-        for trial in drawing.trials
-        if not trial.fits or (trial.used_bytes or 0) > (low - CLEARANCE) * drawing.total_bytes
+        for trial in data.trials
+        if not trial.fits or (trial.used_bytes or 0) > (low - CLEARANCE) * data.total_bytes
     ]
     is_left = min(high_up, default=1.0) > LABEL_WIDTH or max(high_up) > 1 - LABEL_WIDTH
     x, side = (0.012 * right, "left") if is_left else (0.988 * right, "right")
     style: dict[str, Any] = {"fontsize": "small", "color": ink, "ha": side}
-    ax.text(x, 1.01 * capacity, f"{short(drawing.device, LONGEST_DEVICE)}: {capacity:.2f} GiB", va="bottom", **style)
+    ax.text(x, 1.01 * capacity, f"{short(data.device, LONGEST_DEVICE)}: {capacity:.2f} GiB", va="bottom", **style)
     target = f"target: {low * 100:.0f} to {high * 100:.0f} %"
     if high - low < NARROW_BAND:
         ax.text(x, (low - 0.01) * capacity, target, va="top", **style)
@@ -176,7 +165,7 @@ def _draw_limits(ax: Axes, drawing: Drawing, ink: str) -> None:
 
 
 def _draw_trials(ax: Axes, trials: Sequence[Trial], source: Source, colour: str, capacity: float) -> None:
-    """Those that fit where they are; those that don't over the capacity, by a cross, since nobody knows how far."""
+    """Draw sizes that fit at their memory, and others as crosses above the capacity: what they need is not known."""
     style: dict[str, Any] = {"linestyle": "none", "color": colour, "zorder": 4}
     fitting = [trial for trial in trials if trial.fits]
     if fitting:
@@ -193,7 +182,7 @@ def _draw_trials(ax: Axes, trials: Sequence[Trial], source: Source, colour: str,
         )
     endings = {trial.batch_size: _ending(trial) for trial in trials if not trial.fits}
     for ending in dict.fromkeys(endings.values()):
-        sizes = [size for size, its_ending in endings.items() if its_ending == ending]
+        sizes = [size for size, other in endings.items() if other == ending]
         marker, width = ("x", 1.3) if source == "predicted" else ("X", 0.5)
         label = f"{ending}, {source}"
         heights = [OVER * capacity] * len(sizes)
@@ -206,33 +195,34 @@ def _ending(trial: Trial) -> str:
     )
 
 
-def _ring(ax: Axes, drawing: Drawing, ink: str) -> None:
-    """Around the recommendation, with its memory over the line: left of the ring, or, where that would leave the axes,
-    higher than what is right of it.
+def _ring(ax: Axes, data: PlotData, ink: str) -> None:
+    """Draw a ring around the recommended size, and label it with its memory.
+
+    The label is left of the ring or, if it would leave the axes, above the points to the right of it.
     """
-    chosen, right, capacity = drawing.chosen, ax.get_xlim()[1], drawing.total_bytes / GIB
+    chosen, right, capacity = data.chosen, ax.get_xlim()[1], data.total_bytes / GIB
     x, y = chosen.batch_size, (chosen.used_bytes or 0) / GIB
     ring: dict[str, Any] = {"marker": "o", "markersize": 15, "markerfacecolor": "none", "markeredgewidth": 1.8}
     ax.plot([x], [y], linestyle="none", color=ink, label=RING, zorder=5, **ring)
-    words = f"{x}: {y:.2f} GiB, {y / capacity * 100:.0f} %"
+    label = f"{x}: {y:.2f} GiB, {y / capacity * 100:.0f} %"
     style: dict[str, Any] = {"color": ink, "fontweight": "bold", "fontsize": "medium", "va": "bottom"}
-    if x > ROOM_FOR_WORDS * right:
-        ax.annotate(words, (x, y), xytext=(-13, 2), textcoords="offset points", ha="right", **style)
+    if x > ANNOTATION_WIDTH * right:
+        ax.annotate(label, (x, y), xytext=(-13, 2), textcoords="offset points", ha="right", **style)
         return
-    reach = x + ROOM_FOR_WORDS * right
-    under = [(t.used_bytes or 0) / GIB for t in drawing.trials if t.fits and x <= t.batch_size <= reach]
+    reach = x + ANNOTATION_WIDTH * right
+    under = [(t.used_bytes or 0) / GIB for t in data.trials if t.fits and x <= t.batch_size <= reach]
     above = min(max(under) + 0.05 * capacity, 0.93 * capacity)
     line: dict[str, Any] = {"arrowstyle": "-", "color": ink, "linewidth": 0.8, "shrinkB": 9}
-    ax.annotate(words, (x, y), xytext=(max(x, 0.012 * right), above), ha="left", arrowprops=line, **style)
+    ax.annotate(label, (x, y), xytext=(max(x, 0.012 * right), above), ha="left", arrowprops=line, **style)
 
 
 # -- throughput ----------------------------------------------------------------------------------------------------
 
 
-def draw_throughput(ax: Axes, drawing: Drawing) -> None:
-    """Samples a second where they were measured; the bar is the spread of the steps that were timed."""
+def draw_throughput(ax: Axes, data: PlotData) -> None:
+    """Draw the measured samples per second. An error bar is the spread of the step times."""
     ink, colours = ink_of(ax), COLOURS[is_dark(ax)]
-    timed = sorted((t for t in drawing.trials if t.fits and t.samples_per_second), key=lambda t: t.batch_size)
+    timed = sorted((t for t in data.trials if t.fits and t.samples_per_second), key=lambda t: t.batch_size)
     sizes = [trial.batch_size for trial in timed]
     speeds = [trial.samples_per_second or 0 for trial in timed]
     spreads = [(trial.samples_per_second or 0) * (trial.step_seconds_spread or 0) / 2 for trial in timed]
@@ -240,9 +230,9 @@ def draw_throughput(ax: Axes, drawing: Drawing) -> None:
         sizes, speeds, spreads, color=colours["measured"], marker=MARKERS["measured"], markersize=5, linewidth=0.8,
         capsize=3, label="measured",
     )  # fmt: skip
-    if drawing.chosen.samples_per_second:
+    if data.chosen.samples_per_second:
         ring: dict[str, Any] = {"marker": "o", "markersize": 15, "markerfacecolor": "none", "markeredgewidth": 1.8}
-        ax.plot([drawing.chosen.batch_size], [drawing.chosen.samples_per_second], color=ink, zorder=5, **ring)
+        ax.plot([data.chosen.batch_size], [data.chosen.samples_per_second], color=ink, zorder=5, **ring)
     ax.set_ylim(0, 1.25 * max(speed + spread for speed, spread in zip(speeds, spreads, strict=True)))
     ax.set_xlabel("batch size (sequences on one device)")
     ax.set_ylabel("samples/s")
@@ -252,7 +242,7 @@ def draw_throughput(ax: Axes, drawing: Drawing) -> None:
 
 
 def is_dark(ax: Axes) -> bool:
-    """Whether what is written there is light. The ground itself may be transparent."""
+    """Return whether the text of the axes is light: the background itself may be transparent."""
     from matplotlib.colors import to_rgb
 
     red, green, blue = to_rgb(ink_of(ax))
@@ -260,4 +250,5 @@ def is_dark(ax: Axes) -> bool:
 
 
 def ink_of(ax: Axes) -> str:
+    """Return the colour of the text of the axes."""
     return ax.xaxis.label.get_color()

@@ -1,11 +1,12 @@
-"""The panel of memory over the training step, drawn into axes that are given."""
+"""The panel of memory over one training step, drawn into given axes."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from ..records import MemoryProfile
-from .plot_panels import GIB, Drawing, ink_of, short
+from .plot_data import PlotData
+from .plot_panels import GIB, ink_of, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,26 +20,28 @@ PART_COLOURS = {
 }
 LONGEST_OPERATION = 36
 TOP = 1.28
-"""Of the peak: where the panel ends, the peak's name within."""
+"""Multiple of the peak: the top of the panel, which leaves room for the label of the peak."""
 FREE = 0.72
-"""How high of the peak the memory may be in a corner to leave room for the legend."""
+"""Fraction of the peak: the legend fits in a corner in which memory stays below it."""
 APART = 0.09
-"""Of the width: two names of passes."""
+"""Fraction of the width: the least distance between two labels of passes."""
 
 
 def operation(origin: str) -> str:
-    """As the picture names it: aten.native_dropout."""
+    """Return the name of an operation as it is shown: aten.native_dropout."""
     return short(origin.removesuffix(".default"), LONGEST_OPERATION)
 
 
-def draw_step(ax: Axes, drawing: Drawing, profile: MemoryProfile) -> None:
-    """What is live, stacked by what it is for, over the events of a step; the peak with the operation that made it."""
+def draw_step(ax: Axes, data: PlotData, profile: MemoryProfile) -> None:
+    """Draw live memory over the events of a step, stacked by use, and label the peak with its operation."""
     ink = ink_of(ax)
     moments = [*profile.moments, profile.length]
     parts = {name: [size / GIB for size in (*sizes, sizes[-1])] for name, sizes in profile.parts.items() if any(sizes)}
     labels = [f"{name} {profile.parts[name][profile.peak_at] / GIB:.2f} GiB" for name in parts]
     colours = [PART_COLOURS[name] for name in parts]
-    step = "post" if len(profile.moments) == profile.length else None  # thinned out, each stretch has its highest point
+    step = (
+        "post" if len(profile.moments) == profile.length else None
+    )  # if points were thinned out, each is the highest of its stretch
     areas = ax.stackplot(moments, *parts.values(), labels=labels, colors=colours, step=step, linewidth=0)
     ax.set_xlim(0, profile.length)
     ax.set_ylim(0, TOP * profile.peak_bytes / GIB)
@@ -52,18 +55,18 @@ def draw_step(ax: Axes, drawing: Drawing, profile: MemoryProfile) -> None:
     else:
         legend.set_bbox_to_anchor((1.01, 1.0), ax.transAxes)
     between = {"upper left": (taken, 1.0), "upper right": (0.0, 1 - taken)}.get(corner, (0.0, 1.0))
-    _name_peak(ax, profile, drawing.peak_origin, between)
+    _name_peak(ax, profile, data.peak_origin, between)
     ax.set_xlabel("allocations and frees of one step, in order")
     ax.set_ylabel("live tensors, GiB")
-    title = f"Where the memory goes over a step at {drawing.chosen.batch_size}, predicted"
+    title = f"Where the memory goes over a step at {data.chosen.batch_size}, predicted"
     ax.set_title(title, loc="left", fontsize="medium", fontweight="bold")
 
 
 def _name_peak(ax: Axes, profile: MemoryProfile, origin: str, between: tuple[float, float]) -> None:
-    """Over it, as near as the edges of what is free allow."""
+    """Label the peak above it, as near as the legend and the edges allow."""
     ink, at, peak = ink_of(ax), profile.moments[profile.peak_at], profile.peak_bytes / GIB
-    words = f"peak {peak:.2f} GiB\nmade by {operation(origin)}"
-    text = ax.text(0, 1.1 * peak, words, ha="center", color=ink, fontsize="small", fontweight="bold")
+    label = f"peak {peak:.2f} GiB\nmade by {operation(origin)}"
+    text = ax.text(0, 1.1 * peak, label, ha="center", color=ink, fontsize="small", fontweight="bold")
     half = text.get_window_extent().width / ax.get_window_extent().width / 2 + 0.01
     text.set_x(profile.length * max(between[0] + half, min(at / profile.length, between[1] - half)))
     ax.plot([at, at], [peak, 1.08 * peak], color=ink, linewidth=1.0)
@@ -71,7 +74,7 @@ def _name_peak(ax: Axes, profile: MemoryProfile, origin: str, between: tuple[flo
 
 
 def _draw_passes(ax: Axes, profile: MemoryProfile, ink: str) -> None:
-    """Their names in place of ticks, a line where one begins; a name that would run into the last is left out."""
+    """Draw a line where each pass begins, and its name as a tick label unless it would overlap the previous one."""
     begins = [at for at, _ in profile.phases]
     ticks: list[float] = []
     names: list[str] = []
@@ -87,7 +90,7 @@ def _draw_passes(ax: Axes, profile: MemoryProfile, ink: str) -> None:
 
 
 def _free_corner(profile: MemoryProfile, width: float) -> str:
-    """Where a legend of this share of the width covers nothing; empty where it would."""
+    """Return the corner in which a legend of this fraction of the width covers nothing, "" if there is none."""
     free = FREE * profile.peak_bytes
     highest = {"upper left": 0, "upper right": 0}
     for moment, total in zip(profile.moments, profile.totals, strict=True):

@@ -1,7 +1,7 @@
-"""A report as a picture: memory against the batch size, over throughput where it was measured, over the training step.
+"""Plots of a report: memory against batch size, measured throughput, and memory over one training step.
 
-Nothing here switches the backend: a notebook's own figure is made by pyplot, a file is drawn on a canvas of its own.
-What was predicted, rehearsed and measured differs in colour, in shape and in words.
+The matplotlib backend is never switched: a figure in a notebook is made by pyplot, a file is drawn on a canvas of its
+own. Predicted, rehearsed and measured sizes differ in colour, in shape and in the legend.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Literal
 
 from .._utils.files import writable, write_atomically
 from ..errors import MissingExtraError, UsageError
-from .plot_panels import Drawing, draw_memory, draw_throughput
+from .plot_data import PlotData
+from .plot_panels import draw_memory, draw_throughput
 from .plot_step import draw_step
 
 if TYPE_CHECKING:
@@ -26,122 +27,129 @@ Theme = Literal["light", "dark"]
 
 FORMATS = (".png", ".svg", ".pdf")
 STYLES: dict[Theme, list[str]] = {"light": ["default"], "dark": ["default", "dark_background"]}
-DARK_PAPER = "#16191d"
+DARK_BACKGROUND = "#16191d"
 WIDTH_INCHES = 8.0
 DOTS_PER_INCH = 120
 HEIGHTS_INCHES = {"memory": 4.2, "throughput": 1.7, "step": 3.2}
-PICTURES_IN_A_ROW = 2
+PLOTS_PER_ROW = 2
 
 
 def is_possible() -> bool:
-    """Whether matplotlib is there."""
+    """Return whether matplotlib is installed."""
     return importlib.util.find_spec("matplotlib") is not None
 
 
 def require_matplotlib() -> None:
-    """Raises MissingExtraError where it is not."""
+    """Raise MissingExtraError if matplotlib is not installed."""
     if not is_possible():
-        raise MissingExtraError("pictures need matplotlib: pip install matplotlib")
+        raise MissingExtraError("plots need matplotlib: pip install matplotlib")
 
 
 def check_file(path: Path) -> None:
-    """Raises UsageError, before anything is searched for, where no picture could be written."""
+    """Raise UsageError if no plot can be written to ``path``. Called before the search.
+
+    Raises MissingExtraError without matplotlib.
+    """
     if path.suffix.lower() not in FORMATS:
-        raise UsageError(f"a picture is a {', '.join(FORMATS)} file, not {str(path)!r}; for example memory.png")
+        raise UsageError(f"a plot is a {', '.join(FORMATS)} file, not {str(path)!r}; for example memory.png")
     require_matplotlib()
     writable(path)
 
 
-def plot(drawing: Drawing, ax: Axes | None = None) -> Axes:
-    """The axes of memory against batch size: those that are given, or new ones over the other panels."""
+def plot(data: PlotData, ax: Axes | None = None) -> Axes:
+    """Plot memory against batch size into the given axes, or into a new figure with all panels. Return these axes."""
     require_matplotlib()
     with _plain_text():
         if ax is not None:
-            draw_memory(ax, drawing)
+            draw_memory(ax, data)
             return ax
         from matplotlib import pyplot
 
-        return _draw(pyplot.figure(figsize=(WIDTH_INCHES, _height(drawing)), layout="constrained"), drawing)
+        return _draw(pyplot.figure(figsize=(WIDTH_INCHES, _height(data)), layout="constrained"), data)
 
 
-def plot_step(drawing: Drawing, ax: Axes | None = None) -> Axes:
-    """The axes of memory over one training step. Raises UsageError where the step was not traced."""
+def plot_step(data: PlotData, ax: Axes | None = None) -> Axes:
+    """Plot memory over one training step and return its axes. Raises UsageError if no step was traced."""
     require_matplotlib()
-    if drawing.memory_profile is None:
-        raise UsageError("this report knows nothing of the memory over the step: nothing was predicted")
+    if data.memory_profile is None:
+        raise UsageError("there is no memory over the step in this report: nothing was predicted")
     with _plain_text():
         if ax is None:
             from matplotlib import pyplot
 
             ax = pyplot.figure(figsize=(WIDTH_INCHES, HEIGHTS_INCHES["memory"]), layout="constrained").add_subplot()
-        draw_step(ax, drawing, drawing.memory_profile)
+        draw_step(ax, data, data.memory_profile)
     return ax
 
 
-def save(drawings: Sequence[Drawing], path: Path) -> None:
-    """All of them in one file, beside each other; whole or not at all."""
+def save(plotted: Sequence[PlotData], path: Path) -> None:
+    """Write all plots side by side into one file, which is replaced atomically."""
     check_file(path)
-    write_atomically(path, rendered(drawings, path.suffix.lower().lstrip(".")))
+    write_atomically(path, rendered(plotted, path.suffix.lower().lstrip(".")))
 
 
-def rendered(drawings: Sequence[Drawing], format: str, theme: Theme = "light") -> bytes:
-    """The file's content, in matplotlib's own style whatever the user's is. ``format``: "png", "svg" or "pdf"."""
+def rendered(plotted: Sequence[PlotData], format: str, theme: Theme = "light") -> bytes:
+    """Return the content of a file, in matplotlib's default style. ``format``: "png", "svg" or "pdf"."""
     require_matplotlib()
     from matplotlib import rc_context, style
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    columns = min(len(drawings), PICTURES_IN_A_ROW)
-    rows = -(-len(drawings) // columns)
-    height = max(map(_height, drawings))
+    columns = min(len(plotted), PLOTS_PER_ROW)
+    rows = -(-len(plotted) // columns)
+    height = max(map(_height, plotted))
     settings = {"svg.fonttype": "path", "svg.hashsalt": "hf-bsopt"}
     if theme == "dark":
-        settings |= {"figure.facecolor": DARK_PAPER, "axes.facecolor": DARK_PAPER, "savefig.facecolor": DARK_PAPER}
+        settings |= {
+            "figure.facecolor": DARK_BACKGROUND,
+            "axes.facecolor": DARK_BACKGROUND,
+            "savefig.facecolor": DARK_BACKGROUND,
+        }
     with style.context(STYLES[theme]), rc_context(settings), _plain_text():
         figure = Figure(figsize=(columns * WIDTH_INCHES, rows * height), layout="constrained")
         FigureCanvasAgg(figure)
         parts = figure.subfigures(rows, columns, squeeze=False).flat
-        for part, drawing in zip(parts, drawings, strict=False):
-            _draw(part, drawing)
+        for part, data in zip(parts, plotted, strict=False):
+            _draw(part, data)
         buffer = io.BytesIO()
         undated = {} if format == "png" else {"CreationDate" if format == "pdf" else "Date": None}
         figure.savefig(buffer, format=format, dpi=DOTS_PER_INCH, metadata=undated)
     return buffer.getvalue()
 
 
-def _draw(figure: Figure | SubFigure, drawing: Drawing) -> Axes:
-    """Every panel there is something to show in; returns the one of memory against batch size."""
-    names = panels(drawing)
+def _draw(figure: Figure | SubFigure, data: PlotData) -> Axes:
+    """Draw every panel for which there is data, and return the axes of memory against batch size."""
+    names = panels(data)
     grid = figure.add_gridspec(len(names), 1, height_ratios=[HEIGHTS_INCHES[name] for name in names])
     memory = figure.add_subplot(grid[0])
-    draw_memory(memory, drawing)
+    draw_memory(memory, data)
     for row, name in enumerate(names):
         if name == "throughput":
-            draw_throughput(figure.add_subplot(grid[row], sharex=memory), drawing)
+            draw_throughput(figure.add_subplot(grid[row], sharex=memory), data)
             memory.tick_params(labelbottom=False)
             memory.set_xlabel("")
-        elif name == "step" and drawing.memory_profile is not None:
-            draw_step(figure.add_subplot(grid[row]), drawing, drawing.memory_profile)
+        elif name == "step" and data.memory_profile is not None:
+            draw_step(figure.add_subplot(grid[row]), data, data.memory_profile)
     return memory
 
 
-def panels(drawing: Drawing) -> list[str]:
-    """Those that there is something to show in."""
+def panels(data: PlotData) -> list[str]:
+    """Return the names of the panels for which there is data."""
     names = ["memory"]
-    if any(trial.samples_per_second for trial in drawing.trials):
+    if any(trial.samples_per_second for trial in data.trials):
         names.append("throughput")
-    if drawing.memory_profile is not None and drawing.memory_profile.moments:
+    if data.memory_profile is not None and data.memory_profile.moments:
         names.append("step")
     return names
 
 
-def _height(drawing: Drawing) -> float:
-    return sum(HEIGHTS_INCHES[name] for name in panels(drawing))
+def _height(data: PlotData) -> float:
+    return sum(HEIGHTS_INCHES[name] for name in panels(data))
 
 
 @contextlib.contextmanager
 def _plain_text() -> Iterator[None]:
-    """Names that users typed are no TeX."""
+    """Turn off TeX and math: names are shown as the user typed them."""
     from matplotlib import rc_context
 
     with rc_context({"text.usetex": False, "text.parse_math": False}):

@@ -1,4 +1,4 @@
-"""The report: an answer with all its forms. Text is :mod:`text`, HTML :mod:`html`, pictures :mod:`plots`."""
+"""The report: an answer and all its formats, which are in :mod:`text`, :mod:`html` and :mod:`plots`."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._utils.files import write_atomically
+from .._utils.package_versions import package_version
 from ..advice.result import Advice
 from ..search.answer import Answer, PhaseAnswer
-from ..search.cached_answers import package_version
 from . import html, text, wording
-from .drawing import drawing_of
+from .plot_data import PlotData
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-    from .plot_panels import Drawing
 
 JSON_VERSION = 2
 
@@ -28,30 +27,30 @@ __all__ = ["PhaseAnswer", "Report"]
 
 @dataclass(frozen=True)
 class Report(Answer):
-    """Everything that a search found, and its forms. Printing it shows the answer last.
+    """Everything that a search found, in all its formats. Printing it shows the answer last.
 
-    suggestions: what else would make room, if that was asked for (``advise``).
+    suggestions: other ways to free memory, if they were requested (``advise``).
     """
 
     suggestions: Advice | None = field(default=None, repr=False)
 
     @classmethod
     def of(cls, answer: Answer) -> Report:
-        """Return the report of an answer."""
+        """Make the report of an answer."""
         return cls(**{entry.name: getattr(answer, entry.name) for entry in fields(answer)})
 
     @property
     def reason(self) -> str:
-        """Why this size was chosen, in one line."""
+        """The reason for the chosen size, in one line."""
         return wording.reason(self.decision, self.plan, self.search)
 
     @property
     def advice(self) -> tuple[str, ...]:
-        """What the user should know or could do, in sentences."""
+        """Warnings and hints for the user, in sentences."""
         return (*wording.warnings(self, has_suggestions=self.suggestions is not None), *wording.hints(self))
 
     def format(self, *, verbose: bool = False) -> str:
-        """Return the report as text: one screen, or all of it."""
+        """Return the report as text: one screen, or everything with ``verbose``."""
         return text.format_report(self, self.suggestions, verbose=verbose)
 
     def __str__(self) -> str:
@@ -63,7 +62,7 @@ class Report(Answer):
         return html.fragment(self, self.suggestions)
 
     def to_dataframe(self) -> pd.DataFrame:
-        """Return one row per size, and one more for each size that was run.
+        """Return one row for each predicted size, and one for each size that was run.
 
         Columns: batch_size, outcome, allocated_gib, reserved_gib, used_gib, utilization, samples_per_second, source,
         chosen.
@@ -87,7 +86,7 @@ class Report(Answer):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all of it as JSON values; ``version`` changes when a key changes its name or meaning."""
+        """Return everything as JSON values. ``version`` changes when a key changes its name or meaning."""
         return {
             "version": JSON_VERSION,
             "hf_bsopt": package_version("hf-bsopt"),
@@ -124,31 +123,30 @@ class Report(Answer):
         }
 
     def save_json(self, path: str | os.PathLike[str]) -> None:
-        """Write :meth:`to_dict`, whole or not at all."""
+        """Write :meth:`to_dict` to a file, which is replaced atomically."""
         write_atomically(Path(path), json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
 
     def save_html(self, path: str | os.PathLike[str]) -> None:
-        """Write a page of its own, with pictures if matplotlib is installed; whole or not at all."""
+        """Write a self-contained HTML page, with plots if matplotlib is installed. The file is replaced atomically."""
         html.save([(self, self.suggestions)], Path(path))
 
     @property
-    def drawing(self) -> Drawing:
-        """The data of its picture."""
-        return drawing_of(self)
+    def plot_data(self) -> PlotData:
+        """Data for the plots."""
+        return PlotData.of(self)
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw memory against batch size into the given axes.
+        """Plot memory against batch size into the given axes, in colours that match their light or dark style.
 
-        Without axes, a new figure of pyplot has throughput, if it was measured, and :meth:`plot_step` below. Returns
-        the axes of memory; ``.figure`` is the whole. Light or dark as the axes are. Raises MissingExtraError without
-        matplotlib.
+        Without axes, make a pyplot figure that also shows throughput, if it was measured, and :meth:`plot_step`.
+        Returns the axes of memory; ``.figure`` is the whole figure. Raises MissingExtraError without matplotlib.
         """
         from .plots import plot
 
-        return plot(self.drawing, ax)
+        return plot(self.plot_data, ax)
 
     def plot_step(self, ax: Axes | None = None) -> Axes:
-        """Draw the predicted memory over one training step at the chosen size. Raises as :meth:`plot`."""
+        """Plot the predicted memory over one training step at the chosen size. Raises as :meth:`plot` does."""
         from .plots import plot_step
 
-        return plot_step(self.drawing, ax)
+        return plot_step(self.plot_data, ax)

@@ -1,4 +1,4 @@
-"""A report as text, at most 78 columns wide: what was asked, what was found, and last the answer and its reason."""
+"""A report as text, at most 78 columns wide: the inputs, the sizes, and last the answer and its reason."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ from .wording import answer_line, gib, hints, memory_name, percent, reason, warn
 
 WIDTH = 78
 WIDTHS = {"batch size": 10, "samples/s": 9}
-"""Of columns; 8 for a share, 11 for memory."""
+"""Widths of columns; others are 8 wide for a fraction and 11 for memory."""
 DOUBTFUL_SPREAD = 0.2
+"""Spread of the step times, as a fraction of the median, from which the report warns."""
 NEAR = 4
-"""The short table begins at this part of the chosen size."""
+"""The short table leaves out sizes below 1/NEAR of the chosen one."""
 SHORT_VALUE = 24
-"""Characters of an option's value; explanations in parentheses are cut from longer ones."""
+"""Longest value of an option in characters; explanations in parentheses are left out of longer ones."""
 NOT_EVEN_ONE = "not even one sequence stays under the target"
 EXPECTED_PARTS = ("weights", "gradients", "optimizer", "activations")
+"""Parts that are shown even if they take no memory."""
 
 
 def format_report(answer: Answer, suggestions: Advice | None = None, *, verbose: bool = False) -> str:
-    """Format the answer on one screen; ``verbose``: with every option, assumption and hint, and memory by its use."""
+    """Format the answer on one screen or, with ``verbose``, with all options, assumptions, hints and memory by use."""
     if not verbose:
         return _joined(
             _short_subject_text(answer),
@@ -47,7 +49,7 @@ def _joined(*parts: str) -> str:
 
 
 def _short_subject_text(answer: Answer) -> str:
-    """Return what was asked in three lines."""
+    """Return model, options and device in three lines."""
     rows = dict(answer.workload.describe())
     model = rows.pop("model", "model")
     task, length = rows.pop("task", ""), rows.pop("max_length", "")
@@ -64,7 +66,7 @@ def _parameters_in_short(answer: Answer) -> str:
 
 
 def subject_rows(answer: Answer) -> list[tuple[str, str]]:
-    """Return (name, value) of what was asked about."""
+    """Return (name, value) of each input: the workload's options, the parameters, the device."""
     total, trained = answer.parameters
     rows = answer.workload.describe()
     parameters = f"{total:,}" if total == trained else f"{total:,}, of which {trained:,} are trained"
@@ -81,7 +83,7 @@ def _subject_text(answer: Answer) -> str:
 
 
 def size_rows(answer: Answer) -> tuple[list[str], list[list[str]]]:
-    """Return titles and a row of cells for each size: the last column is in words, all others are numbers."""
+    """Return the titles, and a row of cells for each size. The last column is text, all others are numbers."""
     return _verified_rows(answer) if answer.ran else _predicted_rows(answer)
 
 
@@ -119,7 +121,7 @@ def _predicted_rows(answer: Answer) -> tuple[list[str], list[list[str]]]:
 
 
 def _verified_rows(answer: Answer) -> tuple[list[str], list[list[str]]]:
-    """Return used memory, predicted and real side by side; a verdict without an addition is of a size that was run."""
+    """Return predicted and real memory side by side. The verdict of a size that was not run says so."""
     has_speed = any(trial.samples_per_second for trial in answer.ran)
     predicted = {trial.batch_size: trial for trial in answer.trials if trial.source == "predicted"}
     ran = {trial.batch_size: trial for trial in answer.ran}
@@ -129,7 +131,7 @@ def _verified_rows(answer: Answer) -> tuple[list[str], list[list[str]]]:
         share = percent(answer.utilization_of(best)) if best.fits else "over"
         speed = [_speed(ran.get(size))] if has_speed else []
         verdict = VERDICTS[best.outcome]
-        if size not in ran:  # with another column there is no room for more words
+        if size not in ran:  # with the speed column there is no room for a longer verdict
             verdict = f"{verdict}, as predicted" if not has_speed else "predicted" if best.fits else "predicted: over"
         cells = [str(size), _used(predicted.get(size)), _used(ran.get(size)), share, *speed]
         rows.append([*cells, verdict + _mark(answer, best)])
@@ -138,7 +140,7 @@ def _verified_rows(answer: Answer) -> tuple[list[str], list[list[str]]]:
 
 
 def failure_sentences(answer: Answer) -> list[str]:
-    """Return how sizes ended that neither fit nor ran out of memory."""
+    """Return details of sizes that neither fit nor ran out of memory, in sentences."""
     return [
         f"{trial.batch_size}: {trial.detail}."
         for trial in answer.ran
@@ -147,7 +149,7 @@ def failure_sentences(answer: Answer) -> list[str]:
 
 
 def verification_sentences(answer: Answer) -> list[str]:
-    """Return what was run at the chosen size, the error of the prediction, and the speed; none if nothing was run."""
+    """Return memory at the chosen size, error of the prediction and speed, in sentences; empty if nothing was run."""
     if not answer.ran:
         return []
     predicted = {trial.batch_size: trial for trial in answer.trials if trial.source == "predicted"}
@@ -155,7 +157,7 @@ def verification_sentences(answer: Answer) -> list[str]:
 
 
 def _speed_lines(answer: Answer) -> list[str]:
-    """Return how fast it trained at the chosen size, and whether that is reliable."""
+    """Return the speed at the chosen size, with a warning if step times vary widely."""
     trial = answer.chosen
     if not trial.step_seconds or not trial.samples_per_second or not trial.tokens_per_second:
         return []
@@ -171,7 +173,7 @@ def _speed_lines(answer: Answer) -> list[str]:
 
 
 def _agreement_lines(answer: Answer, predicted: dict[int, Trial]) -> list[str]:
-    """Return what was run at the chosen size, and the error of the prediction."""
+    """Return real memory at the chosen size, and the error of the prediction."""
     real = answer.chosen.peak
     if real is None:
         return []
@@ -190,7 +192,7 @@ def _agreement_lines(answer: Answer, predicted: dict[int, Trial]) -> list[str]:
 
 
 def _one_figure_lines(answer: Answer, predicted: dict[int, Trial]) -> list[str]:
-    """Return the one figure that there is to compare without a caching allocator."""
+    """Return used memory and the error of its prediction, for devices without a caching allocator."""
     lines = [f"{answer.source.capitalize()} at {answer.batch_size}: {gib(answer.chosen.used_bytes)} used in total."]
     predicted_peak = predicted[answer.batch_size].used_bytes if answer.batch_size in predicted else None
     if predicted_peak and answer.chosen.used_bytes:
@@ -220,7 +222,7 @@ def _sentences_text(sentences: Sequence[str]) -> str:
 
 
 def answer_sentences(answer: Answer) -> list[str]:
-    """Return what leads to the answer."""
+    """Return the facts behind the answer, in sentences."""
     sentences = []
     if answer.evaluation is not None:
         trial, size = answer.evaluation.trial, answer.evaluation.batch_size
@@ -253,7 +255,7 @@ def answer_sentences(answer: Answer) -> list[str]:
 
 
 def config_lines(answer: Answer) -> list[str]:
-    """Return the answer as a script takes it."""
+    """Return the answer as assignments for a script."""
     return [f'CONFIG["{name}"] = {value}' for name, value in answer.config.items()]
 
 
@@ -268,7 +270,7 @@ def _answer_text(answer: Answer) -> str:
 
 
 def checked_sentence(answer: Answer, trial: Trial) -> str:
-    """Return the answer about a size that was asked for."""
+    """Return whether a size that was checked fits, in a sentence."""
     if not trial.fits:
         why = VERDICTS["oom"] if trial.outcome == "oom" else f"{VERDICTS[trial.outcome]}, {trial.detail}"
         return f"❌ Batch size {trial.batch_size} does not fit: {why}."

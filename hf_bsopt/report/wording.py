@@ -1,4 +1,4 @@
-"""The words for what a search found: the reason for a decision, and what the user should know or could do."""
+"""Sentences of a report: the reason for a decision, warnings, and hints."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from ..search.batch_plan import SLOW_ACCUMULATION, BatchPlan, usual_total_tokens
 GIB = 2**30
 LOW_UTILIZATION, HIGH_UTILIZATION = 0.70, 0.95
 SMALL_MICRO_BATCH = 2
-"""At this size or below, memory keeps the GPU from working at full speed: other ways to train are pointed out."""
+"""Micro-batch up to which memory keeps the GPU from working at full speed: the report then mentions ``--advise``."""
 REFUTED_BY = 0.05
-"""A prediction that was off by more is mentioned first."""
+"""Relative error of used memory above which the report warns that the prediction was wrong."""
 
 
 def percent(fraction: float) -> str:
-    """Format a fraction: 79 %."""
+    """Format a fraction, such as 79 %."""
     return f"{fraction * 100:.0f} %"
 
 
 def gib(size: int | None) -> str:
-    """Format bytes: 9.57 GiB."""
+    """Format bytes, such as 9.57 GiB."""
     return "–" if size is None else f"{size / GIB:.2f} GiB"
 
 
 def memory_name(answer: Answer) -> str:
-    """Return what the device's memory is called: VRAM, or RAM of a CPU or a Mac."""
+    """Return the name of the device's memory: VRAM, or RAM on a CPU or a Mac."""
     return "VRAM" if answer.device.kind == "cuda" else "RAM"
 
 
 def reason(decision: Decision, plan: BatchPlan, search: SearchOptions) -> str:
-    """Return why this size was chosen, in one line: "48: largest multiple of 8 under 90 % (80 %)"."""
+    """Return the reason for the chosen size, such as "48: largest multiple of 8 under 90 % (80 %)"."""
     used = f"({percent(decision.utilization)})"
     return f"{decision.batch_size}: {_reason(decision, plan, search, used)}"
 
@@ -80,7 +80,7 @@ def _divisor_reason(plan: BatchPlan, unconstrained: int) -> str:
 
 
 def answer_line(answer: Answer) -> str:
-    """Return the line with the batch size; a size that is cut to the dataset or a default is not called optimal."""
+    """Return the line with the batch size. A size limited by the dataset or a default is not called optimal."""
     decision = answer.decision
     if decision.is_optimal:
         return f"✅ OPTIMAL BATCH SIZE: {answer.batch_size}"
@@ -89,7 +89,10 @@ def answer_line(answer: Answer) -> str:
 
 
 def warnings(answer: Answer, *, has_suggestions: bool = False) -> list[str]:
-    """Return what the user should know in any case, in sentences."""
+    """Return what the user should know in any case, in sentences.
+
+    has_suggestions: the report has advice already, so that it need not mention ``--advise``.
+    """
     sentences = [*_refuted(answer), *answer.plan.advice]
     if _memory_makes_it_slow(answer) and not has_suggestions:
         plan = answer.plan
@@ -100,8 +103,8 @@ def warnings(answer: Answer, *, has_suggestions: bool = False) -> list[str]:
         )
     if answer.has_batch_norm and answer.plan.accumulation > 1:
         sentences.append(
-            f"The model has BatchNorm, whose statistics see {answer.plan.micro_batch} sequences and not the effective "
-            f"batch of {answer.plan.effective_batch}: accumulation does not replace a larger batch there."
+            f"The model has BatchNorm, whose statistics are over {answer.plan.micro_batch} sequences, not over the "
+            f"effective batch of {answer.plan.effective_batch}: accumulation does not replace a larger batch there."
         )
     if answer.utilization > HIGH_UTILIZATION:
         sentences.append(
@@ -110,18 +113,18 @@ def warnings(answer: Answer, *, has_suggestions: bool = False) -> list[str]:
         )
     if not answer.device.supports_bfloat16 and answer.workload.settings.precision.startswith("bf16"):
         sentences.append(
-            f"{answer.device.name} has no bf16 units (compute {answer.device.capability}): bf16 runs slowly there or "
-            f"not at all; --fp16 is what it computes in, and takes no more memory."
+            f"{answer.device.name} has no bf16 units (compute {answer.device.capability}): bf16 is slow there or "
+            f"fails; --fp16 is supported and takes no more memory."
         )
     return sentences
 
 
 def hints(answer: Answer) -> list[str]:
-    """Return what the user could do, and what is usual, in sentences."""
+    """Return what the user could change, and what is usual, in sentences."""
     sentences = _low_utilization(answer)
     if answer.device.supports_bfloat16 and answer.workload.settings.precision in ("fp16", "fp16-weights"):
         sentences.append(
-            f"{answer.device.name} computes in bf16 too: --bf16 needs no loss scaling, and as much memory."
+            f"{answer.device.name} supports bf16 too: --bf16 needs no loss scaling and takes as much memory."
         )
     if not answer.asked_effective_batch:
         sentences.append(usual_total_tokens(answer.parameters[0])[2])
@@ -168,7 +171,7 @@ def _used(answer: Answer) -> str:
 
 
 def _memory_makes_it_slow(answer: Answer) -> bool:
-    """Return whether memory leaves a tiny micro-batch, or a step of so many that each takes long."""
+    """Return whether memory limits the micro-batch to so few sequences that training is slow."""
     plan, decision = answer.plan, answer.decision
     is_bound_by_memory = decision.bound == "memory" or 2 * plan.micro_batch >= decision.largest
     return is_bound_by_memory and (plan.micro_batch <= SMALL_MICRO_BATCH or plan.accumulation > SLOW_ACCUMULATION)

@@ -1,1 +1,1 @@
-"""From a workload and a device to the batch size. Front door: pipeline.py."""
+"""The search for the batch size of a workload on a device. Start with pipeline.py."""

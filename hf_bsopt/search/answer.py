@@ -1,4 +1,4 @@
-"""What a search found: the record that the pipeline returns and that reports, advice and integrations work with."""
+"""The result of a search, which the pipeline returns and reports, advice and integrations work with."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BY_TRUST: tuple[Source, ...] = ("predicted", "rehearsed", "measured")
 
 @dataclass(frozen=True)
 class Question:
-    """What was asked: for advice, also if nothing fits."""
+    """The inputs of a search. Advice starts from them, even if nothing fits."""
 
     workload: Trainable
     device: GpuSpec
@@ -25,9 +25,11 @@ class Question:
 
 @dataclass(frozen=True)
 class PhaseAnswer:
-    """The largest batch of an evaluation (no gradients, the optimizer state resident, the logits kept) or of a
-    generation (with its cache of keys and values); 0 if not even one sequence fits, whose trial it then is. checked:
-    the answer to ``check_evaluation``.
+    """The largest batch of an evaluation or of a generation.
+
+    An evaluation has no gradients, the optimizer state resident and the logits kept; a generation has a cache of keys
+    and values. batch_size: 0 if not even one sequence fits; trial is then that of one sequence. checked: the answer to
+    ``check_evaluation``.
     """
 
     batch_size: int
@@ -39,10 +41,10 @@ class PhaseAnswer:
 class Answer:
     """Everything that a search found.
 
-    trials: the predicted ones, one for each size of the table, then those that were run. composition: bytes by what
-    they are for, at the chosen size. parameters: (all, trained). checked: the answer to ``check``. notes: what was
-    assumed or chosen on the way. has_batch_norm: BatchNorm's statistics see micro-batches only. memory_profile: where
-    the memory goes over a step of the chosen size, as predicted. prediction_error: measured ÷ predicted used memory at
+    trials: the predicted ones, one for each size of the table, then those that were run. composition: bytes by use, at
+    the chosen size. parameters: (all, trained). checked: the answer to ``check``. notes: assumptions and automatic
+    choices. has_batch_norm: the model has BatchNorm, whose statistics are over one micro-batch. memory_profile:
+    predicted memory over a step of the chosen size. prediction_error: measured ÷ predicted used memory at
     a size that refuted the prediction, None if it was not refuted.
     """
 
@@ -76,22 +78,22 @@ class Answer:
 
     @property
     def source(self) -> Source:
-        """How the answer is known: predicted, rehearsed or measured."""
+        """Source of the answer: predicted, rehearsed or measured."""
         return self.chosen.source
 
     @property
     def target(self) -> tuple[float, float]:
-        """Lower and upper fraction of the device's memory that was asked for."""
+        """Requested lower and upper fraction of the device's memory."""
         return self.search.target
 
     @property
     def asked_effective_batch(self) -> bool:
-        """Whether an effective batch size was asked for."""
+        """True if an effective batch size was requested."""
         return bool(self.search.effective_batch_size or self.search.total_tokens)
 
     @property
     def config(self) -> dict[str, Any]:
-        """For ``CONFIG.update(report.config)``."""
+        """The answer as a dict, for ``CONFIG.update(report.config)``."""
         config: dict[str, Any] = {
             "batch_size": self.plan.micro_batch,
             "gradient_accumulation_steps": self.plan.accumulation,

@@ -1,13 +1,13 @@
-"""Measured answers, kept between runs: what was run once on this card need not be run again.
+"""A cache of measured answers on disk, so that a search need not be repeated on the same GPU.
 
     cache = AnswerCache(default_folder())
     key = {"workload": workload.values(), "device": gpu.name, "free": band(free, total), "torch": torch.__version__}
-    if (known := cache.recall(key)) is None:
-        cache.keep(key, proof.trials, proof.batch_size, proof.is_settled)
+    if (cached := cache.load(key)) is None:
+        cache.save(key, verification.trials, verification.batch_size, verification.is_settled)
 
-One JSON file an answer. Whatever decides the answer is in its key; what can't be read as exactly what was kept is no
-answer. Nothing here makes a search fail: a cache that can't be read or written is as good as none, and says so in the
-log.
+There is one JSON file per answer. Everything that decides an answer is in its key. A file that cannot be restored to
+exactly what was saved is ignored. A cache that cannot be read or written never makes a search fail: it is logged, and
+the search runs as without a cache.
 """
 
 from __future__ import annotations
@@ -29,15 +29,19 @@ from ..errors import UsageError
 from ..records import Trial
 
 FORMAT = 1
-"""Changes when a file of an older one would be misread; a field more or less is noticed without."""
+"""Incremented when older files would be misread. Added or removed fields are detected without it."""
 BANDS = 50
+"""Bands of free memory: each is 2 % of the device."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Recalled:
-    """An answer of an earlier run, as `search.Proof` has it. kept_on: the day, in UTC, as 2026-03-31."""
+class CachedAnswer:
+    """An answer of an earlier run, with the fields of `verify.Verification`.
+
+    kept_on: the day on which it was saved, in UTC, such as 2026-03-31.
+    """
 
     batch_size: int
     trials: tuple[Trial, ...]
@@ -47,54 +51,54 @@ class Recalled:
 
 @dataclass(frozen=True)
 class AnswerCache:
-    """The answers in a folder, which is made when the first one is kept.
+    """The cached answers in a folder, which is created when the first one is saved.
 
     A key is a mapping of JSON values: the workload, the device, the driver, versions, the band of free memory. Two keys
-    are the same when their JSON is, in whatever order.
+    are equal if their JSON is, in any order.
     """
 
     folder: Path
 
-    def recall(self, key: Mapping[str, Any]) -> Recalled | None:
-        """The answer that was kept for exactly this key, None where there is none that can be relied on."""
+    def load(self, key: Mapping[str, Any]) -> CachedAnswer | None:
+        """Return the answer saved for exactly this key, None if there is none or its file is not valid."""
         question = _canonical(key)
         path = self._path(question)
         try:
-            return _read(path.read_text(encoding="utf-8"), question)
+            return _parse(path.read_text(encoding="utf-8"), question)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, RecursionError) as error:
             logger.info("the answer in %s is ignored: %s", path, error)
             return None
 
-    def keep(self, key: Mapping[str, Any], trials: tuple[Trial, ...], batch_size: int, is_settled: bool) -> None:
-        """Replaces what was kept for this key. Of two processes that do so at once, the last one wins."""
+    def save(self, key: Mapping[str, Any], trials: tuple[Trial, ...], batch_size: int, is_settled: bool) -> None:
+        """Save the answer, in place of an earlier one for this key. If two processes do so at once, the last wins."""
         question = _canonical(key)
         path = self._path(question)
-        answer = Recalled(batch_size, trials, is_settled, datetime.now(UTC).date().isoformat())
+        answer = CachedAnswer(batch_size, trials, is_settled, datetime.now(UTC).date().isoformat())
         content = {"format": FORMAT, "key": json.loads(question), "answer": dataclasses.asdict(answer)}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(path, json.dumps(content, indent=1) + "\n")
         except (OSError, UsageError) as error:
-            logger.info("the answer is not kept for the next run: %s", error)
+            logger.info("the answer is not cached for the next run: %s", error)
 
     def _path(self, question: str) -> Path:
         return self.folder / f"{hashlib.sha256(question.encode()).hexdigest()[:32]}.json"
 
 
 def default_folder() -> Path:
-    """Where answers are kept: under HF_BSOPT_CACHE if it is set, else in the user's cache."""
+    """Return the folder of cached answers: under HF_BSOPT_CACHE if it is set, else in the user's cache."""
     return user_cache_folder("answers")
 
 
 def band(free_bytes: int, total_bytes: int, /) -> int:
-    """Which fiftieth of the device is reached by what is free on it: 0 for nothing, 50 for all of it.
+    """Return free memory in fiftieths of the device, rounded down: 0 if nothing is free, 50 if all of it is.
 
-    For the key of an answer. What is free differs by some MiB from run to run (a desktop, the driver), and would never
-    be the same number twice; in bands of 2 % it mostly is. An answer can thus come from a run that had up to 2 % of the
-    device more, which the target's upper end (90 %) has room for. At the edge of a band a small change still misses,
-    and costs what a run without a cache does.
+    It is part of an answer's key. Free memory varies by some MiB from run to run (a desktop, the driver), so the exact
+    number would never match twice; in bands of 2 % it mostly does. A cached answer can thus come from a run with up to
+    2 % of the device more, for which the upper end of the target (90 %) leaves room. At the edge of a band a small
+    change is still a miss, which costs as much as a run without a cache.
     """
     return free_bytes * BANDS // total_bytes
 
@@ -103,22 +107,22 @@ def _canonical(key: Mapping[str, Any]) -> str:
     return json.dumps(dict(key), sort_keys=True, separators=(",", ":"))
 
 
-def _read(text: str, question: str) -> Recalled:
-    """Raises ValueError for whatever ``keep`` did not write for this question."""
+def _parse(text: str, question: str) -> CachedAnswer:
+    """Parse a file. Raises ValueError unless it is what :meth:`AnswerCache.save` writes for this question."""
     content = json.loads(text)
     if not isinstance(content, dict) or content.keys() != {"format", "key", "answer"}:
-        raise ValueError("it is not an answer that was kept here")
+        raise ValueError("it is not a cached answer")
     if _restored(int, content["format"]) != FORMAT:
         raise ValueError(f"its format is {content['format']!r}, not {FORMAT}")
     if not isinstance(content["key"], dict) or _canonical(content["key"]) != question:
         raise ValueError("it answers another question")
-    answer: Recalled = _restored(Recalled, content["answer"])
+    answer: CachedAnswer = _restored(CachedAnswer, content["answer"])
     date.fromisoformat(answer.kept_on)
     return answer
 
 
 def _restored(kind: Any, value: Any) -> Any:
-    """What JSON made of a value of this annotation, made into it again. Raises ValueError unless it is exactly one."""
+    """Return a value of the type ``kind`` from its JSON form. Raises ValueError if ``value`` is not exactly one."""
     options = get_args(kind)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints = get_type_hints(kind)
@@ -135,7 +139,7 @@ def _restored(kind: Any, value: Any) -> Any:
             return value
     elif type(value) is kind or (kind is float and type(value) is int):
         return value
-    raise ValueError(f"{value!r:.60} stands where {kind} belongs")
+    raise ValueError(f"expected {kind}, got {value!r:.60}")
 
 
 def _restored_as_one_of(kinds: tuple[Any, ...], value: Any) -> Any:

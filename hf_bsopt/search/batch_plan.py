@@ -1,8 +1,8 @@
-"""From the micro-batch that fits to the batch that the optimizer sees: accumulation, processes, learning rate.
+"""Plan an effective batch from the micro-batch that fits: accumulation, processes, learning rate.
 
     plan(48, length=512, effective_batch=256)    # micro-batch 32 × accumulation 8 × 1 process = 256, exactly
 
-Pure arithmetic. Whatever a user should know about the choice is a sentence in `BatchPlan.advice`.
+Pure arithmetic. What the user should know about the choice is in `BatchPlan.advice`, in sentences.
 """
 
 from __future__ import annotations
@@ -16,21 +16,23 @@ from ..errors import UsageError
 LearningRateScaling = Literal["sqrt", "linear", "none"]
 
 SLOW_ACCUMULATION = 64
+"""Micro-batches in an optimizer step above which the advice calls accumulation slow."""
 LINEAR_WARMUP_EPOCHS = 5
 LINEAR_WARMUP_FROM = 2.0
+"""Growth of the effective batch from which linear scaling of the learning rate needs a warmup."""
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How an effective batch is put together: micro_batch × accumulation × processes, exactly.
+    """The parts of an effective batch, which is micro_batch × accumulation × processes exactly.
 
-    micro_batch: sequences in one forward and backward on one device.
+    micro_batch: sequences in one forward and backward pass on one device.
     accumulation: micro-batches on each device before the optimizer steps.
-    effective_batch: sequences that the optimizer sees in one step, over all processes.
+    effective_batch: sequences in one optimizer step, over all processes.
     length: tokens in a sequence.
-    learning_rate: for the effective batch; None where none was given.
-    warmup_epochs: None unless the learning rate was scaled up so far that its source asks for a warmup.
-    advice: sentences for the user, each whole in itself.
+    learning_rate: for the effective batch; None if none was given.
+    warmup_epochs: None unless the learning rate was scaled up so far that the source of the rule recommends a warmup.
+    advice: sentences for the user, each complete on its own.
     """
 
     micro_batch: int
@@ -45,7 +47,7 @@ class BatchPlan:
     def __post_init__(self) -> None:
         product = self.micro_batch * self.accumulation * self.processes
         if product != self.effective_batch:
-            raise ValueError(f"The parts of the batch make {product}, not {self.effective_batch}.")
+            raise ValueError(f"micro_batch × accumulation × processes is {product}, not {self.effective_batch}.")
 
     @property
     def effective_tokens(self) -> int:
@@ -65,28 +67,31 @@ def plan(
     base_batch_size: int | None = None,
     lr_scaling: LearningRateScaling = "sqrt",
 ) -> BatchPlan:
-    """The plan for devices on each of which ``largest`` sequences of ``length`` tokens may run at once.
+    """Plan the effective batch for devices on each of which ``largest`` sequences of ``length`` tokens fit at once.
 
-    ``effective_batch`` (sequences) or ``total_tokens`` is what one optimizer step takes over all processes. It is kept
-    exactly: the micro-batch is the largest divisor of each process's share that is not above ``largest``. Where it
-    can't be shared out evenly, the nearest that can (of two, the larger) takes its place, and the advice says so. With
-    neither, every process takes ``largest``, without accumulation. ``multiple_of`` only decides between effective
-    batches that are equally near, where a better one is advised.
+    ``effective_batch`` (sequences) or ``total_tokens`` is the size of one optimizer step over all processes. It is kept
+    exactly: the micro-batch is the largest divisor of each process's share that is at most ``largest``. If it cannot be
+    divided evenly between the processes, the nearest size that can (of two, the larger) is planned, and the advice says
+    so. With neither, every process takes ``largest`` sequences, without accumulation. ``multiple_of`` only decides
+    between effective batches that are equally near, when the advice names a better one.
 
     ``learning_rate`` is the one for an effective batch of ``base_batch_size`` sequences: see `scale_learning_rate`.
 
-    Raises `UsageError` for what can't be: a value of zero or less, two effective batches, a base without a rate.
+    Raises `UsageError` for invalid arguments: a value of zero or less, both effective_batch and total_tokens, a
+    base_batch_size without a learning_rate.
     """
     _check_positive(largest_micro_batch=largest, length=length, num_processes=processes, multiple_of=multiple_of)
     _check_positive(effective_batch_size=effective_batch, total_tokens=total_tokens)
     _check_positive(learning_rate=learning_rate, base_batch_size=base_batch_size)
     if effective_batch is not None and total_tokens is not None:
         raise UsageError(
-            f"effective_batch_size {effective_batch} and total_tokens {total_tokens} are two names for one thing: "
+            f"effective_batch_size {effective_batch} and total_tokens {total_tokens} both set the effective batch: "
             f"give one, for example effective_batch_size {_nearest_multiple(total_tokens, length) // length}."
         )
     if base_batch_size is not None and learning_rate is None:
-        raise UsageError(f"base_batch_size {base_batch_size} needs the learning_rate that belongs to it, such as 2e-5.")
+        raise UsageError(
+            f"base_batch_size {base_batch_size} needs learning_rate, the rate that was used with it, such as 2e-5."
+        )
     if lr_scaling not in get_args(LearningRateScaling):
         raise UsageError(f"lr_scaling is one of {', '.join(get_args(LearningRateScaling))}, not {lr_scaling!r}.")
 
@@ -118,11 +123,14 @@ def plan(
 def scale_learning_rate(
     learning_rate: float, base: int, effective: int, scaling: LearningRateScaling
 ) -> tuple[float, int | None, list[str]]:
-    """The rate for an effective batch of ``effective`` sequences, given the one for ``base``; warmup epochs; reasons.
+    """Scale the learning rate for ``base`` sequences to an effective batch of ``effective`` sequences.
 
-    sqrt: rate × √(effective / base), which keeps the variance of the update (Krizhevsky 2014, arXiv:1404.5997; for
-    Adam, Malladi et al. 2022, arXiv:2205.10287). linear: rate × effective / base, with a gradual warmup over the first
-    5 epochs (SGD; Goyal et al. 2017, arXiv:1706.02677), asked for here from a doubling on. none: the rate as it is.
+    Returns (learning rate, warmup epochs, reasons).
+
+    sqrt: rate × √(effective / base), which keeps the variance of the weight change (Krizhevsky 2014, arXiv:1404.5997;
+    for Adam, Malladi et al. 2022, arXiv:2205.10287). linear: rate × effective / base, with a gradual warmup over the
+    first 5 epochs (SGD; Goyal et al. 2017, arXiv:1706.02677), recommended here if the batch at least doubles. none: the
+    rate unchanged.
     """
     growth = effective / base
     if scaling == "none" or effective == base:
@@ -139,7 +147,7 @@ def scale_learning_rate(
     if scaling == "linear" and growth >= LINEAR_WARMUP_FROM:
         warmup = (
             f"Warm up over the first {LINEAR_WARMUP_EPOCHS} epochs: a rate grown {growth:.3g}-fold by the linear rule "
-            "can diverge early without (Goyal et al. 2017)."
+            "can diverge early without it (Goyal et al. 2017)."
         )
         return scaled, LINEAR_WARMUP_EPOCHS, [reason, warmup]
     warmup = (
@@ -150,12 +158,15 @@ def scale_learning_rate(
 
 
 def usual_total_tokens(parameters: int) -> tuple[int, int, str]:
-    """Tokens in one optimizer step, from and to, usual in pre-training a model of so many parameters; and by whom.
+    """Return the usual number of tokens per optimizer step in pre-training a model with so many parameters.
+
+    Returns (lowest, highest, a sentence with the models it is known from).
 
     Four totals are commonly quoted: 16K-32K for models of 50M parameters, 256K for BERT (110M), 32K-64K for GPT-2
-    (124M), 4M for LLaMA 7B (Touvron et al. 2023, arXiv:2302.13971); K is 2^10, M 2^20 tokens. Two of them are of one
-    size and disagree, so they make one range. Nothing is interpolated: a size takes the range of the nearest that is
-    quoted, by ratio (limits at the geometric means: 74M between 50M and 110M, 932M between 124M and 7B).
+    (124M), 4M for LLaMA 7B (Touvron et al. 2023, arXiv:2302.13971); K is 2^10, M 2^20 tokens. Two of them are for
+    models of about the same size and disagree, so they form one range. Nothing is interpolated: a model takes the range
+    of the nearest quoted size, by ratio (limits at the geometric means: 74M between 50M and 110M, 932M between 124M and
+    7B).
     """
     if parameters < math.sqrt(50e6 * 110e6):
         low, high, who = 2**14, 2**15, "16K-32K for models of 50M parameters"
@@ -164,7 +175,7 @@ def usual_total_tokens(parameters: int) -> tuple[int, int, str]:
     else:
         low, high, who = 2**22, 2**22, "4M for LLaMA 7B"
     reason = (
-        f"Tokens per optimizer step usual in pre-training, at the nearest size that is known: {who}. Fine-tuning takes "
+        f"Tokens per optimizer step, usual in pre-training at the nearest known model size: {who}. Fine-tuning takes "
         "far fewer (BERT's authors: 16 or 32 sequences)."
     )
     return low, high, reason
@@ -173,27 +184,27 @@ def usual_total_tokens(parameters: int) -> tuple[int, int, str]:
 def _check_positive(**values: float | None) -> None:
     for name, value in values.items():
         if value is not None and not 0 < value < math.inf:
-            nearest = "; the least is 1" if isinstance(value, int) else ""
-            raise UsageError(f"{name} is {value}, and must be above zero{nearest}.")
+            nearest = "; the smallest is 1" if isinstance(value, int) else ""
+            raise UsageError(f"{name} must be above zero, not {value}{nearest}.")
 
 
 def _share(
     largest: int, length: int, effective_batch: int | None, total_tokens: int | None, processes: int
 ) -> tuple[int, list[str]]:
-    """The sequences that each process contributes to an optimizer step, and a sentence if that isn't what was asked."""
+    """Return the sequences per process in an optimizer step, and a sentence if that is not the requested size."""
     if total_tokens is not None:
         tokens = _nearest_multiple(total_tokens, length * processes)
         share = tokens // (length * processes)
         nearest = (
-            f"{total_tokens:,} tokens don't divide into sequences of {length:,} on {_processes(processes)}: {tokens:,} "
-            f"tokens ({share * processes} sequences) is the nearest total that does, and is planned."
+            f"{total_tokens:,} tokens cannot be divided into sequences of {length:,} on {_processes(processes)}: the "
+            f"plan takes the nearest total that can, {tokens:,} tokens ({share * processes} sequences)."
         )
         return share, [] if tokens == total_tokens else [nearest]
     if effective_batch is not None:
         sequences = _nearest_multiple(effective_batch, processes)
         nearest = (
-            f"An effective batch of {effective_batch} doesn't divide between {_processes(processes)}: {sequences} is "
-            "the nearest that does, and is planned."
+            f"An effective batch of {effective_batch} cannot be divided between {_processes(processes)}: the plan "
+            f"takes the nearest that can, {sequences}."
         )
         return sequences // processes, [] if sequences == effective_batch else [nearest]
     return largest, []
@@ -222,13 +233,13 @@ def _slow_advice(share: int, accumulation: int, largest: int, processes: int) ->
     else:
         cure = "an effective batch with a larger divisor, or more processes"
     return (
-        f"Accumulation {accumulation} is slow (2 to {SLOW_ACCUMULATION} is usual): every optimizer step waits for that "
-        f"many passes. Take {cure}."
+        f"Accumulation {accumulation} is slow (2 to {SLOW_ACCUMULATION} is usual): every optimizer step takes "
+        f"that many forward and backward passes. Choose {cure}."
     )
 
 
 def _nearest_better_share(share: int, largest: int, multiple_of: int) -> int:
-    """The share nearest to ``share`` that has a divisor from half of ``largest`` up to ``largest``.
+    """Return the share nearest to ``share`` that has a divisor from half of ``largest`` up to ``largest``.
 
     Of two equally near, the one that uses all of ``largest``, else one whose micro-batch is a multiple of
     ``multiple_of``, else the one with the larger micro-batch. Only for a share above ``largest``.
@@ -253,7 +264,7 @@ def _largest_divisor(number: int, *, at_most: int) -> int:
 
 
 def _nearest_multiple(value: int, unit: int) -> int:
-    """The multiple of ``unit``, at least one unit, that is nearest to ``value``; the larger of two."""
+    """Return the multiple of ``unit`` nearest to ``value``, at least one unit; of two, the larger."""
     return max(1, (2 * value + unit) // (2 * unit)) * unit
 
 

@@ -1,4 +1,4 @@
-"""The measured answers of earlier runs to the same question: everything that decides an answer is its key."""
+"""The cached answers to one question. The key is everything that decides a measured answer."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from .._utils.package_versions import package_version
 from ..options import DeviceOptions, SearchOptions
 from ..probing import Preflight
 from ..workloads.trainable import Trainable
@@ -16,13 +16,14 @@ from ..workloads.workload import Workload
 from .answer_cache import AnswerCache, band, default_folder
 
 DECIDING_PACKAGES = ("hf-bsopt", "torch", "transformers", "accelerate", "peft", "bitsandbytes")
+"""Packages whose versions decide how much memory a step needs."""
 
 
 @dataclass(frozen=True)
 class CachedAnswers:
-    """Where measured answers are kept, and the question that they answer.
+    """The cache, and the key of one question in it.
 
-    key: everything that decides an answer. is_trusted: a cached answer is taken without running it again.
+    key: everything that decides an answer. is_trusted: a cached answer is used without running it again.
     """
 
     cache: AnswerCache
@@ -33,7 +34,10 @@ class CachedAnswers:
 def cached_answers(
     workload: Trainable, found: Preflight, device: DeviceOptions, search: SearchOptions
 ) -> CachedAnswers | None:
-    """Return the cached answers to this question; None if caching is off, or for a module, which nothing identifies."""
+    """Return the cached answers to this question.
+
+    None if caching is off, or for a user's own module: nothing tells whether its code is still the same.
+    """
     if not device.cache or not isinstance(workload, Workload):
         return None
     spec = found.spec
@@ -46,19 +50,6 @@ def cached_answers(
         "device": {**dataclasses.asdict(spec), "context_bytes": None},
         "driver": found.driver,
         "free_band": band(total - spec.context_bytes, total),
-        "versions": package_versions(),
+        "versions": {name: package_version(name) for name in DECIDING_PACKAGES},
     }
     return CachedAnswers(AnswerCache(default_folder()), json.loads(json.dumps(key, default=str)), device.trust_cache)
-
-
-def package_versions() -> dict[str, str | None]:
-    """Return the versions of everything that decides about memory, None for what is not installed."""
-    return {name: package_version(name) for name in DECIDING_PACKAGES}
-
-
-def package_version(package: str) -> str | None:
-    """Return the version of an installed distribution, None if there is none."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -43,7 +43,7 @@ class DeviceChoice:
 
     @property
     def all_notes(self) -> tuple[str, ...]:
-        """What was assumed of the device, and how it was chosen."""
+        """Assumptions about the device, and how it was chosen."""
         return (*self.notes, self.note)
 
 

@@ -1,4 +1,4 @@
-"""The largest batch of an evaluation or a generation: no gradients, the optimizer state resident."""
+"""Predict and verify the largest batch of an evaluation or a generation, beside the resident optimizer state."""
 
 from __future__ import annotations
 
@@ -51,6 +51,6 @@ def _predictor_of(phase: Phase, workload: Trainable, device: GpuSpec) -> Predict
 
 
 def _largest_wanted(phase: Phase, workload: Trainable, search: SearchOptions) -> int:
-    """Return the largest batch that is of use: a process's share of the evaluation dataset, if its size is known."""
+    """Return the largest useful batch: a process's share of the evaluation dataset if its size is known."""
     examples = workload.evaluation_examples if phase == "evaluation" else None
     return MAX_BATCH_SIZE if examples is None else min(MAX_BATCH_SIZE, max(1, -(-examples // search.num_processes)))

@@ -1,4 +1,4 @@
-"""How careful a verification is: a policy for each kind of device. Pure: imports no torch."""
+"""Policies for verification: one for each kind of device. Pure: imports no torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..records import Source
 
 @dataclass(frozen=True)
 class Policy:
-    """What a probe costs, and what it can be expected to show.
+    """How cautiously sizes are run on a device.
 
     keeps_distance: the first size and every later one stay away from where an OOM is possible.
     distance_after_one_run, distance_after_two_runs: fraction of the memory between a size that ran and a larger one

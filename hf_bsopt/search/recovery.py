@@ -1,8 +1,8 @@
 """Choose the next size after a prediction was refuted. Pure: imports no torch.
 
 A size ran out of memory although it was expected to fit. If memory is affine in the size (a + b·n, a ≥ 0), two sizes
-that ran give the line, and n · limit / used(n) certainly fits for any n that ran. If the bytes tell nothing, only
-bisection is left, on a geometric scale: the truth is as likely half as large as a quarter.
+that ran give the line, and n · limit / used(n) certainly fits for any n that ran. If the bytes carry no information,
+only bisection is left, on a geometric scale: the truth is as likely half as large as a quarter.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def between(fits: int, too_large: int, tried: Mapping[int, Trial], limits: Limit
         return middle
     used = tried[fits].used_bytes or 0
     certain = limits.allowed(int(fits * limits.limit_bytes / used)) if used else too_large
-    if certain >= too_large:  # the bytes of the one that ran tell nothing
+    if certain >= too_large:  # the bytes of the one that ran carry no information
         return middle
     if certain < WELL_SEPARATED * fits and attempts_left > 2:
         return middle

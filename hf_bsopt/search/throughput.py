@@ -8,7 +8,7 @@ from ..records import Trial
 from .limits import Allowed
 
 WITHIN = 0.02
-"""Fraction of the best throughput: a smaller gain is not worth the memory, and cannot be told from chance."""
+"""Fraction of the best throughput: a smaller gain is not worth the memory, and cannot be distinguished from noise."""
 CURVE = (1.0, 0.75, 0.5, 0.25, 0.125)
 
 

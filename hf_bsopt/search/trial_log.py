@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class TrialLog:
-    """Logs sizes that are run; within :meth:`search`, one that failed together with the size that is tried next."""
+    """A log of sizes that are run. Within :meth:`search`, a size that failed is logged with the size tried next."""
 
     def __init__(self) -> None:
         self._is_searching = False

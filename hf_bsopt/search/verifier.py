@@ -9,7 +9,7 @@ from ..options import MAX_ATTEMPTS
 from ..probing import ProbeClient
 from ..records import Trial
 from ..workloads.trainable import Phase, Trainable
-from .answer_cache import Recalled
+from .answer_cache import CachedAnswer
 from .cached_answers import CachedAnswers
 from .limits import Allowed, Limits, Prediction
 from .policies import policy_for
@@ -95,12 +95,12 @@ class Verifier:
             smallest=self.smallest,
         )
 
-    def _recall(self) -> Recalled | None:
+    def _recall(self) -> CachedAnswer | None:
         if self.cached is None:
             return None
-        return self.cached.cache.recall({**self.cached.key, "phase": self.phase})
+        return self.cached.cache.load({**self.cached.key, "phase": self.phase})
 
-    def _confirmed(self, recalled: Recalled, limits: Limits) -> Verification | None:
+    def _confirmed(self, recalled: CachedAnswer, limits: Limits) -> Verification | None:
         """Return the cached answer if one probe confirms it, or the user trusts it."""
         before = next((t for t in recalled.trials if t.batch_size == recalled.batch_size), None)
         if before is None or self.cached is None:
@@ -115,7 +115,7 @@ class Verifier:
     def _keep(self, verification: Verification) -> None:
         if self.cached is not None and verification.batch_size:
             key = {**self.cached.key, "phase": self.phase}
-            self.cached.cache.keep(key, verification.trials, verification.batch_size, verification.is_settled)
+            self.cached.cache.save(key, verification.trials, verification.batch_size, verification.is_settled)
 
     def _failure(self, trial: Trial) -> str:
         model = dict(self.workload.describe()).get("model", "the model")

@@ -1,4 +1,4 @@
-"""Batch sizes by model, length and GPU. Front door: table.py."""
+"""Batch sizes by model, length and GPU. Start with table.py."""
 
 from __future__ import annotations
 

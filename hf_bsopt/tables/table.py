@@ -1,9 +1,9 @@
-"""Batch sizes by model, length and GPU: the table of guides, computed.
+"""Predict a table of batch sizes by model, length and GPU.
 
     frame = batch_size_table(["bert-base-uncased", "biobert"], ["T4", "A100-40GB"], [256, 512])
     print(table_text(frame))
 
-All of it is predicted. A model is traced once per length, and again only for a GPU that runs other kernels.
+Nothing is run. A model is traced once per length, and again only for a GPU on which other kernels run.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ GIB = 2**30
 class Cell:
     """One model at one length on one GPU.
 
-    model: as it was asked for. decision: None if there is no batch size; ``why`` says why. utilization: of the device's
-    memory, at the optimal size.
+    model: as the user named it. decision: None if there is no batch size; ``why`` is the reason. utilization: used ÷
+    total memory of the device at the optimal size.
     """
 
     model: str
@@ -59,16 +59,16 @@ def batch_size_table(
 
     Columns: model, parameters, max_length, gpu, memory_gib, optimal (the largest multiple of ``multiple_of`` under the
     upper end of ``target``), max_risky (the largest that fits at all), safe (the largest multiple under 70 %),
-    utilization (of the memory, at the optimal size), task, precision, optimizer, attention, why.
+    utilization (used ÷ total memory at the optimal size), task, precision, optimizer, attention, why.
 
-    ``gpus``: names or sizes; none is the GPU of this machine, else a T4. ``max_lengths``: in tokens; none is 512 or the
-    model's limit. ``options``: how every model is trained, ``Options.of({"bf16": True}, "name")``, of which gpu and
-    max_length are not used. If there is no batch size, ``why`` says why and the sizes are missing: a model that does
-    not fit or an invalid combination does not stop the others.
+    ``gpus``: names or memory sizes; if empty, the GPU of this machine, else a T4. ``max_lengths``: in tokens; if empty,
+    512 or the model's limit. ``options``: how every model is trained, such as ``Options.of({"bf16": True}, "name")``;
+    their gpu and max_length are not used. If there is no batch size, ``why`` is the reason and the sizes are missing: a
+    model that does not fit or an invalid combination does not stop the others.
 
-    ``attrs`` of the frame: target, multiple_of and notes, what was assumed of the GPUs.
+    ``attrs`` of the frame: target, multiple_of, and notes (assumptions about the GPUs).
 
-    Raises UsageError for what is invalid in every cell: an unknown GPU, an unknown precision.
+    Raises UsageError for errors that concern every cell, such as an unknown GPU or an unknown precision.
     """
     if isinstance(models, str) or isinstance(gpus, (str, GpuSpec)) or not models:
         raise UsageError('models and gpus are lists, such as ["bert-base-uncased"] and ["T4"]')
@@ -98,7 +98,7 @@ def batch_size_table(
 
 
 def _row(model: str, workload: Workload, specs: Sequence[GpuSpec], options: Options) -> list[Cell]:
-    """Return one model at one length on every GPU: traced for the first, whose trace the others share."""
+    """Return the cells of one model at one length on every GPU. The trace for the first is shared by the others."""
     traced: Predictor | None = None
     cells = []
     for spec in specs:
@@ -119,7 +119,7 @@ def _predicted(cell: Cell, workload: Workload, traced: Predictor, search: Search
     except NothingFitsError:
         total, high = cell.gpu.total_bytes or 0, search.target[1]
         needed = traced.on(cell.gpu).unlimited(1) / GIB
-        why = f"one sequence needs {needed:.2f} GiB, {high:.0%} of the GPU are {high * total / GIB:.2f} GiB"
+        why = f"one sequence needs {needed:.2f} GiB, {high:.0%} of the GPU is {high * total / GIB:.2f} GiB"
         return dataclasses.replace(cell, parameters=traced.parameters[0], why=why)
     decision = predicted.decision
     return dataclasses.replace(
@@ -134,7 +134,7 @@ def _predicted(cell: Cell, workload: Workload, traced: Predictor, search: Search
 def _doubt(cell: Cell) -> str:
     precision = cell.workload.precision if cell.workload else ""
     if precision.startswith("bf16") and not cell.gpu.supports_bfloat16:
-        return f"; {cell.gpu.name} has no bf16 units: training is slow there, or not possible"
+        return f"; {cell.gpu.name} has no bf16 units: training is slow there or fails"
     return ""
 
 

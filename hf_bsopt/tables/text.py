@@ -1,4 +1,4 @@
-"""A table of batch sizes as text, at most 78 columns wide, as Markdown and as CSV."""
+"""A table of batch sizes as text (at most 78 columns wide), Markdown or CSV."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ if TYPE_CHECKING:
 
 WIDTH = 78
 MODEL_WIDTH = 26
-GIVEN = ("task", "precision", "optimizer", "attention")
+OPTIONS = ("task", "precision", "optimizer", "attention")
+"""Columns that the caption names if they are the same in all rows."""
 
 
 def table_text(frame: pd.DataFrame) -> str:
-    """For a terminal: one part for each GPU, what is common to all of them first."""
+    """Format the table for a terminal: what all rows have in common, then one part for each GPU."""
     parts = ["\n".join([_wrapped(_caption(frame), ""), *(_wrapped(f"· {note}", "  ") for note in _assumed(frame))])]
     for gpu, rows in _by_gpu(frame):
         header = f"{'model':{MODEL_WIDTH}} {'params':>7} {'length':>6} {'optimal':>7} {'max (risky)':>11} {'safe':>5}"
@@ -34,7 +35,7 @@ def table_text(frame: pd.DataFrame) -> str:
 
 
 def table_markdown(frame: pd.DataFrame) -> str:
-    """For a guide."""
+    """Format the table as Markdown."""
     parts = [_caption(frame), *_assumed(frame)]
     for gpu, rows in _by_gpu(frame):
         lines = [
@@ -63,7 +64,7 @@ def table_markdown(frame: pd.DataFrame) -> str:
 
 
 def table_csv(frame: pd.DataFrame) -> str:
-    """All columns, for another program."""
+    """Format all columns as CSV."""
     return str(frame.to_csv(index=False)).rstrip("\n")
 
 
@@ -71,13 +72,13 @@ FORMATS: dict[str, Callable[[pd.DataFrame], str]] = {"text": table_text, "markdo
 
 
 class _Notes:
-    """Why there is no size, or what is to be known of it: each sentence once, under a number."""
+    """Footnotes: why there is no size, or a warning about it. Each sentence is listed once, under a number."""
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
 
     def mark(self, row: dict[str, Any]) -> str:
-        """What stands behind the row: " [1]", or nothing."""
+        """Return the footnote mark of a row, such as " [1]", or an empty string."""
         why = row["why"] if row["optimal"] is None else row["why"].partition("; ")[2]
         return f" [{self._numbers.setdefault(why, len(self._numbers) + 1)}]" if why else ""
 
@@ -86,8 +87,8 @@ class _Notes:
 
 
 def _caption(frame: pd.DataFrame) -> str:
-    """What is the same in all rows, and what the columns mean."""
-    given = [value for name in GIVEN if (value := _only(frame[name])) is not None]
+    """Return what all rows have in common, and what the columns mean."""
+    given = [value for name in OPTIONS if (value := _only(frame[name])) is not None]
     target = frame.attrs.get("target")
     meaning = ""
     if target is not None:
@@ -111,7 +112,7 @@ def _only(column: pd.Series) -> str | None:
 
 
 def _by_gpu(frame: pd.DataFrame) -> list[tuple[str, list[dict[str, Any]]]]:
-    """(heading, rows) with None where a value is missing."""
+    """Return (heading, rows) for each GPU, with None for missing values."""
     parts = []
     for (gpu, memory), rows in frame.groupby(["gpu", "memory_gib"], sort=False):
         whole = rows.astype(object).where(rows.notna(), None)
@@ -134,7 +135,7 @@ def _millions(parameters: int | None) -> str:
 
 
 def _shortened(model: str) -> str:
-    """The end of a name tells more than its owner."""
+    """Shorten a name to its end, which is more specific than its owner."""
     return model if len(model) <= MODEL_WIDTH else "…" + model[-(MODEL_WIDTH - 1) :]
 
 

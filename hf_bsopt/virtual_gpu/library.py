@@ -65,7 +65,7 @@ NEEDS_NO_ANSWER = re.compile(
 functions that are neither here nor implemented in C are refused."""
 
 WORKS_ON_THE_DEVICE = re.compile(r"(__)?cuda(Launch|Stream|Event|Func|Mem|DeviceSynchronize|InitDevice)\w*")
-"""Of these, the functions that need a context and so create it. The others may be called before there is one."""
+"""The subset of these functions that need a context and so create it. The others may be called before there is one."""
 
 STATUS_NOT_SUPPORTED = {"cuda": 801, "cublas": 15}
 

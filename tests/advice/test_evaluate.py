@@ -1,4 +1,4 @@
-"""What could be done where it does not fit: each way is what the command with its flags answers."""
+"""Claims about advice. Each suggestion equals the answer of the command with its flags."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from hf_bsopt import NothingFitsError, Report, UsageError, advise, find_batch_size
-from hf_bsopt.advice.candidates import alternatives
+from hf_bsopt.advice.alternatives import alternatives
 from hf_bsopt.advice.result import Advice, Suggestion
 from hf_bsopt.cli.main import FOUND, NOTHING_FITS, main
 from hf_bsopt.data import catalog
@@ -28,33 +28,33 @@ from hf_bsopt.workloads.workload import describe
 pytest.importorskip("peft")
 pytest.importorskip("bitsandbytes")
 
-CARD = catalog.gpu("1GiB")
+GPU = catalog.gpu("1GiB")
 LOW = (0.0, 0.48)
-"""Of which the context takes most: 0.06 GiB beside it are too little for BERT-tiny and its optimizer."""
-ASKED = ["--model", "bert-tiny", "--gpu", "1GiB", "--device", "predict", "--no_evaluation", "--advise", "False"]
+"""The CUDA context takes most of it: the remaining 0.06 GiB are too little for BERT-tiny and its optimizer."""
+COMMAND = ["--model", "bert-tiny", "--gpu", "1GiB", "--device", "predict", "--no_evaluation", "--advise", "False"]
 Capture = pytest.CaptureFixture[str]
 
 
 def find(model: str = "bert-tiny", **options: object) -> Report:
-    options = {"gpu": CARD, "device": "predict", "max_length": 64, "evaluation": False, **options}
+    options = {"gpu": GPU, "device": "predict", "max_length": 64, "evaluation": False, **options}
     return find_batch_size(model, **options)  # type: ignore[arg-type]
 
 
-def refused(model: str = "bert-tiny", **options: object) -> NothingFitsError:
+def nothing_fits_error(model: str = "bert-tiny", **options: object) -> NothingFitsError:
     with pytest.raises(NothingFitsError) as caught:
         find(model, **options)
     return caught.value
 
 
-def named(ways_out: Advice, name: str) -> Suggestion:
-    return next(way for way in ways_out.suggestions if way.name.startswith(name))
+def named(advice: Advice, name: str) -> Suggestion:
+    return next(suggestion for suggestion in advice.suggestions if suggestion.name.startswith(name))
 
 
-def answered(way: Suggestion, folder: Path, *argv: str) -> tuple[int, int]:
-    """(micro-batch, bytes used) of the command with the way's flags; (0, 0) where nothing fits."""
-    flags = shlex.split(way.flags)
+def answer_of_command(suggestion: Suggestion, folder: Path, *argv: str) -> tuple[int, int]:
+    """Return (micro-batch, bytes used) from the command with the suggestion's flags; (0, 0) if nothing fits."""
+    flags = shlex.split(suggestion.flags)
     path = folder / "report.json"
-    asked = [*ASKED, *argv]
+    asked = [*COMMAND, *argv]
     for name in ("--gpu", "--max_length"):
         if name in flags:
             place = asked.index(name)
@@ -72,18 +72,18 @@ def report() -> Report:
 
 
 @pytest.fixture(scope="module")
-def ways(report: Report) -> Advice:
+def advice(report: Report) -> Advice:
     return advise(report)
 
 
 @pytest.fixture(scope="module")
-def rescues() -> Advice:
-    """Of a training that does not fit at all."""
-    return advise(refused(target=LOW))
+def advice_if_nothing_fits() -> Advice:
+    """Return the advice on a training of which not even one sequence fits."""
+    return advise(nothing_fits_error(target=LOW))
 
 
-def test_what_is_not_taken_already_is_listed_in_order_of_preference(ways: Advice) -> None:
-    assert [way.name.split(":")[0] for way in ways.suggestions] == [
+def test_alternatives_not_in_use_are_listed_in_order_of_preference(advice: Advice) -> None:
+    assert [suggestion.name.split(":")[0] for suggestion in advice.suggestions] == [
         "shorter",
         "SDPA attention",
         "activation checkpointing",
@@ -94,139 +94,148 @@ def test_what_is_not_taken_already_is_listed_in_order_of_preference(ways: Advice
     ]
 
 
-def test_now_is_what_the_report_says(report: Report, ways: Advice) -> None:
-    assert (ways.now.batch_size, ways.now.used_bytes) == (report.batch_size, report.chosen.used_bytes)
-    assert ways.now.compute == 1
+def test_now_equals_the_report(report: Report, advice: Advice) -> None:
+    assert (advice.now.batch_size, advice.now.used_bytes) == (report.batch_size, report.chosen.used_bytes)
+    assert advice.now.compute == 1
 
 
-def test_each_way_is_what_the_command_with_its_flags_answers(ways: Advice, tmp_path: Path, capsys: Capture) -> None:
-    for way in ways.suggestions:
-        if not way.name.startswith(("shorter", "8-bit")):
-            continue  # others are below
-        eager = [] if "--attention" in way.flags else ["--attention", "eager"]
-        found = answered(way, tmp_path, "--max_length", "64", *eager)
-        assert found == (way.batch_size, way.used_bytes), way.name
-
-
-def test_where_nothing_fits_each_way_that_does_fits_by_the_command_too(
-    rescues: Advice, tmp_path: Path, capsys: Capture
+def test_each_suggestion_equals_the_answer_of_the_command_with_its_flags(
+    advice: Advice, tmp_path: Path, capsys: Capture
 ) -> None:
-    assert not rescues.now.fits
-    assert {"LoRA", "LoRA, 4-bit"} <= {way.name for way in rescues.suggestions if way.fits}
-    for way in rescues.suggestions:
-        if way.name.startswith(("shorter", "8-bit")):
-            continue  # above
-        size, used = answered(way, tmp_path, "--max_length", "64", "--target", "0", "0.48")
-        assert size == way.batch_size, way.name
-        assert not way.fits or used == way.used_bytes <= LOW[1] * way.total_bytes
+    for suggestion in advice.suggestions:
+        if not suggestion.name.startswith(("shorter", "8-bit")):
+            continue  # the others are tested below
+        eager = [] if "--attention" in suggestion.flags else ["--attention", "eager"]
+        found = answer_of_command(suggestion, tmp_path, "--max_length", "64", *eager)
+        assert found == (suggestion.batch_size, suggestion.used_bytes), suggestion.name
 
 
-def test_a_combination_is_tried_where_no_way_alone_is_enough() -> None:
-    ways_out = advise(refused(max_length=256, precision="fp32", target=(0.0, 0.46)))
-    *alone, together, larger = ways_out.suggestions
-    assert not any(way.fits for way in alone)
-    assert together.name.startswith("LoRA, 4-bit, checkpointing")
-    assert together.fits and larger.fits
+def test_if_nothing_fits_each_suggestion_that_fits_also_fits_by_the_command(
+    advice_if_nothing_fits: Advice, tmp_path: Path, capsys: Capture
+) -> None:
+    assert not advice_if_nothing_fits.now.fits
+    assert {"LoRA", "LoRA, 4-bit"} <= {
+        suggestion.name for suggestion in advice_if_nothing_fits.suggestions if suggestion.fits
+    }
+    for suggestion in advice_if_nothing_fits.suggestions:
+        if suggestion.name.startswith(("shorter", "8-bit")):
+            continue  # tested above
+        size, used = answer_of_command(suggestion, tmp_path, "--max_length", "64", "--target", "0", "0.48")
+        assert size == suggestion.batch_size, suggestion.name
+        assert not suggestion.fits or used == suggestion.used_bytes <= LOW[1] * suggestion.total_bytes
 
 
-def test_what_weights_and_state_alone_rule_out_is_not_traced(rescues: Advice) -> None:
-    checkpointing = named(rescues, "activation")
+def test_a_combination_is_suggested_if_no_alternative_alone_is_enough() -> None:
+    advice = advise(nothing_fits_error(max_length=256, precision="fp32", target=(0.0, 0.46)))
+    *single, combination, larger = advice.suggestions
+    assert not any(suggestion.fits for suggestion in single)
+    assert combination.name.startswith("LoRA, 4-bit, checkpointing")
+    assert combination.fits and larger.fits
+
+
+def test_an_alternative_whose_weights_and_optimizer_state_do_not_fit_is_not_traced(
+    advice_if_nothing_fits: Advice,
+) -> None:
+    checkpointing = named(advice_if_nothing_fits, "activation")
     assert checkpointing.is_lower_bound
-    everything = Predictor(describe("bert-tiny", max_length=64), CARD)
-    assert LOW[1] * CARD.total_bytes < (checkpointing.used_bytes or 0) <= everything.unlimited(1)  # type: ignore[operator]
+    everything = Predictor(describe("bert-tiny", max_length=64), GPU)
+    assert LOW[1] * GPU.total_bytes < (checkpointing.used_bytes or 0) <= everything.unlimited(1)  # type: ignore[operator]
 
 
-def test_weights_gradients_and_state_are_a_bound_for_every_length_and_card() -> None:
+def test_weights_gradients_and_optimizer_state_are_a_lower_bound_for_every_length() -> None:
     bounds = []
     for length in (32, 128):
-        predictor = Predictor(describe("bert-tiny", max_length=length), CARD)
+        predictor = Predictor(describe("bert-tiny", max_length=length), GPU)
         timeline = predictor.timeline
         bounds.append(timeline.model_bytes())
         assert 16 * predictor.parameters[0] <= timeline.model_bytes() <= timeline.live_bytes(1)
     assert bounds[0] == bounds[1]
 
 
-class Alone(nn.Linear):
+class OneLayer(nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         return super().forward(input).mean()
 
 
 def module(width: int = 64, **options: object) -> Report:
-    """Traced in no time: one layer, of which only its optimizer and its card can be changed."""
-    options = {"gpu": CARD, "device": "predict", "precision": "fp32", "evaluation": False, **options}
-    return find_batch_size(Alone(width, width), example_batch={"input": torch.zeros(2, width)}, **options)  # type: ignore[arg-type]
+    """Search for one linear layer, of which only the optimizer and the GPU can be changed. It is traced quickly."""
+    options = {"gpu": GPU, "device": "predict", "precision": "fp32", "evaluation": False, **options}
+    return find_batch_size(OneLayer(width, width), example_batch={"input": torch.zeros(2, width)}, **options)  # type: ignore[arg-type]
 
 
-def test_a_module_of_ones_own_has_the_ways_that_leave_it_as_it_is() -> None:
-    assert [way.name.split(":")[0] for way in advise(module()).suggestions] == ["8-bit optimizer", "larger GPU"]
+def test_a_users_module_has_the_suggestions_that_leave_it_unchanged() -> None:
+    assert [suggestion.name.split(":")[0] for suggestion in advise(module()).suggestions] == [
+        "8-bit optimizer",
+        "larger GPU",
+    ]
 
 
 def test_the_larger_gpu_is_the_smallest_on_which_it_fits() -> None:
-    sliver = (0.0, 0.05)
+    small_target = (0.0, 0.05)
     with pytest.raises(NothingFitsError) as caught:
-        module(1024, target=sliver)
-    card = named(advise(caught.value), "larger GPU")
-    name = card.name.removeprefix("larger GPU: ")
-    cards = map(catalog.gpu, catalog.known_gpus())
-    smaller = [c for c in cards if (c.total_bytes or 0) < card.total_bytes and c.compute_capability >= 80]
-    assert card.fits and smaller
-    assert "on which it fits" in card.cost
-    assert module(1024, gpu=name, target=sliver).batch_size == card.batch_size
+        module(1024, target=small_target)
+    larger = named(advise(caught.value), "larger GPU")
+    name = larger.name.removeprefix("larger GPU: ")
+    gpus = map(catalog.gpu, catalog.known_gpus())
+    smaller = [g for g in gpus if (g.total_bytes or 0) < larger.total_bytes and g.compute_capability >= 80]
+    assert larger.fits and smaller
+    assert "on which it fits" in larger.cost
+    assert module(1024, gpu=name, target=small_target).batch_size == larger.batch_size
     with pytest.raises(NothingFitsError):
-        module(1024, gpu=max(smaller, key=lambda c: c.total_bytes or 0), target=sliver)
+        module(1024, gpu=max(smaller, key=lambda g: g.total_bytes or 0), target=small_target)
 
 
-def test_where_every_card_is_too_small_the_largest_says_so() -> None:
+def test_if_every_gpu_is_too_small_the_largest_is_listed_as_too_small() -> None:
     with pytest.raises(NothingFitsError) as caught:
         module(1024, target=(0.0, 0.003))
-    card = named(advise(caught.value), "larger GPU")
-    assert not card.fits
-    assert "largest of the catalog" in card.cost
-    assert card.total_bytes == max(catalog.gpu(name).total_bytes or 0 for name in catalog.known_gpus())
+    larger = named(advise(caught.value), "larger GPU")
+    assert not larger.fits
+    assert "largest of the catalog" in larger.cost
+    assert larger.total_bytes == max(catalog.gpu(name).total_bytes or 0 for name in catalog.known_gpus())
 
 
-def test_a_larger_gpu_is_no_way_out_where_a_wish_is_the_limit() -> None:
-    assert not any(way.name.startswith("larger") for way in advise(module(batch_size=4)).suggestions)
+def test_no_larger_gpu_is_suggested_if_a_constraint_is_the_limit() -> None:
+    assert not any(suggestion.name.startswith("larger") for suggestion in advise(module(batch_size=4)).suggestions)
 
 
-def test_a_batch_that_was_asked_about_and_does_not_fit_is_made_of_smaller_ones() -> None:
+def test_a_checked_batch_that_does_not_fit_is_accumulated() -> None:
     size = 2**21
-    way = named(advise(module(check=size)), "accumulation")
-    assert (way.batch_size or 0) * way.accumulation == size
-    assert module(effective_batch_size=size).plan.accumulation == way.accumulation > 1
+    suggestion = named(advise(module(check=size)), "accumulation")
+    assert (suggestion.batch_size or 0) * suggestion.accumulation == size
+    assert module(effective_batch_size=size).plan.accumulation == suggestion.accumulation > 1
 
 
-def test_a_tiny_batch_is_accumulated_to_a_usual_one() -> None:
+def test_a_tiny_batch_is_accumulated_to_a_usual_size() -> None:
     long = {"input": torch.zeros(2, 8192, 1024)}
     found = find_batch_size(
-        Alone(1024, 1024), example_batch=long, gpu=CARD, device="predict", precision="fp32", evaluation=False
+        OneLayer(1024, 1024), example_batch=long, gpu=GPU, device="predict", precision="fp32", evaluation=False
     )
     assert found.batch_size < 16
-    way = named(advise(found), "accumulation")
-    assert (way.batch_size or 0) * way.accumulation == 16
+    suggestion = named(advise(found), "accumulation")
+    assert (suggestion.batch_size or 0) * suggestion.accumulation == 16
 
 
-def test_without_an_extra_there_is_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_an_obstacle_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     workload, found = describe("bert-tiny", max_length=64), module()
     find_spec: Callable[..., object] = importlib.util.find_spec
-    gone = ("peft", "bitsandbytes")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name in gone else find_spec(name, *a))
+    missing = ("peft", "bitsandbytes")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name in missing else find_spec(name, *a))
     obstacles = {other.name: other.obstacle for other in alternatives(workload, "cuda")}
     assert obstacles["LoRA"] == "pip install peft"
     assert obstacles["LoRA, 4-bit"] == "pip install peft bitsandbytes"
-    ways_out = advise(found)
-    assert named(ways_out, "8-bit").batch_size is None
-    assert "pip install bitsandbytes" in str(ways_out)
+    advice = advise(found)
+    assert named(advice, "8-bit").batch_size is None
+    assert "pip install bitsandbytes" in str(advice)
 
 
-def test_on_a_cpu_there_is_neither_bitsandbytes_nor_a_card() -> None:
+def test_on_a_cpu_neither_bitsandbytes_nor_a_gpu_is_suggested() -> None:
     workload = describe("bert-tiny", max_length=64, precision="fp32")
     assert [other.name for other in alternatives(workload, "cpu")] == ["activation checkpointing", "LoRA"]
     cpu = GpuSpec("CPU", 2**30, 0, 0, 0, kind="cpu")
     assert str(advise(module(gpu=cpu))).startswith("Nothing else is known")
 
 
-def test_what_is_taken_already_is_not_listed() -> None:
+def test_alternatives_in_use_are_not_listed() -> None:
     workload = describe("bert-tiny", max_length=64, activation_checkpointing=True, lora_r=8)
     assert [(other.name, other.flags) for other in alternatives(workload, "cuda")] == [
         ("LoRA, 4-bit", "--load_in_4bit")
@@ -234,15 +243,15 @@ def test_what_is_taken_already_is_not_listed() -> None:
     assert not list(alternatives(dataclasses.replace(workload, load_in_4bit=True), "cuda"))
 
 
-def test_an_error_that_no_prediction_led_to_is_refused() -> None:
+def test_advice_on_an_error_from_real_steps_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="real steps"):
         advise(NothingFitsError("a real step ran out of memory"))
 
 
-# ---- what it computes
+# ---- compute
 
 
-def test_operations_of_a_module_are_those_of_its_products() -> None:
+def test_operations_of_a_module_are_those_of_its_matrix_products() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -253,51 +262,51 @@ def test_operations_of_a_module_are_those_of_its_products() -> None:
 
     workload = ModuleWorkload(Two(), {"x": torch.zeros(3, 8)}, StepSettings("fp32"))
     forward = 2 * (8 * 32 + 32 * 4)
-    of_weights, of_inputs = forward, 2 * 32 * 4  # nobody needs the gradient of the first layer's input
-    assert sequence_flops(workload, CARD) == forward + of_weights + of_inputs
+    of_weights, of_inputs = forward, 2 * 32 * 4  # the first layer's input needs no gradient
+    assert sequence_flops(workload, GPU) == forward + of_weights + of_inputs
 
 
-def test_recomputing_costs_a_forward_and_frozen_weights_save_their_gradients(ways: Advice) -> None:
-    compute = {way.name.split(":")[0]: way.compute or 0 for way in ways.suggestions}
+def test_checkpointing_costs_a_forward_pass_and_frozen_weights_need_no_gradients(advice: Advice) -> None:
+    compute = {suggestion.name.split(":")[0]: suggestion.compute or 0 for suggestion in advice.suggestions}
     assert 1.25 < compute["activation checkpointing"] <= 4 / 3
     assert 2 / 3 < compute["LoRA"] < 0.75
     assert compute["LoRA, 4-bit"] == pytest.approx(compute["LoRA"], rel=1e-6)
     assert compute["8-bit optimizer"] == compute["larger GPU"] == 1
     assert 0.4 < compute["shorter"] < 0.5  # the attention's part is quartered
-    assert compute["SDPA attention"] > 1  # its backward pass computes the scores again
+    assert compute["SDPA attention"] > 1  # its backward pass recomputes the scores
 
 
-# ---- how it is told
+# ---- formats and the command
 
 
-def test_the_table_stands_before_the_answer_and_in_the_json(report: Report, ways: Advice) -> None:
-    full = dataclasses.replace(report, suggestions=ways)
+def test_the_suggestions_are_before_the_answer_and_in_the_json(report: Report, advice: Advice) -> None:
+    full = dataclasses.replace(report, suggestions=advice)
     text = str(full)
     assert text.index("of VRAM") < text.index("What would make room") < text.index("OPTIMAL BATCH SIZE")
     assert str(report).splitlines()[-4:] == text.splitlines()[-4:]
     assert max(map(len, text.splitlines())) <= 78
-    assert [way["name"] for way in full.to_dict()["suggestions"]["suggestions"]] == [
-        way.name for way in ways.suggestions
+    assert [suggestion["name"] for suggestion in full.to_dict()["suggestions"]["suggestions"]] == [
+        suggestion.name for suggestion in advice.suggestions
     ]
     assert json.dumps(full.to_dict())
     assert "suggestions" not in report.to_dict()
 
 
-def test_a_way_that_helps_nothing_says_so(ways: Advice) -> None:
-    now = ways.now.batch_size
-    same = dataclasses.replace(ways.suggestions[0], batch_size=now)
-    assert "no more" in str(Advice(ways.now, (same,), ways.limit)).splitlines()[3]
+def test_a_suggestion_without_a_larger_batch_says_no_gain(advice: Advice) -> None:
+    now = advice.now.batch_size
+    same = dataclasses.replace(advice.suggestions[0], batch_size=now)
+    assert "no gain" in str(Advice(advice.now, (same,), advice.limit)).splitlines()[3]
 
 
-def test_what_does_not_fit_says_what_it_needs(rescues: Advice) -> None:
-    text = str(rescues)
+def test_a_suggestion_that_does_not_fit_says_what_it_needs(advice_if_nothing_fits: Advice) -> None:
+    text = str(advice_if_nothing_fits)
     assert "up to 48 %" in text
     assert "needs over" in text
     assert max(map(len, text.splitlines())) <= 78
 
 
-def test_a_tiny_micro_batch_and_a_long_accumulation_point_at_the_ways_out(report: Report, ways: Advice) -> None:
-    def points(micro_batch: int, accumulation: int, largest: int, **more: object) -> bool:
+def test_a_tiny_micro_batch_and_a_long_accumulation_mention_the_advise_option(report: Report, advice: Advice) -> None:
+    def mentions_advise(micro_batch: int, accumulation: int, largest: int, **more: object) -> bool:
         plan = dataclasses.replace(
             report.plan,
             micro_batch=micro_batch,
@@ -308,29 +317,31 @@ def test_a_tiny_micro_batch_and_a_long_accumulation_point_at_the_ways_out(report
         changed = dataclasses.replace(report, plan=plan, decision=decision, **more)  # type: ignore[arg-type]
         return any("--advise" in sentence for sentence in changed.advice)
 
-    assert points(2, 8, 3)
-    assert points(8, 65, 9)
-    assert not points(8, 64, 9)
-    assert not points(1, 97, 40)  # no memory would help a prime number
-    assert not points(2, 8, 3, suggestions=ways)
+    assert mentions_advise(2, 8, 3)
+    assert mentions_advise(8, 65, 9)
+    assert not mentions_advise(8, 64, 9)
+    assert not mentions_advise(1, 97, 40)  # 97 is prime: more memory would not help
+    assert not mentions_advise(2, 8, 3, suggestions=advice)
 
 
-def test_the_command_advises_where_it_is_asked_to(
-    ways: Advice, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+def test_the_command_prints_advice_if_requested(
+    advice: Advice, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hf_bsopt.advice.evaluate.advise", lambda report: ways)
+    monkeypatch.setattr("hf_bsopt.advice.evaluate.advise", lambda report: advice)
     path = tmp_path / "report.json"
     argv = ["--model", "bert-tiny", "--gpu", "1GiB", "--device", "predict", "--no_evaluation", "--max_length", "32"]
     assert main([*argv, "--advise", "--json", str(path)]) == FOUND
-    assert str(ways) in capsys.readouterr().out
-    assert json.loads(path.read_text())["suggestions"]["now"]["batch_size"] == ways.now.batch_size
+    assert str(advice) in capsys.readouterr().out
+    assert json.loads(path.read_text())["suggestions"]["now"]["batch_size"] == advice.now.batch_size
 
 
-def test_the_command_advises_by_itself_where_nothing_fits(
-    rescues: Advice, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+def test_the_command_prints_advice_unasked_if_nothing_fits(
+    advice_if_nothing_fits: Advice, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[object] = []
-    monkeypatch.setattr("hf_bsopt.advice.evaluate.advise", lambda error: asked.append(error.question) or rescues)
+    monkeypatch.setattr(
+        "hf_bsopt.advice.evaluate.advise", lambda error: asked.append(error.question) or advice_if_nothing_fits
+    )
     argv = ["--model", "bert-tiny", "--gpu", "1GiB", "--device", "predict", "--target", "0", "0.45"]
     assert main(argv) == NOTHING_FITS
     streams = capsys.readouterr()

@@ -1,4 +1,4 @@
-"""The command line: flags, exit codes, and one clear sentence for whatever is wrong."""
+"""Claims about the command line: flags, exit codes, and error messages of one line."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ Capture = pytest.CaptureFixture[str]
 
 
 def parse(argv: list[str]) -> SimpleNamespace:
-    """Every option and flag of the command line in one namespace."""
+    """Parse the command line and return every option and flag in one namespace."""
     parsed = cli_arguments.parse(argv)
     parts = (*vars(parsed.options).values(), parsed.model, parsed.table, parsed.dataset, parsed.output)
     values = {name: value for part in parts for name, value in vars(part).items()}
     return SimpleNamespace(**{**values, "max_length": parsed.max_lengths})
 
 
-def refused(capsys: Capture, *argv: str) -> str:
-    """The one sentence of an exit with code 2."""
+def usage_error(capsys: Capture, *argv: str) -> str:
+    """Run the command, which exits with code 2, and return its error message of one line."""
     assert main(argv) == USAGE
     streams = capsys.readouterr()
     assert streams.out == ""
@@ -41,7 +41,7 @@ def refused(capsys: Capture, *argv: str) -> str:
     return streams.err
 
 
-def test_the_answer_is_on_the_screen_and_the_exit_code_is_0(capsys: Capture) -> None:
+def test_the_answer_is_printed_and_the_exit_code_is_0(capsys: Capture) -> None:
     assert main(MINI) == FOUND
     assert "✅ OPTIMAL BATCH SIZE:" in capsys.readouterr().out
 
@@ -54,7 +54,7 @@ def test_the_standalone_script_runs_from_any_folder(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_underscores_and_dashes_are_alike() -> None:
+def test_flags_may_have_underscores_or_dashes() -> None:
     assert parse(["--model", "x", "--max-length", "7"]) == parse(["--model", "x", "--max_length", "7"])
 
 
@@ -70,11 +70,11 @@ def test_underscores_and_dashes_are_alike() -> None:
         (["--per-device-train-batch-size", "4"], "batch_size", 4),
     ],
 )
-def test_trainers_own_names_are_understood(alias: list[str], name: str, value: object) -> None:
+def test_the_names_of_training_arguments_are_accepted(alias: list[str], name: str, value: object) -> None:
     assert getattr(parse(["--model", "x", *alias]), name) == value
 
 
-def test_several_lengths_give_a_report_each(capsys: Capture, tmp_path: Path) -> None:
+def test_each_of_several_lengths_has_a_report(capsys: Capture, tmp_path: Path) -> None:
     path = tmp_path / "out.json"
     flags = ["--model", "bert-mini", "--gpu", "2GiB", "--evaluation", "False", "--max_length", "16", "32"]
     assert main([*flags, "--json", str(path)]) == FOUND
@@ -83,7 +83,7 @@ def test_several_lengths_give_a_report_each(capsys: Capture, tmp_path: Path) -> 
     assert sizes[0] > sizes[1]
 
 
-def test_a_length_that_does_not_fit_keeps_no_other_from_its_answer(capsys: Capture, tmp_path: Path) -> None:
+def test_a_length_that_does_not_fit_does_not_stop_the_others(capsys: Capture, tmp_path: Path) -> None:
     path = tmp_path / "out.json"
     flags = ["--model", "bert-mini", "--gpu", "1GiB", "--device", "predict", "--target", "0", "0.62"]
     flags += ["--evaluation", "False", "--advise", "False", "--json", str(path)]
@@ -96,32 +96,32 @@ def test_a_length_that_does_not_fit_keeps_no_other_from_its_answer(capsys: Captu
     assert "512 tokens" in written["nothing_fits"][0]
 
 
-def test_quietly_nothing_but_the_answer_is_on_standard_output(capsys: Capture) -> None:
+def test_with_quiet_nothing_but_an_answer_is_on_standard_output(capsys: Capture) -> None:
     flags = ["--model", "bert-mini", "--gpu", "1GiB", "--device", "predict", "--target", "0", "0.5", "--quiet"]
     assert main(flags) == NOTHING_FITS
     streams = capsys.readouterr()
     assert streams.out == ""
     assert streams.err.startswith("❌ not even one sequence")
-    assert "Ways out" not in streams.err
+    assert "make room" not in streams.err
 
 
-def test_a_size_that_does_not_fit_is_answered_with_exit_code_1(capsys: Capture) -> None:
+def test_a_checked_size_that_does_not_fit_exits_with_1(capsys: Capture) -> None:
     assert main([*MINI, "--check", "1000000"]) == NOTHING_FITS
     assert "does not fit" in capsys.readouterr().out.strip().splitlines()[-1]
 
 
-def test_a_size_that_fits_is_answered_with_how_full_it_is(capsys: Capture) -> None:
+def test_a_checked_size_that_fits_exits_with_0(capsys: Capture) -> None:
     assert main([*MINI, "--check", "32"]) == FOUND
     assert "Batch size 32 fits" in capsys.readouterr().out
 
 
-def test_nothing_fits_is_exit_code_1_with_the_memory_needed(capsys: Capture) -> None:
+def test_if_nothing_fits_the_command_exits_with_1_and_names_the_needed_memory(capsys: Capture) -> None:
     flags = ["--model", "bert-tiny", "--gpu", "1GiB", "--device", "predict", "--max_length", "32"]
     assert main([*flags, "--target", "0", "0.43", "--advise", "False"]) == NOTHING_FITS
     assert "GiB of 1.00 GiB" in capsys.readouterr().err
 
 
-def test_an_effective_batch_that_cannot_be_shared_gets_the_nearest(capsys: Capture) -> None:
+def test_an_effective_batch_that_cannot_be_divided_is_mentioned_and_not_an_error(capsys: Capture) -> None:
     assert main([*MINI, "--effective_batch_size", "7", "--num_processes", "2"]) == FOUND
     assert "7" in capsys.readouterr().out
 
@@ -185,8 +185,8 @@ def test_bf16_on_a_t4_is_a_warning(capsys: Capture) -> None:
         ([], "--model"),
     ],
 )
-def test_bad_input_is_one_sentence_and_exit_code_2(argv: list[str], named: str, capsys: Capture) -> None:
-    assert named in refused(capsys, *argv)
+def test_invalid_input_is_an_error_of_one_line_and_exits_with_2(argv: list[str], named: str, capsys: Capture) -> None:
+    assert named in usage_error(capsys, *argv)
 
 
 @pytest.mark.parametrize(
@@ -197,22 +197,22 @@ def test_bad_input_is_one_sentence_and_exit_code_2(argv: list[str], named: str, 
         ("bitsandbytes", ["--optim", "adamw_bnb_8bit"]),
     ],
 )
-def test_a_missing_extra_is_answered_with_the_line_that_installs_it(
+def test_the_error_on_a_missing_package_has_the_command_that_installs_it(
     package: str, flags: list[str], capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     find_spec: Callable[..., object] = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == package else find_spec(name, *a))
-    assert f"pip install {package}" in refused(capsys, "--model", "bert-mini", *flags)
+    assert f"pip install {package}" in usage_error(capsys, "--model", "bert-mini", *flags)
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"model_type": "no-such-type"}', '{"model_type": 3}'])
-def test_a_folder_with_no_or_a_broken_config_is_refused(content: str | None, tmp_path: Path, capsys: Capture) -> None:
+def test_a_folder_without_a_valid_config_is_a_usage_error(content: str | None, tmp_path: Path, capsys: Capture) -> None:
     if content is not None:
         (tmp_path / "config.json").write_text(content)
-    assert "config" in refused(capsys, "--model", str(tmp_path))
+    assert "config" in usage_error(capsys, "--model", str(tmp_path))
 
 
-def test_saved_training_arguments_are_the_defaults_and_flags_go_before(tmp_path: Path) -> None:
+def test_flags_override_saved_training_arguments(tmp_path: Path) -> None:
     path = tmp_path / "args.json"
     path.write_text(
         json.dumps(
@@ -248,7 +248,7 @@ def test_saved_training_arguments_are_the_defaults_and_flags_go_before(tmp_path:
         (["--precision", "fp16"], 64, None, "fp16"),
     ],
 )
-def test_one_thing_under_two_names_is_given_by_either(
+def test_a_flag_overrides_the_same_setting_under_another_name(
     flags: list[str], effective: int | None, tokens: int | None, precision: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "args.json"
@@ -258,7 +258,7 @@ def test_one_thing_under_two_names_is_given_by_either(
     assert read.gradient_accumulation_steps == 1
 
 
-def test_an_effective_batch_of_the_flags_leaves_no_accumulation_of_the_files(tmp_path: Path) -> None:
+def test_an_effective_batch_from_the_flags_overrides_accumulation_from_the_file(tmp_path: Path) -> None:
     path = tmp_path / "args.json"
     path.write_text('{"gradient_accumulation_steps": 4, "fp16": true}')
     command = ["--model", "x", "--training_args", str(path)]
@@ -279,15 +279,15 @@ def test_an_effective_batch_of_the_flags_leaves_no_accumulation_of_the_files(tmp
         ({"optim": 3}, "optim"),
     ],
 )
-def test_training_arguments_that_can_not_be_predicted_are_refused(
+def test_training_arguments_that_cannot_be_predicted_are_a_usage_error(
     values: dict[str, object], named: str, tmp_path: Path, capsys: Capture
 ) -> None:
     path = tmp_path / "args.json"
     path.write_text(json.dumps(values))
-    assert named in refused(capsys, "--model", "bert-mini", "--training_args", str(path))
+    assert named in usage_error(capsys, "--model", "bert-mini", "--training_args", str(path))
 
 
-def test_a_report_written_through_a_link_keeps_the_link(tmp_path: Path, capsys: Capture) -> None:
+def test_a_report_written_to_a_symlink_keeps_the_link(tmp_path: Path, capsys: Capture) -> None:
     real, link = tmp_path / "real.json", tmp_path / "link.json"
     real.write_text("{}")
     link.symlink_to(real)
@@ -303,20 +303,20 @@ def test_training_arguments_as_yaml_are_read(tmp_path: Path) -> None:
     assert (read.precision, read.effective_batch_size) == ("fp32", 16)
 
 
-def test_a_pickled_training_arguments_file_is_refused_in_words(tmp_path: Path) -> None:
+def test_the_error_on_pickled_training_arguments_says_how_to_convert_them(tmp_path: Path) -> None:
     path = tmp_path / "training_args.bin"
     path.write_bytes(b"\x80\x05\x95\xff\xfe")
     with pytest.raises(UsageError, match="to_json_string"):
         parse(["--model", "x", "--training_args", str(path)])
 
 
-def test_env_names_what_a_bug_report_needs(capsys: Capture) -> None:
+def test_env_prints_what_a_bug_report_needs(capsys: Capture) -> None:
     assert main(["env"]) == FOUND
     out = capsys.readouterr().out
     assert all(name in out for name in ("python ", "torch ", "transformers ", "GPU: "))
 
 
-def test_interrupting_says_so(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_prints_interrupted(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(arguments: object, launch: object) -> int:
         raise KeyboardInterrupt
 
@@ -326,33 +326,37 @@ def test_interrupting_says_so(capsys: Capture, monkeypatch: pytest.MonkeyPatch) 
 
 
 SCRIPT = 'CONFIG = {\n    "batch_size": 16,  # too small?\n    "lr": 2e-5,\n}\n'
-ASKED = ["--model", "bert-tiny", "--max_length", "32", "--gpu", "2GiB", "--device", "predict", "--no_evaluation"]
+COMMAND = ["--model", "bert-tiny", "--max_length", "32", "--gpu", "2GiB", "--device", "predict", "--no_evaluation"]
 
 
-def test_the_answer_is_written_where_it_stands_in_a_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_patch_changes_the_value_in_a_script_and_dry_run_does_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     script = tmp_path / "train.py"
     script.write_text(SCRIPT)
-    assert cli.main([*ASKED, "--batch_size", "64", "--patch", str(script), "--dry_run"]) == cli.FOUND
+    assert cli.main([*COMMAND, "--batch_size", "64", "--patch", str(script), "--dry_run"]) == cli.FOUND
     assert '+    "batch_size": 64,  # too small?' in capsys.readouterr().out
     assert script.read_text() == SCRIPT
-    assert cli.main([*ASKED, "--batch_size", "64", "--patch", str(script)]) == cli.FOUND
+    assert cli.main([*COMMAND, "--batch_size", "64", "--patch", str(script)]) == cli.FOUND
     assert script.read_text() == SCRIPT.replace("16", "64")
 
 
-def test_whether_it_can_be_written_is_known_before_anything_is_searched(
+def test_a_script_that_cannot_be_patched_is_an_error_before_the_search(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli_find, "_find", lambda *_: pytest.fail("it was searched"))
+    monkeypatch.setattr(cli_find, "_find", lambda *_: pytest.fail("a search was started"))
     script = tmp_path / "train.py"
     script.write_text("print('no size in here')\n")
-    assert cli.main([*ASKED, "--patch", str(script)]) == cli.USAGE
+    assert cli.main([*COMMAND, "--patch", str(script)]) == cli.USAGE
     script.write_text(SCRIPT)
-    assert cli.main([*ASKED, "--patch", str(script), "--key", "every=8"]) == cli.USAGE
-    assert cli.main([*ASKED, "--patch", str(script), "--json", f"{tmp_path}/../{tmp_path.name}/train.py"]) == cli.USAGE
+    assert cli.main([*COMMAND, "--patch", str(script), "--key", "every=8"]) == cli.USAGE
+    assert (
+        cli.main([*COMMAND, "--patch", str(script), "--json", f"{tmp_path}/../{tmp_path.name}/train.py"]) == cli.USAGE
+    )
     assert script.read_text() == SCRIPT
 
 
 @pytest.mark.parametrize("wrong", [["--dry_run"], ["--key", "bs"], ["--patch", "a.py", "--max_length", "32", "64"]])
-def test_what_goes_with_a_patch_is_said(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_combinations_with_patch_are_usage_errors(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--model", "bert-tiny", *wrong]) == cli.USAGE
     assert "--patch" in capsys.readouterr().err

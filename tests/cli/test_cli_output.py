@@ -1,4 +1,4 @@
-"""What the command says while it searches, and how little with --quiet."""
+"""Claims about the output of the command during the search, and with --quiet."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ def test_quiet_output_of_several_lengths_can_be_run(capsys: Capture) -> None:
     assert config == {"batch_size": 64, "gradient_accumulation_steps": 1}
 
 
-def test_a_check_that_fails_is_said_even_so(capsys: Capture) -> None:
+def test_quiet_still_reports_a_checked_size_that_does_not_fit(capsys: Capture) -> None:
     assert main([*MINI, "--max_length", "16", "--quiet", "--check", "10000000"]) == NOTHING_FITS
     streams = capsys.readouterr()
     assert len(streams.out.splitlines()) == 2
     assert "10000000 does not fit" in streams.err
 
 
-def test_quiet_and_verbose_contradict_each_other(capsys: Capture) -> None:
+def test_quiet_and_verbose_together_are_a_usage_error(capsys: Capture) -> None:
     assert main([*MINI, "-q", "-v"]) == USAGE
     assert "--quiet" in capsys.readouterr().err
 
 
-# ---- the log of what is run
+# ---- the log of sizes that are run
 
-CARD = GpuSpec("1000-byte card", 1000, 75, 40, 0)
+GPU = GpuSpec("1000-byte GPU", 1000, 75, 40, 0)
 
 
 def ran(batch_size: int, outcome: Outcome = "fits", detail: str = "") -> Trial:
@@ -66,7 +66,7 @@ def verbose(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger=trial_log.__name__)
 
 
-def test_a_size_that_failed_is_told_with_the_one_that_follows(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_size_that_failed_is_logged_with_the_next_size(caplog: pytest.LogCaptureFixture) -> None:
     log = trial_log.TrialLog()
     with log.search():
         for trial in (ran(19), ran(36, "oom", "CUDA out of memory. Tried to allocate"), ran(27)):
@@ -79,7 +79,7 @@ def test_a_size_that_failed_is_told_with_the_one_that_follows(caplog: pytest.Log
     ]
 
 
-def test_the_last_that_failed_is_told_without_one(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_last_size_that_failed_is_logged_without_a_next_size(caplog: pytest.LogCaptureFixture) -> None:
     log = trial_log.TrialLog()
     with log.search():
         log.trying(36)
@@ -89,14 +89,14 @@ def test_the_last_that_failed_is_told_without_one(caplog: pytest.LogCaptureFixtu
     assert logged(caplog) == ["✗ Batch size 36: out of memory", "✗ Batch size 8: crash, SIGSEGV"]
 
 
-class Stub:
-    """A client whose device holds so many sequences."""
+class StubClient:
+    """A probe client with given results."""
 
     def __init__(self, answer: Callable[[int], Trial]) -> None:
         self.answer = answer
         self.device = self
         self.source = "rehearsed"
-        self.spec = CARD
+        self.spec = GPU
         self.schedule = Schedule()
 
     def __call__(self, workload: Trainable, batch_size: int, phase: Phase, *, timed_steps: int = 0) -> Trial:
@@ -108,20 +108,20 @@ def test_a_search_logs_every_size_that_it_runs(caplog: pytest.LogCaptureFixture)
         return Trial(size, "fits" if size <= 27 else "oom", Peak(0, 0), 10 * size, "rehearsed")
 
     workload = describe("bert-tiny", max_length=8)
-    verifier = Verifier(Stub(answer), workload, 1.0)  # type: ignore[arg-type]
-    proof = verifier.verify(24, lambda size: size, None)
-    assert 0.75 * 27 <= proof.batch_size <= 27
+    verifier = Verifier(StubClient(answer), workload, 1.0)  # type: ignore[arg-type]
+    verification = verifier.verify(24, lambda size: size, None)
+    assert 0.75 * 27 <= verification.batch_size <= 27
     lines = logged(caplog)
-    assert len(lines) == len(proof.trials)
-    failed = [trial.batch_size for trial in proof.trials if not trial.fits]
-    after = {a.batch_size: b.batch_size for a, b in zip(proof.trials, proof.trials[1:], strict=False)}
+    assert len(lines) == len(verification.trials)
+    failed = [trial.batch_size for trial in verification.trials if not trial.fits]
+    after = {a.batch_size: b.batch_size for a, b in zip(verification.trials, verification.trials[1:], strict=False)}
     for size in failed:
         follows = f" → trying {after[size]}" if size in after else ""
         assert f"✗ Batch size {size}: out of memory{follows}" in lines
 
 
-def test_a_search_that_breaks_off_tells_what_failed(caplog: pytest.LogCaptureFixture) -> None:
-    verifier = Verifier(Stub(lambda size: ran(size, "error", "no kernel")), describe("bert-tiny"), 1.0)  # type: ignore[arg-type]
+def test_a_search_that_fails_logs_the_failed_size(caplog: pytest.LogCaptureFixture) -> None:
+    verifier = Verifier(StubClient(lambda size: ran(size, "error", "no kernel")), describe("bert-tiny"), 1.0)  # type: ignore[arg-type]
     with pytest.raises(RehearsalError, match="no kernel"):
         verifier.verify(24, lambda size: size, None)
     assert logged(caplog) == ["✗ Batch size 24: error, no kernel"]

@@ -140,7 +140,7 @@ class AllocatesOnUnpickling(Workload):
 
 
 class Classifier(nn.Module):
-    """Behaves, but for its failure, which it does in its forward on the device."""
+    """A classifier that fails in the given way, in its forward pass on the device."""
 
     def __init__(self, failure: str = "") -> None:
         super().__init__()

@@ -60,7 +60,7 @@ OOM_MESSAGES: list[tuple[str, Where, bool]] = [
     ),
     # KupynOrest/DeblurGAN#128
     ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "device", True),
-    # composed of aten/src/ATen/cuda/Exceptions.h and what cuDNN 9 answers for 4004 and 4003
+    # composed of aten/src/ATen/cuda/Exceptions.h and the strings of cuDNN 9 for 4004 and 4003
     ("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED", "device", True),
     ("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED", "host", True),
     # pytorch#44473
@@ -186,7 +186,7 @@ OTHER_MESSAGES = [
     # eliphatfs/zerorf#9, shortened
     "CUDA error: CUBLAS_STATUS_INVALID_VALUE when calling `cublasSgemmStridedBatched( handle, opa, opb, m, n, k)`",
     "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasSgemm( handle, opa, opb, m, n, k)`",
-    # what cuDNN 9 answers for 4001, 4002 and 5000
+    # strings of cuDNN 9 for 4001, 4002 and 5000
     "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_COMPILATION_FAILED",
     "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_UNEXPECTED_VALUE",
     "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED",
@@ -201,13 +201,13 @@ OTHER_MESSAGES = [
     "negative number: 18446744073709551615",
     # torch.empty of too many elements
     "Storage size calculation overflowed with sizes=[1099511627776, 1099511627776]",
-    # libtorch_cpu.so, of shapes that oneDNN has no kernel for
+    # libtorch_cpu.so, for shapes without a oneDNN kernel
     "could not create a primitive descriptor for the matmul primitive. Run workload with environment variable "
     "ONEDNN_VERBOSE=all to get additional diagnostic information.",
     "could not create a memory descriptor describing host side scalar",
     # pytorch#78042
     "Placeholder buffer size is not large enough to contain the Tensor storage of size 3072",
-    # messages of a user's own code
+    # messages of a user's code
     "the label 'CUDA out of memory' is in no class",
     "the CUDA out of memory handler is not installed",
     "we are out of memory sticks",

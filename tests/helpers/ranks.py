@@ -1,4 +1,4 @@
-"""Runs the processes of one distributed run on this machine, without torchrun; each runs a function as one rank.
+"""Run a function as each rank of a distributed run on this machine, without torchrun.
 
     run(takes, 48, 32)  # rank 0 runs takes(48), rank 1 takes(32)
 
@@ -21,7 +21,7 @@ from typing import Any
 TIMEOUT_SECONDS = 120
 _PROCESSES = multiprocessing.get_context("forkserver")
 PRELOADED = ["torch.distributed", "accelerate.utils", "transformers.trainer", "hf_bsopt.api", "datasets"]
-_PROCESSES.set_forkserver_preload(PRELOADED)  # imported once, and not by each process
+_PROCESSES.set_forkserver_preload(PRELOADED)  # imported once instead of by each process
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class _Store:
 
 
 def run(part: Callable[[Any], Any], *given: Any, store_is_separate: bool = True) -> list[Answer]:
-    """Return the answers by rank."""
+    """Run ``part`` with one of the arguments on each rank, and return the answers by rank."""
     store = _Store(store_is_separate)
     started = [
         _start(part, argument, {**store.variables, **_rank_variables(rank, len(given))})

@@ -29,7 +29,7 @@ TINY = {
 
 
 class Texts(Dataset[dict[str, Any]]):
-    """Examples of these lengths."""
+    """A dataset whose examples have the given lengths."""
 
     def __init__(self, lengths: Sequence[int], labels_for_tokens: bool = False) -> None:
         self.lengths = list(lengths)

@@ -12,7 +12,7 @@ BYTES = 64 * 2**20
 
 
 class Hangs(nn.Module):
-    """Writes the allocated bytes to ``report_file``, then waits forever."""
+    """A module whose forward pass writes the allocated bytes to ``report_file`` and then waits forever."""
 
     def __init__(self, report_file: str) -> None:
         super().__init__()

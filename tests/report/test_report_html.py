@@ -1,5 +1,5 @@
-"""A report as HTML: whole, safe, and in need of nothing else. Claims about `hf_bsopt.report.html`, and the files that
-the command line writes.
+"""Claims about a report as HTML, which is complete, safe and self-contained, and about the files that the command line
+writes.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from hf_bsopt.report import plots
 from hf_bsopt.report.html import page
 from hf_bsopt.report.text import size_rows
 
-CARD = GpuSpec("2 GiB card", 2 * 2**30, 75, 40, 300 * 2**20)
+GPU = GpuSpec("2 GiB GPU", 2 * 2**30, 75, 40, 300 * 2**20)
 VOID = {"meta", "br", "img", "source"}
 HOSTILE = '<script>alert("&1")</script>'
 
 
 class Reader(HTMLParser):
-    """Every tag with its attributes, the text, and the cells of each row of a table."""
+    """A parser that collects every tag with its attributes, the text, and the cells of each table row."""
 
     def __init__(self, document: str) -> None:
         super().__init__()
@@ -67,17 +67,17 @@ class Reader(HTMLParser):
 
 
 @pytest.fixture(autouse=True)
-def quick_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures take a second each, and most claims are not about them; the fixture ``whole`` has real ones."""
+def fast_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace the plots, which take a second each: most claims are not about them."""
     name = "<?xml version='1.0'?><svg>{} {} {}</svg>"
-    draw = lambda drawings, format, theme="light": name.format(len(drawings), format, theme).encode()  # noqa: E731
+    draw = lambda pictures, format, theme="light": name.format(len(pictures), format, theme).encode()  # noqa: E731
     monkeypatch.setattr(plots, "rendered", draw)
 
 
 @pytest.fixture(scope="module")
 def report(once: Callable[..., Any]) -> Report:
-    find = functools.partial(find_batch_size, "bert-tiny", gpu=CARD, device="predict", max_length=64, check=9)
-    found: Report = once("told as html", find)
+    find = functools.partial(find_batch_size, "bert-tiny", gpu=GPU, device="predict", max_length=64, check=9)
+    found: Report = once("report as html", find)
     return found
 
 
@@ -86,8 +86,8 @@ def whole(report: Report) -> Reader:
     return Reader(page([(report, report.suggestions)]))
 
 
-def proved(report: Report) -> Report:
-    """As if real steps had answered."""
+def verified(report: Report) -> Report:
+    """Return the report as if real steps had been run."""
     ran = dataclasses.replace(
         report.chosen, source="measured", step_seconds=1.5, samples_per_second=20.0, tokens_per_second=1280.0
     )
@@ -95,8 +95,8 @@ def proved(report: Report) -> Report:
     return dataclasses.replace(report, trials=(*report.trials, ran, lost), checked=lost)
 
 
-def needs_nothing_else(document: str) -> bool:
-    """No address, no script, no file."""
+def is_self_contained(document: str) -> bool:
+    """Return whether a document has no address, no script and no reference to a file."""
     reader = Reader(document)
     linked = [v for _, attributes in reader.tags for k, v in attributes.items() if k in ("src", "srcset", "href")]
     return (
@@ -107,13 +107,13 @@ def needs_nothing_else(document: str) -> bool:
     )
 
 
-def test_neither_the_notebook_s_html_nor_the_page_needs_anything_else(report: Report) -> None:
-    for each in (report, proved(report)):
-        assert needs_nothing_else(each._repr_html_())
-        assert needs_nothing_else(page([(each, each.suggestions)]))
+def test_the_notebook_html_and_the_page_are_self_contained(report: Report) -> None:
+    for each in (report, verified(report)):
+        assert is_self_contained(each._repr_html_())
+        assert is_self_contained(page([(each, each.suggestions)]))
 
 
-def test_the_answer_and_the_table_are_in_it(report: Report, whole: Reader) -> None:
+def test_the_answer_and_the_table_are_on_the_page(report: Report, whole: Reader) -> None:
     titles, rows = size_rows(report)
     for reader in (Reader(report._repr_html_()), whole):
         assert f"OPTIMAL BATCH SIZE: {report.batch_size}" in reader.text
@@ -123,49 +123,49 @@ def test_the_answer_and_the_table_are_in_it(report: Report, whole: Reader) -> No
         assert reader.rows[: len(rows) + 1] == [titles, *rows]
 
 
-def test_the_chosen_size_s_row_is_the_one_that_stands_out(report: Report) -> None:
+def test_the_row_of_the_chosen_size_is_highlighted(report: Report) -> None:
     (row,) = re.findall(r'<tr class="chosen">.*?</tr>', report._repr_html_())
     assert f"<td>{report.batch_size}</td>" in row
     assert "◀ chosen" in row
 
 
-def test_where_the_memory_goes_adds_up(report: Report, whole: Reader) -> None:
+def test_the_composition_adds_up_to_the_used_memory(report: Report, whole: Reader) -> None:
     shown = {row[0]: row[1] for row in whole.rows}
     assert shown["total"] == f"{(report.chosen.used_bytes or 0) / 2**30:.2f} GiB"
     assert shown["weights"] == f"{report.composition['weights'] / 2**30:.2f} GiB"
 
 
-def test_suggestions_that_were_asked_for_are_on_the_page(report: Report) -> None:
+def test_requested_suggestions_are_on_the_page(report: Report) -> None:
     now = Suggestion("now", "", 8, 1, 2**30, 2**31, 1.0, "")
-    other = Suggestion("less & shorter", "--max_length 64", 16, 1, 2**30, 2**31, 0.5, "what is longer is cut")
+    other = Suggestion("less & shorter", "--max_length 64", 16, 1, 2**30, 2**31, 0.5, "longer sequences are truncated")
     with_them = dataclasses.replace(report, suggestions=Advice(now, (other,), 0.9))
     assert html.escape(str(with_them.suggestions)) in page([(with_them, with_them.suggestions)])
 
 
-def test_what_was_assumed_and_what_is_advised_is_all_there(report: Report, whole: Reader) -> None:
+def test_all_assumptions_and_all_advice_are_on_the_page(report: Report, whole: Reader) -> None:
     for sentence in (*report.workload.defaults, *report.notes, *report.advice):
         assert sentence in whole.text
 
 
-def test_how_much_of_it_is_known_stands_beside_the_answer(report: Report) -> None:
+def test_the_source_is_beside_the_answer(report: Report) -> None:
     assert '<span class="source">predicted</span>' in page([(report, report.suggestions)])
-    told = page([(proved(report), None)])
-    assert '<span class="source">measured</span>' in told
-    assert f"Where the memory goes at {report.batch_size}, predicted" in told
-    assert "Speed at" in Reader(told).text
+    document = page([(verified(report), None)])
+    assert '<span class="source">measured</span>' in document
+    assert f"Where the memory goes at {report.batch_size}, predicted" in document
+    assert "Speed at" in Reader(document).text
 
 
-def test_what_users_typed_and_what_failed_is_text_and_nothing_else(report: Report) -> None:
+def test_user_input_and_errors_are_escaped(report: Report) -> None:
     workload = dataclasses.replace(report.workload, model=HOSTILE)
     device = dataclasses.replace(report.device, name=HOSTILE)
-    hostile = dataclasses.replace(proved(report), workload=workload, device=device, notes=(HOSTILE,))
+    hostile = dataclasses.replace(verified(report), workload=workload, device=device, notes=(HOSTILE,))
     for document in (page([(hostile, None), (hostile, None)]), hostile._repr_html_()):
-        assert needs_nothing_else(document)
+        assert is_self_contained(document)
         assert HOSTILE in Reader(document).text
         assert "the step ended by <SIGSEGV>" in Reader(document).text
 
 
-def test_there_is_a_light_and_a_dark_picture_and_words_for_who_sees_neither(report: Report, whole: Reader) -> None:
+def test_there_is_a_light_and_a_dark_plot_with_alternative_text(report: Report, whole: Reader) -> None:
     (dark,), (light,) = whole.named("source"), whole.named("img")
     assert dark["media"] == "(prefers-color-scheme: dark)"
     pictures = [base64.b64decode((value or "").split(",")[1]) for value in (dark["srcset"], light["src"])]
@@ -174,9 +174,7 @@ def test_there_is_a_light_and_a_dark_picture_and_words_for_who_sees_neither(repo
     assert str(report.batch_size) in (light["alt"] or "")
 
 
-def test_without_matplotlib_the_page_has_no_pictures_and_says_so(
-    report: Report, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_matplotlib_the_page_has_no_plots_and_says_so(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None)
     reader = Reader(page([(report, report.suggestions)]))
     assert reader.named("img") == []
@@ -184,7 +182,7 @@ def test_without_matplotlib_the_page_has_no_pictures_and_says_so(
     assert f"OPTIMAL BATCH SIZE: {report.batch_size}" in reader.text
 
 
-def test_several_reports_are_one_page_with_the_answers_side_by_side_on_top(report: Report) -> None:
+def test_several_reports_are_one_page_with_a_table_of_the_answers_on_top(report: Report) -> None:
     longer = dataclasses.replace(report, workload=dataclasses.replace(report.workload, max_length=128))
     reader = Reader(page([(report, None), (longer, None)]))
     assert [row[:2] for row in reader.rows[1:3]] == [[n, str(report.batch_size)] for n in ("64", "128")]
@@ -192,12 +190,12 @@ def test_several_reports_are_one_page_with_the_answers_side_by_side_on_top(repor
     assert len(reader.named("img")) == 2
 
 
-def test_a_size_that_was_asked_for_and_does_not_fit_is_said(report: Report) -> None:
+def test_a_checked_size_that_does_not_fit_is_on_the_page(report: Report) -> None:
     refused = dataclasses.replace(report, checked=Trial(999, "oom", None, None, "predicted"))
     assert "Batch size 999 does not fit: out of memory." in Reader(refused._repr_html_()).text
 
 
-def test_a_file_is_written_whole(report: Report, tmp_path: Path) -> None:
+def test_a_file_has_the_whole_page(report: Report, tmp_path: Path) -> None:
     report.save_html(tmp_path / "report.html")
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == page([(report, report.suggestions)])
     assert len(list(tmp_path.iterdir())) == 1
@@ -206,7 +204,7 @@ def test_a_file_is_written_whole(report: Report, tmp_path: Path) -> None:
 # ---- on the command line
 
 
-def test_the_command_draws_and_writes_all_lengths_into_one_file(
+def test_the_command_writes_all_lengths_into_one_plot_and_one_page(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     picture, document = tmp_path / "memory.png", tmp_path / "report.html"
@@ -216,7 +214,7 @@ def test_the_command_draws_and_writes_all_lengths_into_one_file(
     assert b"<svg>2 png light<" in picture.read_bytes()
     assert Reader(document.read_text(encoding="utf-8")).text.count("OPTIMAL BATCH SIZE") == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["memory.png", "report.html"]
-    assert capsys.readouterr().out.splitlines()[-1].startswith("  CONFIG[")  # the answer stands last
+    assert capsys.readouterr().out.splitlines()[-1].startswith("  CONFIG[")  # the answer is last
 
 
 @pytest.mark.parametrize(
@@ -228,7 +226,7 @@ def test_the_command_draws_and_writes_all_lengths_into_one_file(
         (["--html", ""], "not a file"),
     ],
 )
-def test_a_file_that_can_not_be_written_is_refused_before_the_search(
+def test_a_file_that_cannot_be_written_is_an_error_before_the_search(
     flags: list[str], named: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["--model", "bert-tiny", *flags]) == USAGE

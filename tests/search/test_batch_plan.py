@@ -1,4 +1,4 @@
-"""The batch plan: claims about `hf_bsopt.search.batch_plan`, most of them for all inputs."""
+"""Claims about `hf_bsopt.search.batch_plan`, most of them for all inputs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ lengths = st.integers(1, 4096)
 
 
 def advised_batch(batch_plan: BatchPlan) -> tuple[int, int, int]:
-    """The better effective batch that the advice names, with its micro-batch and accumulation."""
+    """Return the better effective batch that the advice names, with its micro-batch and accumulation."""
     (found,) = re.findall(
         r"nearest better effective batch is (\d+) sequences .*?micro-batch (\d+) × accumulation (\d+)",
         " ".join(batch_plan.advice),
@@ -46,7 +46,7 @@ def test_parts_always_multiply_to_the_effective_batch(
 def test_effective_batch_is_kept_exactly_whenever_processes_divide_it(largest: int, share: int, processes: int) -> None:
     planned = plan(largest, length=128, effective_batch=share * processes, processes=processes)
     assert planned.effective_batch == share * processes
-    assert not any("nearest that does" in sentence for sentence in planned.advice)
+    assert not any("the plan takes the nearest" in sentence for sentence in planned.advice)
 
 
 def test_effective_batch_is_kept_when_no_divisor_fits() -> None:
@@ -61,7 +61,7 @@ def test_no_larger_divisor_fits_than_the_micro_batch(largest: int, effective: in
 
 
 @given(largest_sizes, effective_batches, process_counts)
-def test_effective_batch_that_processes_cannot_share_becomes_the_nearest_and_says_so(
+def test_effective_batch_that_processes_cannot_divide_becomes_the_nearest_and_says_so(
     largest: int, effective: int, processes: int
 ) -> None:
     planned = plan(largest, length=128, effective_batch=effective, processes=processes)
@@ -89,7 +89,7 @@ def test_total_tokens_become_the_nearest_total_of_whole_sequences(
         assert f"{planned.effective_tokens:,}" in planned.advice[0]
 
 
-def test_total_tokens_give_the_accumulation_of_the_textbook() -> None:
+def test_total_tokens_determine_the_accumulation() -> None:
     planned = plan(16, length=256, total_tokens=32_768)
     assert (planned.micro_batch, planned.accumulation, planned.effective_batch) == (16, 8, 128)
     assert planned.advice == ()
@@ -99,13 +99,15 @@ def test_of_two_equally_near_effective_batches_the_larger_is_planned() -> None:
     assert plan(8, length=128, effective_batch=6, processes=4).effective_batch == 8
 
 
-def test_fewer_sequences_than_processes_become_one_for_each() -> None:
+def test_fewer_sequences_than_processes_become_one_per_process() -> None:
     planned = plan(8, length=128, effective_batch=2, processes=4)
     assert (planned.micro_batch, planned.accumulation, planned.effective_batch) == (1, 1, 4)
 
 
 @given(largest_sizes, process_counts)
-def test_without_a_target_every_process_takes_the_largest_without_accumulation(largest: int, processes: int) -> None:
+def test_without_an_effective_batch_every_process_takes_the_largest_without_accumulation(
+    largest: int, processes: int
+) -> None:
     planned = plan(largest, length=128, processes=processes)
     assert (planned.micro_batch, planned.accumulation) == (largest, 1)
     assert planned.effective_batch == largest * processes
@@ -133,7 +135,7 @@ def test_advised_effective_batch_is_the_nearest_whose_micro_batch_is_at_least_ha
 
 
 @given(st.integers(3, 300), st.integers(1, 5000))
-def test_following_the_advice_gives_the_plan_that_it_names(largest: int, effective: int) -> None:
+def test_following_the_advice_gives_the_plan_it_names(largest: int, effective: int) -> None:
     planned = plan(largest, length=128, effective_batch=effective)
     if any("nearest better" in sentence for sentence in planned.advice):
         better, micro_batch, accumulation = advised_batch(planned)
@@ -142,32 +144,32 @@ def test_following_the_advice_gives_the_plan_that_it_names(largest: int, effecti
         assert not any("nearest better" in sentence for sentence in followed.advice)
 
 
-def test_poor_divisor_is_told_with_both_effective_batches() -> None:
+def test_advice_on_a_poor_divisor_names_both_effective_batches() -> None:
     (advice, slow) = plan(48, length=512, effective_batch=97).advice
     assert "97" in advice
     assert "96 sequences (49,152 tokens): micro-batch 48 × accumulation 2." in advice
     assert "Accumulation 97 is slow" in slow
     assert "a larger divisor" in slow
-    assert "max_length" not in slow  # room is not what is wanting
+    assert "max_length" not in slow  # memory is not the problem
 
 
-def test_poor_divisor_also_names_the_nearest_batch_that_uses_the_largest() -> None:
+def test_advice_on_a_poor_divisor_also_names_the_nearest_batch_that_uses_the_largest() -> None:
     (advice,) = plan(24, length=512, effective_batch=62).advice
     assert "63 sequences" in advice
     assert "the nearest that uses all 24 is 72 (accumulation 3)" in advice
 
 
-def test_equally_near_better_batches_are_decided_by_the_multiple_of() -> None:
+def test_multiple_of_decides_between_equally_near_better_batches() -> None:
     assert advised_batch(plan(12, length=128, effective_batch=17, multiple_of=8))[:2] == (16, 8)
     assert advised_batch(plan(12, length=128, effective_batch=17, multiple_of=9))[:2] == (18, 9)
 
 
-def test_small_effective_batch_that_fits_whole_gets_no_advice() -> None:
+def test_effective_batch_that_fits_at_once_gets_no_advice() -> None:
     assert plan(48, length=512, effective_batch=7).advice == ()
 
 
 @pytest.mark.parametrize(("accumulation", "slow"), [(64, False), (65, True)])
-def test_accumulation_above_64_is_called_slow_with_the_way_out(accumulation: int, slow: bool) -> None:
+def test_accumulation_above_64_is_called_slow_with_a_remedy(accumulation: int, slow: bool) -> None:
     advice = plan(8, length=512, effective_batch=8 * accumulation * 2, processes=2).advice
     assert [sentence.startswith(f"Accumulation {accumulation} is slow") for sentence in advice] == [True] * slow
     if slow:
@@ -193,14 +195,14 @@ def test_learning_rate_is_scaled_by_the_whole_effective_batch() -> None:
     assert planned.warmup_epochs == 5
 
 
-def test_linear_growth_under_twofold_gets_warmup_in_words_only() -> None:
+def test_linear_growth_under_twofold_gets_warmup_in_the_advice_only() -> None:
     planned = plan(24, length=512, learning_rate=1e-4, base_batch_size=16, lr_scaling="linear")
     assert planned.learning_rate == pytest.approx(1.5e-4)
     assert planned.warmup_epochs is None
     assert "warmup" in planned.advice[-1]
 
 
-def test_smaller_batch_lowers_the_rate_and_asks_for_no_warmup() -> None:
+def test_smaller_batch_lowers_the_rate_without_warmup() -> None:
     planned = plan(8, length=512, learning_rate=2e-5, base_batch_size=32, lr_scaling="linear")
     assert planned.learning_rate == pytest.approx(5e-6)
     assert planned.warmup_epochs is None
@@ -208,7 +210,7 @@ def test_smaller_batch_lowers_the_rate_and_asks_for_no_warmup() -> None:
 
 
 @given(largest_sizes, st.floats(1e-8, 1.0), st.integers(1, 4096))
-def test_scaling_none_leaves_the_rate_alone(largest: int, rate: float, base: int) -> None:
+def test_scaling_none_leaves_the_rate_unchanged(largest: int, rate: float, base: int) -> None:
     planned = plan(largest, length=128, learning_rate=rate, base_batch_size=base, lr_scaling="none")
     assert (planned.learning_rate, planned.warmup_epochs, planned.advice) == (rate, None, ())
 
@@ -218,7 +220,7 @@ def test_rate_without_a_base_is_unchanged() -> None:
     assert (planned.learning_rate, planned.warmup_epochs, planned.advice) == (2e-5, None, ())
 
 
-# ---- what can't be asked
+# ---- invalid arguments
 
 
 @pytest.mark.parametrize("value", [0, -8])
@@ -233,38 +235,38 @@ def test_rate_without_a_base_is_unchanged() -> None:
         ("learning_rate", "learning_rate"),
     ],
 )
-def test_zero_and_negative_values_are_refused_by_name(argument: str, name: str, value: int) -> None:
-    with pytest.raises(UsageError, match=f"{name} is {value}, and must be above zero"):
+def test_zero_and_negative_values_are_invalid_and_named(argument: str, name: str, value: int) -> None:
+    with pytest.raises(UsageError, match=f"{name} must be above zero, not {value}"):
         plan(8, **{"length": 128, argument: value})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("rate", [float("nan"), float("inf")])
-def test_rate_that_is_no_number_is_refused(rate: float) -> None:
-    with pytest.raises(UsageError, match="learning_rate is"):
+def test_rate_that_is_not_finite_is_invalid(rate: float) -> None:
+    with pytest.raises(UsageError, match="learning_rate must be above zero"):
         plan(8, length=128, learning_rate=rate, base_batch_size=8)
 
 
-def test_two_effective_batches_at_once_are_refused() -> None:
+def test_effective_batch_and_total_tokens_together_are_invalid() -> None:
     with pytest.raises(UsageError, match=r"effective_batch_size 32 and total_tokens 8192 .* effective_batch_size 64"):
         plan(8, length=128, effective_batch=32, total_tokens=8192)
 
 
-def test_base_batch_size_without_a_rate_is_refused() -> None:
-    with pytest.raises(UsageError, match="base_batch_size 16 needs the learning_rate"):
+def test_base_batch_size_without_a_rate_is_invalid() -> None:
+    with pytest.raises(UsageError, match="base_batch_size 16 needs learning_rate"):
         plan(8, length=128, base_batch_size=16)
 
 
-def test_unknown_scaling_is_refused_with_the_known_ones() -> None:
+def test_error_on_unknown_scaling_lists_the_known_ones() -> None:
     with pytest.raises(UsageError, match="sqrt, linear, none, not 'square'"):
         plan(8, length=128, lr_scaling="square")  # type: ignore[arg-type]
 
 
-def test_a_plan_that_does_not_multiply_up_cannot_be_made() -> None:
-    with pytest.raises(ValueError, match="make 32, not 33"):
+def test_a_plan_whose_parts_do_not_multiply_to_the_effective_batch_is_invalid() -> None:
+    with pytest.raises(ValueError, match="is 32, not 33"):
         BatchPlan(8, 4, 1, 33, 128, None, None, ())
 
 
-def test_usage_error_is_a_value_error_under_the_one_root() -> None:
+def test_usage_error_is_a_value_error_and_a_batch_size_error() -> None:
     assert issubclass(UsageError, ValueError)
     assert issubclass(UsageError, BatchSizeError)
 

@@ -1,3 +1,5 @@
+"""Claims about the search for the largest batch size without a prediction."""
+
 from __future__ import annotations
 
 import doctest
@@ -17,7 +19,7 @@ from hf_bsopt.search import largest
 from hf_bsopt.search.largest import Attempt, find_largest_batch_size
 
 
-def test_the_documented_scenarios_are_true() -> None:
+def test_the_examples_in_the_docstring_are_true() -> None:
     result = doctest.testmod(largest)
     assert result.attempted >= 9
     assert result.failed == 0
@@ -40,7 +42,7 @@ def test_the_result_was_run_and_is_exact_if_the_attempts_suffice(
         if batch_size > true:
             raise MemoryError
 
-    with mock.patch.object(largest, "_free_memory"):  # to collect the garbage of a whole test session takes long
+    with mock.patch.object(largest, "_free_memory"):  # collecting the garbage of a whole test session is slow
         found = find_largest_batch_size(run, start=start, limit=limit, max_attempts=max_attempts)
     assert [attempt.batch_size for attempt in found.attempts] == ran
     assert len(ran) == len(set(ran)) <= (max_attempts or 30)
@@ -51,7 +53,7 @@ def test_the_result_was_run_and_is_exact_if_the_attempts_suffice(
         assert (found.bound == "limit") == (true >= limit)
 
 
-def test_the_error_is_kept_as_detail_and_what_its_traceback_holds_is_freed() -> None:
+def test_the_error_message_is_kept_and_tensors_in_its_traceback_are_freed() -> None:
     class Tensor:
         pass
 
@@ -74,7 +76,7 @@ def test_the_error_is_kept_as_detail_and_what_its_traceback_holds_is_freed() -> 
     assert found.attempts[2] == Attempt(1, True)
 
 
-def test_an_error_that_is_not_about_memory_propagates() -> None:
+def test_an_error_other_than_out_of_memory_propagates() -> None:
     def run(batch_size: int) -> None:
         raise ValueError("a bug")
 
@@ -82,12 +84,12 @@ def test_an_error_that_is_not_about_memory_propagates() -> None:
         find_largest_batch_size(run)
 
 
-def test_a_return_value_of_false_does_not_count_as_a_failure() -> None:
+def test_a_return_value_of_false_is_not_a_failure() -> None:
     assert find_largest_batch_size(lambda batch_size: False, limit=32).batch_size == 32
 
 
 @pytest.mark.parametrize("wrong", [{"start": 0}, {"limit": 0}, {"max_attempts": 0}, {"limit": 1.5}, {"start": True}])
-def test_invalid_arguments_are_refused(wrong: dict[str, int]) -> None:
+def test_invalid_arguments_are_usage_errors(wrong: dict[str, int]) -> None:
     with pytest.raises(UsageError, match=f"{next(iter(wrong))} is invalid.*at least 1"):
         find_largest_batch_size(lambda batch_size: None, **wrong)
 

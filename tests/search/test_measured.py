@@ -1,4 +1,4 @@
-"""The road with real steps: a CPU whose memory is really limited, small models, every size in a process of its own."""
+"""Claims about measured answers, with small models on a CPU whose memory is limited, every size in its own process."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_the_size_in_the_answer_was_run_and_is_under_the_target(report: Report) 
     assert report.batch_size % 8 == 0
 
 
-def test_the_report_says_on_what_it_was_measured_and_how_fast(report: Report) -> None:
+def test_the_report_names_the_device_and_the_speed(report: Report) -> None:
     text = report.format(verbose=True)
     assert "measured: real training steps on this CPU device, as asked" in text
     assert "0.5 GiB for the training process" in text
@@ -65,7 +65,7 @@ def test_the_report_says_on_what_it_was_measured_and_how_fast(report: Report) ->
     assert max(map(len, text.splitlines())) <= 78
 
 
-def test_what_was_run_has_seconds_samples_and_tokens(report: Report) -> None:
+def test_a_measured_trial_has_seconds_samples_and_tokens(report: Report) -> None:
     for trial in measured(report):
         if trial.fits:
             assert trial.step_seconds is not None
@@ -73,19 +73,19 @@ def test_what_was_run_has_seconds_samples_and_tokens(report: Report) -> None:
             assert trial.tokens_per_second == pytest.approx(64 * (trial.samples_per_second or 0))
 
 
-def test_a_size_that_was_asked_about_is_run_too(report: Report) -> None:
+def test_a_checked_size_is_run_too(report: Report) -> None:
     assert report.checked is not None
     assert (report.checked.batch_size, report.checked.source, report.checked.fits) == (8, "measured", True)
 
 
-def test_nothing_is_left_of_the_processes_that_ran(report: Report) -> None:
+def test_no_worker_process_is_left(report: Report) -> None:
     assert report.batch_size
     children = psutil.Process().children(recursive=True)
     assert not [child for child in children if "hf_bsopt.probing.worker" in child.cmdline()]
 
 
-class Optimist(Predictor):
-    """Believes of each size what is true of a fourth of it: the first size that it names is far too large."""
+class OptimisticPredictor(Predictor):
+    """A wrong predictor: it predicts for each size what a fourth of it needs, so its first size is far too large."""
 
     def __call__(self, batch_size: int) -> Trial:
         return dataclasses.replace(super().__call__(max(1, batch_size // 4)), batch_size=batch_size)
@@ -97,10 +97,10 @@ class Optimist(Predictor):
         return super().fits_within(max(1, batch_size // 4), total_bytes)
 
 
-def test_a_prediction_that_is_wrong_ends_in_a_real_error_and_the_search_survives_it(
+def test_the_search_recovers_from_an_oom_after_a_wrong_prediction(
     monkeypatch: pytest.MonkeyPatch, report: Report
 ) -> None:
-    monkeypatch.setattr(prediction, "Predictor", Optimist)
+    monkeypatch.setattr(prediction, "Predictor", OptimisticPredictor)
     found = find(max_attempts=12)
     failed = [trial for trial in measured(found) if trial.outcome == "oom"]
     assert failed
@@ -111,14 +111,14 @@ def test_a_prediction_that_is_wrong_ends_in_a_real_error_and_the_search_survives
     assert "the prediction was" in found.reason
 
 
-def test_where_the_attempts_end_the_best_size_that_was_run_is_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prediction, "Predictor", Optimist)
+def test_after_the_last_attempt_the_largest_size_that_ran_is_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prediction, "Predictor", OptimisticPredictor)
     found = find(max_attempts=3)
     assert len(measured(found)) == 3
     assert found.batch_size == max(trial.batch_size for trial in measured(found) if trial.fits)
 
 
-def test_evaluation_is_run_too_where_that_is_asked_for() -> None:
+def test_evaluation_is_run_if_requested() -> None:
     found = find(verify_evaluation=True, batch_size=8)
     assert found.evaluation is not None
     assert found.evaluation.trial.source == "measured"
@@ -127,7 +127,7 @@ def test_evaluation_is_run_too_where_that_is_asked_for() -> None:
     assert found.evaluation.batch_size > found.batch_size
 
 
-def test_a_generation_has_a_largest_batch_of_its_own() -> None:
+def test_a_generation_has_its_own_largest_batch() -> None:
     found = find_batch_size(
         "tinystories",
         max_length=16,
@@ -144,14 +144,14 @@ def test_a_generation_has_a_largest_batch_of_its_own() -> None:
     assert found.to_dict()["generation"]["batch_size"] == found.generation.batch_size
 
 
-def test_the_smallest_size_on_the_plateau_is_recommended_where_throughput_counts() -> None:
+def test_with_throughput_the_smallest_size_on_the_plateau_is_recommended() -> None:
     found = find(throughput=True, target=(0.8, 0.9))
     total = found.device.total_bytes or 0
     timed = {t.batch_size: t.samples_per_second or 0 for t in measured(found) if t.fits}
-    held = [t.batch_size for t in measured(found) if t.fits and (t.used_bytes or 0) <= 0.9 * total]
-    curve = curve_sizes(max(held), lambda size: round_down(size, 8))  # the others were timed for fewer steps
+    fitting = [t.batch_size for t in measured(found) if t.fits and (t.used_bytes or 0) <= 0.9 * total]
+    curve = curve_sizes(max(fitting), lambda size: round_down(size, 8))  # the others were timed for fewer steps
     assert len(timed) >= 3
-    assert timed[found.batch_size] >= 0.98 * max(timed[size] for size in curve if size in held)
+    assert timed[found.batch_size] >= 0.98 * max(timed[size] for size in curve if size in fitting)
     if found.decision.bound == "throughput plateau":
         assert "trains no faster" in found.reason
 
@@ -162,41 +162,43 @@ def test_the_length_of_the_dataset_is_a_limit() -> None:
     assert find(dataset_size=16, num_processes=2, device="predict", memory=None).batch_size == 8
 
 
-def test_not_even_one_sequence_is_said_with_what_it_would_need() -> None:
+def test_if_no_sequence_fits_the_error_says_so() -> None:
     with pytest.raises(NothingFitsError, match="not even one sequence"):
         find(memory="400MiB", max_length=512, target=(0.1, 0.2))
 
 
-def test_a_probe_that_takes_too_long_names_the_model_the_size_and_the_device() -> None:
+def test_the_error_on_a_timeout_names_the_model_the_size_and_the_device() -> None:
     with pytest.raises(ProbeError, match=r"training step of .*bert-tiny.* size \d+ on CPU \(timeout\): no answer"):
         find(probe_timeout=0.001)
 
 
-def test_fp16_is_refused_on_a_cpu_as_trainer_refuses_it() -> None:
+def test_fp16_on_a_cpu_is_a_usage_error_as_in_trainer() -> None:
     with pytest.raises(UsageError, match="does not train in fp16"):
         find(precision="fp16")
 
 
-# ---- what is remembered
+# ---- cached answers
 
 
-def run_count(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The sizes that are run from here on."""
+def record_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list to which every size that is run from now on is added."""
     ran: list[int] = []
     original = ProbeClient.__call__
 
-    def counting(self: ProbeClient, workload: Any, batch_size: int, *args: Any, **options: Any) -> Trial:
+    def recording(self: ProbeClient, workload: Any, batch_size: int, *args: Any, **options: Any) -> Trial:
         ran.append(batch_size)
         return original(self, workload, batch_size, *args, **options)
 
-    monkeypatch.setattr(ProbeClient, "__call__", counting)
+    monkeypatch.setattr(ProbeClient, "__call__", recording)
     return ran
 
 
-def test_an_answer_is_remembered_and_confirmed_by_one_probe_or_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cached_answers, "band", lambda free_bytes, total_bytes: 0)  # what is free can cross an edge
+def test_a_cached_answer_is_confirmed_by_one_probe_or_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        cached_answers, "band", lambda free_bytes, total_bytes: 0
+    )  # free memory may cross the edge of a band
     first = find(cache=True, batch_size=8)
-    ran = run_count(monkeypatch)
+    ran = record_sizes(monkeypatch)
     again = find(cache=True, batch_size=8)
     assert ran == [first.batch_size]
     assert again.batch_size == first.batch_size
@@ -208,7 +210,7 @@ def test_an_answer_is_remembered_and_confirmed_by_one_probe_or_trusted(monkeypat
     assert len(ran) > 1
 
 
-def test_a_broken_file_of_the_cache_is_ignored_and_replaced(tmp_path: Path) -> None:
+def test_a_broken_cache_file_is_ignored_and_replaced(tmp_path: Path) -> None:
     first = find(cache=True, batch_size=4)
     (path,) = (tmp_path / "answers").iterdir()
     whole = path.read_text()
@@ -239,7 +241,7 @@ def interrupting(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     monkeypatch.setattr(ProbeClient, "__call__", call)
 
 
-def test_ctrl_c_has_what_is_known_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_raises_an_error_with_the_trials_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
     interrupting(monkeypatch, after=1)
     with pytest.raises(SearchInterrupted) as caught:
         find()
@@ -248,7 +250,7 @@ def test_ctrl_c_has_what_is_known_so_far(monkeypatch: pytest.MonkeyPatch) -> Non
     assert isinstance(caught.value, KeyboardInterrupt)
 
 
-def test_ctrl_c_in_the_evaluation_has_what_is_known_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_in_the_evaluation_raises_an_error_with_the_trials_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
     original = ProbeClient.__call__
 
     def call(self: ProbeClient, workload: Any, batch_size: int, phase: str = "training", **options: Any) -> Trial:
@@ -262,12 +264,14 @@ def test_ctrl_c_in_the_evaluation_has_what_is_known_so_far(monkeypatch: pytest.M
     assert [trial.batch_size for trial in caught.value.trials if trial.fits][-1] == 4
 
 
-def test_the_command_prints_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_the_trials_after_ctrl_c(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     interrupting(monkeypatch, after=1)
     arguments = ["--model", "bert-tiny", "--max_length", "64", "--device", "cpu", "--memory", MEMORY]
     assert main([*arguments, "--no_evaluation", "--no_cache"]) == INTERRUPTED
-    said = capsys.readouterr().err
-    assert "interrupted. These sizes were run:" in said
-    assert "✓ Batch size" in said
-    assert "Predicted, not verified:" in said
+    errors = capsys.readouterr().err
+    assert "interrupted. These sizes were run:" in errors
+    assert "✓ Batch size" in errors
+    assert "Predicted, not verified:" in errors
     assert not [child for child in psutil.Process(os.getpid()).children() if "worker" in " ".join(child.cmdline())]

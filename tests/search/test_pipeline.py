@@ -1,4 +1,4 @@
-"""The road with real models of small shape: what is asked is what is answered."""
+"""Claims about predicted answers, with real models of small shape."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from hf_bsopt import NothingFitsError, Report, UsageError, find_batch_size
 from hf_bsopt.records import GpuSpec
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL_CARD = GpuSpec("2 GiB card", 2 * 2**30, 80, 108, 300 * 2**20)
+SMALL_GPU = GpuSpec("2 GiB GPU", 2 * 2**30, 80, 108, 300 * 2**20)
 
 
 def find(**options: object) -> Report:
-    options = {"gpu": SMALL_CARD, "max_length": 64, "evaluation": False, **options}
+    options = {"gpu": SMALL_GPU, "max_length": 64, "evaluation": False, **options}
     return find_batch_size("bert-mini", **options)  # type: ignore[arg-type]
 
 
@@ -32,7 +32,7 @@ def report() -> Report:
 
 def test_biobert_on_a_t4_is_48() -> None:
     """Real Trainer steps of this workload on a virtual T4 (torch 2.11+cu130, transformers 5.23) reserved 12,048,138,240
-    bytes at 48 and 13,897,826,304 at 56, with a context beside it: 48 is under 90 %, 56 is over."""
+    bytes at 48 and 13,897,826,304 at 56. With the CUDA context, 48 is under 90 % and 56 is over."""
     found = find_batch_size("dmis-lab/biobert-v1.1", max_length=512, gpu="T4", evaluation=False)
     assert found.batch_size == 48
     chosen = next(trial for trial in found.trials if trial.batch_size == 48)
@@ -56,7 +56,7 @@ def test_the_table_has_the_doubling_sizes_the_choice_and_the_first_that_does_not
     assert [trial.fits for trial in report.trials] == [True] * (len(sizes) - 1) + [False]
 
 
-def test_where_the_memory_goes_adds_up_to_what_is_used(report: Report) -> None:
+def test_the_composition_adds_up_to_the_used_memory(report: Report) -> None:
     chosen = next(trial for trial in report.trials if trial.batch_size == report.batch_size)
     assert sum(report.composition.values()) == chosen.used_bytes
     assert report.composition["optimizer"] >= 2 * 4 * report.parameters[1]
@@ -70,7 +70,7 @@ def test_the_effective_batch_is_kept_exactly_by_accumulation() -> None:
     assert found.config == {"batch_size": found.batch_size, "gradient_accumulation_steps": found.plan.accumulation}
 
 
-def test_accumulation_keeps_gradients_and_so_needs_more() -> None:
+def test_accumulation_keeps_gradients_and_needs_more_memory() -> None:
     alone, accumulating = find(check=8), find(check=8, gradient_accumulation_steps=2)
     assert alone.checked is not None
     assert accumulating.checked is not None
@@ -78,13 +78,13 @@ def test_accumulation_keeps_gradients_and_so_needs_more() -> None:
     assert accumulating.plan.accumulation == 2
 
 
-def test_total_tokens_and_processes_share_the_batch() -> None:
+def test_total_tokens_are_divided_between_processes() -> None:
     found = find(total_tokens=64 * 512, num_processes=4)
     assert found.plan.effective_batch == 512
     assert found.plan.micro_batch * found.plan.accumulation * 4 == 512
 
 
-def test_the_learning_rate_is_scaled_when_asked() -> None:
+def test_the_learning_rate_is_scaled_if_requested() -> None:
     found = find(batch_size=64, learning_rate=2e-5, base_batch_size=16)
     assert found.config["learning_rate"] == pytest.approx(4e-5)
     assert "learning_rate" not in find(batch_size=64).config
@@ -100,7 +100,7 @@ def test_evaluation_takes_larger_batches_than_training(report: Report) -> None:
     assert report.evaluation.batch_size > report.batch_size
 
 
-def test_activation_checkpointing_lets_more_fit(report: Report) -> None:
+def test_a_larger_batch_fits_with_activation_checkpointing(report: Report) -> None:
     assert find(activation_checkpointing=True).batch_size > report.batch_size
 
 
@@ -112,14 +112,14 @@ def test_flash_attention_needs_no_more_than_sdpa_with_a_mask() -> None:
     assert (flash.used_bytes or 0) <= (sdpa.used_bytes or 0)
 
 
-def test_an_effective_batch_that_leaves_room_unused_is_told_with_a_better_one() -> None:
+def test_advice_names_a_better_effective_batch_if_the_requested_one_is_prime() -> None:
     found = find(effective_batch_size=1009)
     assert found.batch_size == 1
     assert any("The nearest better effective batch is" in sentence for sentence in found.advice)
     assert any("an effective batch with a larger divisor" in sentence for sentence in found.advice)
 
 
-def test_what_the_processes_share_is_told() -> None:
+def test_the_reason_names_the_share_of_each_process() -> None:
     whole = find(dataset_size=100, num_processes=4, batch_size=50)
     assert "within a process's share of the dataset, 25 of 100" in whole.reason
     shared = find(effective_batch_size=96, num_processes=2)
@@ -128,7 +128,7 @@ def test_what_the_processes_share_is_told() -> None:
     assert "largest divisor of a process's 2048 of the effective batch of 4096" in parts.reason
 
 
-def test_an_evaluation_of_which_not_even_one_sequence_fits_is_told() -> None:
+def test_the_report_says_if_not_even_one_sequence_fits_in_evaluation() -> None:
     found = find(evaluation=True, target=(0.0, 0.9), check_evaluation=1_000_000)
     assert found.evaluation is not None
     assert found.evaluation.batch_size > 0
@@ -136,17 +136,17 @@ def test_an_evaluation_of_which_not_even_one_sequence_fits_is_told() -> None:
     assert "Evaluation: not even one sequence stays under the target." in str(none)
 
 
-def test_nothing_fits_names_what_it_would_need() -> None:
+def test_if_nothing_fits_the_error_names_the_needed_memory() -> None:
     with pytest.raises(NothingFitsError, match=r"needs \d+\.\d\d GiB"):
         find_batch_size("bert-base", gpu="1GiB", max_length=512)
 
 
-def test_a_size_as_gpu_says_what_it_assumes() -> None:
+def test_a_memory_size_as_gpu_notes_the_assumption() -> None:
     found = find_batch_size("bert-mini", gpu="2GiB", max_length=32, evaluation=False)
     assert any("2GiB" in note for note in found.notes)
 
 
-def test_without_a_gpu_a_t4_is_assumed_and_said() -> None:
+def test_without_a_gpu_a_t4_is_assumed_and_noted() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device here")
     found = find_batch_size("bert-mini", max_length=32, evaluation=False, batch_size=8)
@@ -163,10 +163,9 @@ class Classifier(nn.Module):
         return {"loss": nn.functional.cross_entropy(self.body(x), y)}
 
 
-def test_any_module_with_an_example_batch_is_sized_and_left_as_it_was() -> None:
+def test_a_module_with_an_example_batch_is_sized_and_unchanged() -> None:
     module = Classifier()
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    state = torch.get_rng_state()
     example = {"x": torch.randn(4, 512), "y": torch.zeros(4, dtype=torch.long)}
     state = torch.get_rng_state()
     found = find_batch_size(module, example_batch=example, gpu="2GiB", precision="fp32", evaluation=False)
@@ -194,7 +193,7 @@ def test_batch_norm_with_accumulation_is_warned_about(module: type[Classifier], 
     assert any("BatchNorm" in sentence for sentence in found.advice) is warned
 
 
-def test_a_module_without_a_batch_is_refused() -> None:
+def test_a_module_without_a_batch_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="example_batch"):
         find_batch_size(Classifier(), gpu="2GiB")
 
@@ -208,24 +207,24 @@ def test_a_module_without_a_batch_is_refused() -> None:
         ({"x": {"ids": torch.zeros(4)}}, r"\['x'\] is a dict"),
     ],
 )
-def test_an_example_batch_that_is_none_is_refused(example: object, message: str) -> None:
+def test_an_invalid_example_batch_is_a_usage_error(example: object, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         find_batch_size(Classifier(), gpu="2GiB", example_batch=example)  # type: ignore[arg-type]
 
 
-def test_a_module_without_a_loss_is_refused_in_words() -> None:
+def test_a_module_without_a_loss_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="returns no loss"):
         find_batch_size(nn.Linear(8, 8), gpu="2GiB", example_batch={"input": torch.zeros(4, 8)}, precision="fp32")
 
 
-def test_a_module_that_returns_its_loss_alone_is_sized() -> None:
-    class Alone(nn.Linear):
+def test_a_module_that_returns_only_its_loss_is_sized() -> None:
+    class LossOnly(nn.Linear):
         def forward(self, input: torch.Tensor) -> torch.Tensor:
             return super().forward(input).mean()
 
     example = {"input": torch.zeros(4, 8)}
     assert find_batch_size(
-        Alone(8, 8), gpu="2GiB", example_batch=example, precision="fp32", evaluation=False
+        LossOnly(8, 8), gpu="2GiB", example_batch=example, precision="fp32", evaluation=False
     ).batch_size
 
 
@@ -241,12 +240,12 @@ def test_a_module_that_returns_its_loss_alone_is_sized() -> None:
         {"effective_batch_size": 8, "gradient_accumulation_steps": 2},
     ],
 )
-def test_wrong_types_and_contradictions_are_refused_in_words(wrong: dict[str, object]) -> None:
+def test_wrong_types_and_contradictions_are_usage_errors(wrong: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         find(**wrong)
 
 
-def test_many_micro_batches_take_no_longer_than_a_few() -> None:
+def test_a_million_micro_batches_are_not_traced_one_by_one() -> None:
     assert find(gradient_accumulation_steps=10**6, batch_size=8).plan.effective_batch == 8 * 10**6
 
 
@@ -256,7 +255,7 @@ def test_importing_the_package_loads_neither_torch_nor_transformers() -> None:
     assert output.strip() == "[]"
 
 
-def test_public_names_are_what_all_says() -> None:
+def test_all_lists_the_public_names() -> None:
     for name in hf_bsopt.__all__:
         assert getattr(hf_bsopt, name) is not None
     assert dir(hf_bsopt) == sorted(hf_bsopt.__all__)
@@ -278,7 +277,7 @@ def test_the_report_is_saved_as_versioned_json(report: Report, tmp_path: Path) -
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_dataframe_has_a_row_a_size(report: Report) -> None:
+def test_the_dataframe_has_a_row_for_each_size(report: Report) -> None:
     frame = report.to_dataframe()
     assert list(frame["batch_size"]) == [trial.batch_size for trial in report.trials]
     assert frame.loc[frame["chosen"], "batch_size"].tolist() == [report.batch_size]

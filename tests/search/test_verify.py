@@ -1,3 +1,5 @@
+"""Claims about the verification of a predicted size, on devices whose memory is a function of the size."""
+
 from __future__ import annotations
 
 import bisect
@@ -24,7 +26,7 @@ Memory = Callable[[int], float]
 
 
 def device(memory: Memory, total: float = TOTAL) -> tuple[Callable[[int], Trial], list[int]]:
-    """A device of ``total`` units on which a batch of n uses ``memory(n)``, and the sizes that were run on it."""
+    """Return a device of ``total`` units on which a batch of n uses ``memory(n)``, and the list of sizes run on it."""
     ran: list[int] = []
 
     def probe(size: int) -> Trial:
@@ -41,7 +43,7 @@ def line(fixed: float, each: float) -> Callable[[int], int]:
 
 @dataclass(frozen=True)
 class Line:
-    """A prediction: fixed + each·n."""
+    """A prediction that a batch of n uses fixed + each·n."""
 
     fixed: float
     each: float
@@ -56,8 +58,8 @@ class Line:
         return self.unlimited(batch_size) <= total_bytes
 
 
-def limits(share: float = 0.9, *, multiple_of: int = 8, most: int = 1 << 20) -> Limits:
-    return Limits(share * TOTAL, TOTAL, lambda size: round_down(min(size, most), multiple_of))
+def limits(fraction: float = 0.9, *, multiple_of: int = 8, most: int = 1 << 20) -> Limits:
+    return Limits(fraction * TOTAL, TOTAL, lambda size: round_down(min(size, most), multiple_of))
 
 
 # ---- with a prediction
@@ -87,8 +89,8 @@ def test_the_next_size_is_run_too_after_a_wrong_prediction() -> None:
 
 
 @dataclass(frozen=True)
-class Full(Line):
-    """A device on which every size up to 62 runs, in a cache that is given back, and none beyond."""
+class NearlyFull(Line):
+    """A prediction for a device that runs every size up to 62, at the end by freeing the allocator's cache."""
 
     def expected(self, batch_size: int) -> int:
         return min(self.unlimited(batch_size), TOTAL - 10) if batch_size <= 62 else self.unlimited(batch_size)
@@ -98,19 +100,19 @@ class Full(Line):
 
 
 def test_a_prediction_right_at_the_edge_of_the_whole_device_is_as_expected() -> None:
-    predicted = Full(2000, 140)
+    predicted = NearlyFull(2000, 140)
     probe, ran = device(lambda size: predicted.expected(size) if size <= 62 else 2 * TOTAL)
     result = verify(probe, 62, limits=limits(1, multiple_of=1), prediction=predicted)
     assert (result.batch_size, ran, result.is_settled) == (62, [62], True)
 
 
-def test_other_processes_on_the_device_move_the_answer_at_one_more_probe() -> None:
+def test_memory_of_other_processes_costs_one_more_probe() -> None:
     probe, ran = device(line(2300, 100))
     result = verify(probe, 64, limits=limits(0.85), prediction=Line(2000, 100))
     assert (result.batch_size, ran) == (56, [64, 56])
 
 
-def test_without_a_prediction_a_line_through_what_ran_takes_its_place() -> None:
+def test_without_a_prediction_a_line_through_the_sizes_that_ran_replaces_it() -> None:
     probe, ran = device(line(2000, 100))
     result = verify(probe, 1, limits=limits(), max_attempts=9)
     assert (result.batch_size, result.is_settled) == (64, True)
@@ -129,7 +131,7 @@ def test_calibration_sizes_run_first() -> None:
     assert all(trial.fits for trial in result.trials)
 
 
-def test_the_attempts_end_with_the_best_size_that_was_run() -> None:
+def test_after_the_last_attempt_the_largest_size_that_ran_is_the_answer() -> None:
     probe, ran = device(line(0, 20))
     result = verify(probe, 8, limits=limits(multiple_of=1), max_attempts=2)
     assert result.batch_size in ran
@@ -144,14 +146,14 @@ def test_the_last_attempt_is_for_the_smallest_size_if_nothing_fits_yet() -> None
 
 
 @pytest.mark.parametrize("outcome", ["crash", "error", "timeout", "killed", "no step"])
-def test_nothing_is_run_after_a_probe_that_says_nothing_of_the_size(outcome: Outcome) -> None:
+def test_nothing_is_run_after_a_failure_other_than_memory(outcome: Outcome) -> None:
     failed = Trial(64, outcome, None, None, "measured", detail="something else")
     result = verify(lambda size: failed, 64, limits=limits())
     assert (result.batch_size, result.trials, result.failure) == (0, (failed,), failed)
 
 
 @pytest.mark.parametrize("outcome", ["retries", "spill"])
-def test_a_size_that_ran_in_borrowed_memory_does_not_fit(outcome: Outcome) -> None:
+def test_a_size_that_ran_with_retries_or_host_memory_does_not_fit(outcome: Outcome) -> None:
     def probe(size: int) -> Trial:
         used = 2000 + 100 * size
         return Trial(size, outcome if size > 40 else "fits", Peak(used, used), used, "measured")
@@ -167,7 +169,7 @@ def test_a_size_that_fits_the_device_but_not_the_target_is_not_the_answer() -> N
     assert ran[0] == 80
 
 
-def test_the_answer_divides_what_it_has_to_divide() -> None:
+def test_the_answer_is_an_allowed_size() -> None:
     divisors = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 96]
     probe, ran = device(line(2000, 100))
     only = Limits(9000, TOTAL, lambda size: max(d for d in divisors if d <= size))
@@ -175,18 +177,18 @@ def test_the_answer_divides_what_it_has_to_divide() -> None:
     assert (result.batch_size, ran, result.is_settled) == (48, [48], True)
 
 
-def test_no_attempts_are_refused() -> None:
+def test_zero_attempts_are_a_usage_error() -> None:
     probe, _ = device(line(0, 1))
     with pytest.raises(UsageError, match="max_attempts is at least 1, not 0"):
         verify(probe, 1, limits=limits(), max_attempts=0)
 
 
-# ---- curves of any shape
+# ---- memory curves of any shape
 
 
 @st.composite
 def curves(draw: st.DrawFn) -> Memory:
-    """Any memory that never falls as the batch grows: steps, bends up and down, flat stretches."""
+    """Draw a memory curve that never falls as the batch grows, with jumps, bends and flat stretches."""
     corners = draw(st.lists(st.integers(1, 400), max_size=5, unique=True).map(sorted))
     slopes = draw(st.lists(st.integers(0, 300), min_size=len(corners) + 1, max_size=len(corners) + 1))
     jumps = draw(st.lists(st.integers(0, 1500), min_size=len(corners), max_size=len(corners)))
@@ -204,7 +206,7 @@ def curves(draw: st.DrawFn) -> Memory:
 
 
 def noisy(memory: Memory, noise: float, seed: int) -> Memory:
-    """The same at each size every time, and up to ``noise`` off."""
+    """Add an error of up to ``noise`` that is the same for a size every time."""
     return lambda size: memory(size) * (1 + noise * math.sin(1e4 * (size + 1) * (seed + 1)))
 
 
@@ -216,7 +218,7 @@ def noisy(memory: Memory, noise: float, seed: int) -> Memory:
     guess=st.tuples(st.integers(0, 20_000), st.integers(1, 6000)) | st.none(),
     multiple_of=st.sampled_from([1, 8]),
     most=st.integers(1, 600),
-    share=st.sampled_from([0.5, 0.9, 1.0]),
+    fraction=st.sampled_from([0.5, 0.9, 1.0]),
     is_cautious=st.booleans(),
     calibration=st.sampled_from([(), (1 / 100, 2 / 3), (1 / 16, 1 / 2)]),
     attempts=st.integers(1, 60),
@@ -228,7 +230,7 @@ def test_the_answer_was_run_and_fits_and_is_the_largest_if_attempts_allow(
     guess: tuple[int, int] | None,
     multiple_of: int,
     most: int,
-    share: float,
+    fraction: float,
     is_cautious: bool,
     calibration: Sequence[float],
     attempts: int,
@@ -236,15 +238,15 @@ def test_the_answer_was_run_and_fits_and_is_the_largest_if_attempts_allow(
     memory = noisy(memory, noise, seed)
     probe, ran = device(memory)
     predicted = Line(*guess) if guess else None
-    first = largest_that(lambda n: predicted.unlimited(n) <= share * TOTAL, limit=most) if predicted else 1
-    within = limits(share, multiple_of=multiple_of, most=most)
+    first = largest_that(lambda n: predicted.unlimited(n) <= fraction * TOTAL, limit=most) if predicted else 1
+    within = limits(fraction, multiple_of=multiple_of, most=most)
     policy = with_calibration(REAL_GPU if is_cautious else FREE, tuple(calibration))
     result = verify(probe, first, limits=within, prediction=predicted, policy=policy, max_attempts=attempts)
     assert len(ran) == len(set(ran)) <= attempts
     assert [trial.batch_size for trial in result.trials] == ran
-    fitting = [size for size in ran if int(memory(size)) <= share * TOTAL]
+    fitting = [size for size in ran if int(memory(size)) <= fraction * TOTAL]
     assert result.batch_size == max(fitting, default=0)
-    if result.is_settled and not _all_came_true(result, predicted):
+    if result.is_settled and not _was_trusted(result, predicted):
         following = within.following(result.batch_size)
         is_worth_it = following >= result.batch_size * (1 + REAL_GPU.smallest_gain) or not (is_cautious and predicted)
         assert following == 0 or following in ran or not is_worth_it
@@ -254,7 +256,7 @@ def test_the_answer_was_run_and_fits_and_is_the_largest_if_attempts_allow(
         assert result.batch_size == _largest_allowed(memory, within, most)
 
 
-def _all_came_true(result: Verification, predicted: Line | None) -> bool:
+def _was_trusted(result: Verification, predicted: Line | None) -> bool:
     """Return whether the search may have trusted its prediction: not without one, nor if it was far off at first."""
     if predicted is None:
         return False
@@ -273,58 +275,58 @@ def _largest_allowed(memory: Memory, within: Limits, most: int) -> int:
     each=st.integers(5, 2000),
     scale=st.floats(0.96, 1.04),
     offset=st.integers(-90, 90),
-    share=st.sampled_from([0.8, 0.9, 1.0]),
+    fraction=st.sampled_from([0.8, 0.9, 1.0]),
     multiple_of=st.sampled_from([1, 8]),
     calibration=st.sampled_from([(), (1 / 100, 2 / 3), (1 / 16, 1 / 2)]),
 )
-def test_a_prediction_within_5_percent_takes_at_most_three_probes_and_no_error(
-    fixed: int, each: int, scale: float, offset: int, share: float, multiple_of: int, calibration: Sequence[float]
+def test_a_prediction_within_5_percent_needs_at_most_three_probes_and_no_oom(
+    fixed: int, each: int, scale: float, offset: int, fraction: float, multiple_of: int, calibration: Sequence[float]
 ) -> None:
     memory = line(fixed * scale + offset, each * scale)
     probe, ran = device(memory)
     predicted = Line(fixed, each)
-    within = limits(share, multiple_of=multiple_of)
+    within = limits(fraction, multiple_of=multiple_of)
     policy = with_calibration(REAL_GPU, tuple(calibration))
-    first = within.allowed(largest_that(lambda n: predicted.unlimited(n) <= share * TOTAL))
-    if first == 0 or memory(1) > share * TOTAL * 0.95:
+    first = within.allowed(largest_that(lambda n: predicted.unlimited(n) <= fraction * TOTAL))
+    if first == 0 or memory(1) > fraction * TOTAL * 0.95:
         return
     result = verify(probe, first, limits=within, prediction=predicted, policy=policy)
     assert len(ran) <= 3
     assert all(trial.fits for trial in result.trials)
-    largest = within.allowed(largest_that(lambda n: memory(n) <= share * TOTAL))
+    largest = within.allowed(largest_that(lambda n: memory(n) <= fraction * TOTAL))
     assert result.batch_size in ran
     assert result.batch_size >= 0.97 * largest or within.following(result.batch_size) == largest
 
 
-# ---- without any model of memory
+# ---- without a prediction
 
 
-def works_up_to(largest: int) -> tuple[Callable[[int], Trial], list[int]]:
+def fits_up_to(largest: int) -> tuple[Callable[[int], Trial], list[int]]:
     return device(lambda size: 0 if size <= largest else 2 * TOTAL)
 
 
-def test_scenario_a_an_estimate_that_is_too_small_grows_by_half() -> None:
-    probe, ran = works_up_to(1000)
+def test_an_estimate_that_is_too_small_grows_by_half() -> None:
+    probe, ran = fits_up_to(1000)
     assert search_trials(probe, 19, limit=64, max_attempts=4) == Verification(
         63, search_trials(probe, 19, limit=64, max_attempts=4).trials, False
     )
     assert ran[:4] == [19, 28, 42, 63]
 
 
-def test_scenario_a_goes_on_to_the_limit_itself() -> None:
-    probe, ran = works_up_to(1000)
+def test_an_estimate_that_is_too_small_grows_to_the_limit() -> None:
+    probe, ran = fits_up_to(1000)
     assert search_trials(probe, 19, limit=64).batch_size == 64
     assert ran == [19, 28, 42, 63, 64]
 
 
-def test_scenario_b_an_estimate_that_is_too_large_is_halved_and_then_bisected() -> None:
-    probe, ran = works_up_to(16)
+def test_an_estimate_that_is_too_large_is_halved_and_then_bisected() -> None:
+    probe, ran = fits_up_to(16)
     assert search_trials(probe, 19, limit=64, max_attempts=4).batch_size == 16
     assert ran == [19, 9, 14, 16]
 
 
-def test_scenario_c_an_estimate_that_is_right_is_bracketed() -> None:
-    probe, ran = works_up_to(24)
+def test_a_good_estimate_is_bracketed() -> None:
+    probe, ran = fits_up_to(24)
     assert search_trials(probe, 19, limit=64, max_attempts=3).batch_size == 23
     assert ran == [19, 28, 23]
 
@@ -338,7 +340,7 @@ def test_scenario_c_an_estimate_that_is_right_is_bracketed() -> None:
     limit=st.integers(1, 600),
     attempts=st.none() | st.integers(1, 12),
 )
-def test_growing_ends_at_the_largest_that_works(
+def test_a_settled_search_without_a_prediction_ends_at_the_largest_size_that_fits(
     memory: Memory, noise: float, seed: int, first: int, limit: int, attempts: int | None
 ) -> None:
     memory = noisy(memory, noise, seed)
@@ -354,15 +356,15 @@ def test_growing_ends_at_the_largest_that_works(
         assert attempts is not None
 
 
-def test_growing_stops_at_a_probe_that_says_nothing_of_the_size() -> None:
+def test_a_search_without_a_prediction_stops_at_a_failure_other_than_memory() -> None:
     failed = Trial(8, "error", None, None, "measured", detail="no such layer")
     result = search_trials(lambda size: failed, 8)
     assert (result.batch_size, result.failure) == (0, failed)
 
 
 @pytest.mark.parametrize("wrong", [{"first": 0}, {"first": 1, "limit": 0}, {"first": 1, "max_attempts": 0}])
-def test_impossible_starts_are_refused(wrong: dict[str, int]) -> None:
-    probe, _ = works_up_to(1)
+def test_invalid_arguments_of_the_search_without_a_prediction_are_usage_errors(wrong: dict[str, int]) -> None:
+    probe, _ = fits_up_to(1)
     with pytest.raises(UsageError):
         search_trials(probe, **wrong)
 
@@ -374,7 +376,7 @@ def timed(size: int, samples_per_second: float | None, outcome: Outcome = "fits"
     return Trial(size, outcome, Peak(1, 1), 1, "measured", samples_per_second=samples_per_second)
 
 
-def test_the_curve_has_at_most_five_sizes_that_may_be_recommended() -> None:
+def test_the_throughput_curve_has_at_most_five_allowed_sizes() -> None:
     assert curve_sizes(64, lambda n: round_down(n, 8)) == (64, 48, 32, 16, 8)
     assert curve_sizes(3, lambda n: n) == (3, 2, 1)
     assert len(CURVE) == 5
@@ -387,7 +389,7 @@ def test_the_smallest_size_within_2_percent_of_the_best_is_on_the_plateau() -> N
     assert chosen.batch_size == 32
 
 
-def test_a_size_that_does_not_fit_is_no_plateau_and_untimed_sizes_have_none() -> None:
+def test_sizes_that_do_not_fit_or_were_not_timed_are_not_on_the_plateau() -> None:
     chosen = plateau([timed(64, 100.0), timed(32, 99.9, "retries")])
     assert chosen is not None
     assert chosen.batch_size == 64

@@ -1,7 +1,7 @@
-"""A prediction that was refuted by an OOM: how close to the true largest size the search comes, and in how many runs.
+"""Claims about the search after an OOM refuted the prediction: how close it comes to the true largest size, how fast.
 
-The memory is affine in the size: used = a + b·n, exact to the byte, with any a >= 0 and b > 0; the prediction is any
-other line. Then five attempts suffice. Where the bytes tell nothing, each attempt has one bit, and the bound is weaker.
+Memory is affine in the size: used = a + b·n, exact to the byte, with any a >= 0 and b > 0; the prediction is any other
+line. Then five attempts suffice. If the bytes carry no information, each attempt gives one bit: the bound is weaker.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ POLICIES = st.sampled_from([FREE, REAL_GPU])
 
 
 class PredictedLine:
-    """A prediction by which ``largest`` is the largest size within 90 % of the device; ``constant``: fraction of it."""
+    """A prediction by which ``largest`` is the largest size within 90 % of the device.
+
+    constant: fraction of the 90 % that does not depend on the size.
+    """
 
     def __init__(self, largest: int, constant: float, fraction: float = 0.9) -> None:
         self.fixed = constant * fraction * TOTAL
@@ -70,7 +73,10 @@ def search(
 
 
 def affine(true: int, constant: float) -> Callable[[int], int]:
-    """Return memory that reaches 90 % of the device half a sequence above ``true``; ``constant``: a fraction of it."""
+    """Return memory that reaches 90 % of the device half a sequence above ``true``.
+
+    constant: fraction of the 90 % that does not depend on the size.
+    """
     limit = 0.9 * TOTAL
     fixed = constant * limit
     return lambda n: int(fixed + (limit - fixed) / (true + 0.5) * n)
@@ -86,7 +92,7 @@ def affine(true: int, constant: float) -> Callable[[int], int]:
     policy=POLICIES,
     attempts=st.sampled_from([5, 10]),
 )
-def test_affine_memory_is_recovered_from_whatever_the_prediction(
+def test_affine_memory_is_learned_whatever_the_prediction(
     data: st.DataObject,
     predicted: int,
     constant: float,
@@ -122,10 +128,10 @@ def test_affine_memory_is_recovered_from_whatever_the_prediction(
     policy=POLICIES,
     attempts=st.sampled_from([5, 10]),
 )
-def test_bisection_bounds_the_loss_if_the_bytes_tell_nothing(
+def test_bisection_bounds_the_loss_if_bytes_carry_no_information(
     data: st.DataObject, predicted: int, flat: float | None, multiple_of: int, policy: Policy, attempts: int
 ) -> None:
-    """Four more attempts are four bits, and the limit is anywhere in up to twelve octaves: 75 % is out of reach."""
+    """Four more attempts give four bits, and the limit is in a range of up to 2^12: 75 % cannot be guaranteed."""
     true = data.draw(st.integers(1, predicted))
     result, largest = search(
         true,
@@ -142,7 +148,7 @@ def test_bisection_bounds_the_loss_if_the_bytes_tell_nothing(
 @pytest.mark.parametrize(("true", "predicted"), [(165, 503), (100, 128)])
 @pytest.mark.parametrize("policy", [FREE, REAL_GPU, with_calibration(REAL_GPU, (1 / 100,))])
 @pytest.mark.parametrize("is_flat", [False, True])
-def test_the_search_does_not_creep_up_from_a_small_size(
+def test_the_search_does_not_grow_slowly_from_a_small_size(
     true: int, predicted: int, policy: Policy, is_flat: bool
 ) -> None:
     memory = (lambda n: TOTAL // 4) if is_flat else affine(true, 0.3)
@@ -150,14 +156,14 @@ def test_the_search_does_not_creep_up_from_a_small_size(
     assert result.batch_size >= (0.15 if is_flat else 0.95) * true
 
 
-def test_a_refuted_prediction_is_reported_in_numbers() -> None:
+def test_a_refuted_prediction_is_reported_with_its_error() -> None:
     memory = affine(100, 0.3)
     result, _ = search(100, 400, memory, multiple_of=1, policy=FREE, max_attempts=9)
     assert (result.batch_size, result.predicted_size, result.refuted) == (100, 400, True)
     assert result.memory_factor == pytest.approx(memory(100) / PredictedLine(400, 0.3).expected(100))
 
 
-def test_a_prediction_that_came_true_is_not_refuted() -> None:
+def test_a_correct_prediction_is_not_refuted() -> None:
     result, _ = search(100, 100, affine(100, 0.3), multiple_of=1, policy=FREE, max_attempts=5)
     assert (result.batch_size, result.predicted_size, result.refuted) == (100, 100, False)
     assert result.memory_factor == pytest.approx(1)

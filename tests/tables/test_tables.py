@@ -1,4 +1,4 @@
-"""The table of batch sizes by model, length and GPU."""
+"""Claims about the table of batch sizes by model, length and GPU."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from hf_bsopt.tables.text import table_csv, table_markdown, table_text
 from hf_bsopt.workloads.workload import describe
 
 Capture = pytest.CaptureFixture[str]
-CARDS = ("T4", "2GiB", "H100-80GB")
+GPUS = ("T4", "2GiB", "H100-80GB")
 
 
 def options(**keywords: Any) -> Options:
@@ -32,7 +32,7 @@ def options(**keywords: Any) -> Options:
 
 @pytest.fixture(scope="module")
 def frame(once: Callable[..., Any]) -> pd.DataFrame:
-    made: pd.DataFrame = once("table", lambda: batch_size_table(["bert-tiny", "no-such-bert"], CARDS, [64, 1024]))
+    made: pd.DataFrame = once("table", lambda: batch_size_table(["bert-tiny", "no-such-bert"], GPUS, [64, 1024]))
     return made
 
 
@@ -45,13 +45,13 @@ def row_of(frame: pd.DataFrame, **wanted: object) -> dict[str, Any]:
 
 def test_there_is_a_row_for_each_gpu_model_and_length(frame: pd.DataFrame) -> None:
     rows = [(row.gpu, row.model, row.max_length) for row in frame.itertuples()]
-    assert rows == [(g, m, n) for g in CARDS for m in ("bert-tiny", "no-such-bert") for n in (64, 1024)]
+    assert rows == [(g, m, n) for g in GPUS for m in ("bert-tiny", "no-such-bert") for n in (64, 1024)]
 
 
-@pytest.mark.parametrize("card", CARDS)
-def test_a_cell_is_what_the_search_for_one_model_says(frame: pd.DataFrame, card: str) -> None:
-    report = find_batch_size("bert-tiny", gpu=card, device="predict", max_length=64, evaluation=False)
-    row = row_of(frame, gpu=card, model="bert-tiny", max_length=64)
+@pytest.mark.parametrize("gpu", GPUS)
+def test_a_cell_equals_the_report_of_the_model(frame: pd.DataFrame, gpu: str) -> None:
+    report = find_batch_size("bert-tiny", gpu=gpu, device="predict", max_length=64, evaluation=False)
+    row = row_of(frame, gpu=gpu, model="bert-tiny", max_length=64)
     decision = report.decision
     assert (row["optimal"], row["max_risky"], row["safe"]) == (decision.batch_size, decision.largest, decision.safe)
     assert row["utilization"] == report.utilization
@@ -59,27 +59,27 @@ def test_a_cell_is_what_the_search_for_one_model_says(frame: pd.DataFrame, card:
     assert row["why"] == report.reason
 
 
-def test_what_can_not_be_says_why_and_stops_nothing(frame: pd.DataFrame) -> None:
+def test_an_invalid_cell_has_a_reason_and_does_not_stop_the_others(frame: pd.DataFrame) -> None:
     assert "limit of 512" in row_of(frame, gpu="T4", model="bert-tiny", max_length=1024)["why"]
     assert "not in the catalog" in row_of(frame, gpu="T4", model="no-such-bert", max_length=64)["why"]
     assert frame["optimal"].isna().sum() == 9
 
 
-def test_what_is_assumed_of_a_gpu_is_told(frame: pd.DataFrame) -> None:
+def test_assumptions_about_a_gpu_are_in_the_notes_and_the_text(frame: pd.DataFrame) -> None:
     assert any("2GiB is read as" in note for note in frame.attrs["notes"])
     assert "2GiB is read as" in table_text(frame)
 
 
 def traces(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The devices for which a model was traced from here on."""
+    """Return a list to which the device of each further trace is added."""
     made: list[str] = []
     record = tracer._record
 
-    def noted(*arguments: Any) -> Any:
+    def recorded(*arguments: Any) -> Any:
         made.append(arguments[4].name)
         return record(*arguments)
 
-    monkeypatch.setattr(tracer, "_record", noted)
+    monkeypatch.setattr(tracer, "_record", recorded)
     return made
 
 
@@ -89,14 +89,14 @@ def test_a_model_is_traced_once_for_all_gpus_that_run_the_same_kernels(monkeypat
     assert made == ["T4"] * 2
 
 
-def test_a_gpu_that_runs_other_kernels_is_traced_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_runs_other_kernels_has_its_own_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     made = traces(monkeypatch)
     batch_size_table(["bert-tiny"], ["T4", "A100-40GB", "L4"], [16], options=options(precision="bf16"))
     assert made == ["T4"] * 2 + ["A100-40GB"] * 2
 
 
 @pytest.mark.parametrize(
-    ("model", "precision", "cards"),
+    ("model", "precision", "gpus"),
     [
         ("bert-tiny", "fp16", ["P100", "L4", "H100-80GB"]),
         ("bert-tiny", "bf16", ["P100", "L4", "H100-80GB"]),
@@ -104,19 +104,17 @@ def test_a_gpu_that_runs_other_kernels_is_traced_for_itself(monkeypatch: pytest.
         ("pythia-70m", "bf16", ["L4"]),
     ],
 )
-def test_a_shared_trace_is_to_the_byte_what_a_trace_for_that_gpu_is(
-    model: str, precision: str, cards: list[str]
-) -> None:
+def test_a_shared_trace_equals_a_trace_for_that_gpu_to_the_byte(model: str, precision: str, gpus: list[str]) -> None:
     workload = describe(model, max_length=48, precision=precision)
     shared = Predictor(workload, catalog.gpu("T4"))
-    for name in cards:
-        card = catalog.gpu(name)
-        own = Predictor(workload, card)
-        assert shared.on(card).timeline.sizes(7, card).tolist() == own.timeline.sizes(7, card).tolist()
-        assert shared.on(card)(7) == own(7)
+    for name in gpus:
+        gpu = catalog.gpu(name)
+        own = Predictor(workload, gpu)
+        assert shared.on(gpu).timeline.sizes(7, gpu).tolist() == own.timeline.sizes(7, gpu).tolist()
+        assert shared.on(gpu)(7) == own(7)
 
 
-def test_what_is_wrong_everywhere_is_an_error() -> None:
+def test_an_error_that_concerns_every_cell_is_raised() -> None:
     with pytest.raises(UnknownGpuError, match="T4"):
         batch_size_table(["bert-tiny"], ["T44"])
     with pytest.raises(UsageError, match="fp8"):
@@ -127,35 +125,35 @@ def test_what_is_wrong_everywhere_is_an_error() -> None:
         batch_size_table(["bert-tiny"], ["T4"], options=options(target=(0.9, 0.8)))
 
 
-def test_flash_attention_is_refused_for_a_t4_alone() -> None:
+def test_flash_attention_is_an_error_for_the_t4_only() -> None:
     frame = batch_size_table(["bert-tiny"], ["T4", "L4"], [16], options=options(attention="flash_attention_2"))
     assert frame["optimal"].isna().tolist() == [True, False]
     assert "compute capability 8.0" in frame["why"].iloc[0]
 
 
-# ---- how it is told
+# ---- the formats
 
 
-def test_the_text_fits_78_columns_and_says_why_once_for_each_gpu(frame: pd.DataFrame) -> None:
+def test_the_text_fits_in_78_columns_and_has_each_reason_once_per_gpu(frame: pd.DataFrame) -> None:
     text = table_text(frame)
     assert max(map(len, text.splitlines())) <= 78
-    assert text.count("limit of 512 positions") == text.replace("\n", " ").count("max_length 1024") == len(CARDS)
+    assert text.count("limit of 512 positions") == text.replace("\n", " ").count("max_length 1024") == len(GPUS)
     optimal = row_of(frame, gpu="T4", model="bert-tiny", max_length=64)["optimal"]
     assert any(line.split()[:4] == ["bert-tiny", "4M", "64", str(optimal)] for line in text.splitlines())
 
 
-def test_bf16_on_a_t4_is_doubted() -> None:
+def test_bf16_on_a_t4_has_a_warning() -> None:
     text = table_text(batch_size_table(["bert-tiny"], ["T4"], [16], options=options(precision="bf16")))
     assert "[1]" in text and "no bf16 units" in text
 
 
-def test_the_markdown_has_as_many_cells_in_every_row(frame: pd.DataFrame) -> None:
+def test_every_row_of_the_markdown_has_the_same_number_of_cells(frame: pd.DataFrame) -> None:
     lines = [line for line in table_markdown(frame).splitlines() if line.startswith("|")]
     assert {line.count("|") for line in lines} == {8}
-    assert len(lines) == len(CARDS) * 6
+    assert len(lines) == len(GPUS) * 6
 
 
-def test_the_csv_is_read_back_as_it_was(frame: pd.DataFrame) -> None:
+def test_the_csv_is_read_back_unchanged(frame: pd.DataFrame) -> None:
     again = pd.read_csv(io.StringIO(table_csv(frame)))
     assert again["optimal"].tolist()[0] == frame["optimal"].tolist()[0]
     assert list(again) == list(frame)
@@ -164,12 +162,12 @@ def test_the_csv_is_read_back_as_it_was(frame: pd.DataFrame) -> None:
 
 # ---- the command
 
-ASKED = ["--models", "bert-tiny", "--gpus", "T4", "2GiB", "--max_length", "16"]
+COMMAND = ["--models", "bert-tiny", "--gpus", "T4", "2GiB", "--max_length", "16"]
 
 
 def test_the_command_prints_the_table_and_nothing_else(capsys: Capture, tmp_path: Path) -> None:
     path = tmp_path / "table.json"
-    assert main([*ASKED, "--format", "csv", "--json", str(path)]) == FOUND
+    assert main([*COMMAND, "--format", "csv", "--json", str(path)]) == FOUND
     streams = capsys.readouterr()
     assert streams.err == ""
     assert pd.read_csv(io.StringIO(streams.out))["gpu"].tolist() == ["T4", "2GiB"]
@@ -178,7 +176,7 @@ def test_the_command_prints_the_table_and_nothing_else(capsys: Capture, tmp_path
     assert saved["target"] == [0.8, 0.9]
 
 
-def test_a_table_without_a_single_size_is_exit_code_1_and_says_what_one_sequence_needs(capsys: Capture) -> None:
+def test_a_table_without_sizes_exits_with_1_and_says_what_one_sequence_needs(capsys: Capture) -> None:
     assert main(["--models", "bert-base-uncased", "--gpu", "1GiB", "--max_length", "16"]) == NOTHING_FITS
     out = capsys.readouterr().out
     assert "109M" in out and "one sequence needs" in out
@@ -197,15 +195,15 @@ def test_a_table_without_a_single_size_is_exit_code_1_and_says_what_one_sequence
         (["--training_args", "args.json"], "--training_args"),
     ],
 )
-def test_what_answers_for_one_model_is_refused(
+def test_options_for_one_model_are_usage_errors(
     more: list[str], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "args.json").write_text('{"learning_rate": 1e-4}')
-    assert main([*ASKED, *more]) == USAGE
+    assert main([*COMMAND, *more]) == USAGE
     assert named in capsys.readouterr().err
 
 
-def test_a_format_without_a_table_is_refused(capsys: Capture) -> None:
+def test_a_format_without_a_table_is_a_usage_error(capsys: Capture) -> None:
     assert main(["--model", "bert-tiny", "--format", "csv"]) == USAGE
     assert "--models" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""For training loops of accelerate: its decorator with a better search, and find_batch_size for its Accelerator.
+"""Training loops of accelerate: its decorator with a better search, and find_batch_size for its Accelerator.
 
 @find_executable_batch_size(starting_batch_size=128)
 def training(batch_size): ...
@@ -78,7 +78,7 @@ def find_batch_size(
     example_batch: Mapping[str, Any],
     **keywords: Unpack[AccelerateKeywords],
 ) -> Report:
-    """:func:`hf_bsopt.find_batch_size` for a model that is about to be given to ``accelerator.prepare``.
+    """Find the batch size, as :func:`hf_bsopt.find_batch_size` does, for a model before ``accelerator.prepare``.
 
     Precision, processes and accumulation are the accelerator's, and so is the device, unless ``gpu`` or ``device``
     names another; ``keywords`` are the other options (:mod:`hf_bsopt.options`). Called by every rank. Each searches on

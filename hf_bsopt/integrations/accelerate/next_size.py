@@ -22,7 +22,7 @@ LARGEST_FACTOR = 4
 
 @dataclass(frozen=True)
 class OomFacts:
-    """What is known about an attempt that ran out of memory, in bytes.
+    """The facts known about an attempt that ran out of memory, in bytes.
 
     capacity_bytes: the most that the training could have; None if nothing is known. fixed_bytes: memory in use whatever
     the batch size: weights, gradients, optimizer state. pending_bytes: the part of these that was not allocated yet.

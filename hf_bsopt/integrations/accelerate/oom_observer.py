@@ -36,14 +36,14 @@ MOMENTS = 2
 
 
 class OomObserver:
-    """Observes one attempt; ``after`` is the previous attempt, None for the first.
+    """An observer of one attempt; ``after`` is the previous attempt, None for the first.
 
     A further attempt starts its first forward pass with a garbage collection: memory of the previous attempt may become
     garbage only once the training has dropped its references to it.
     """
 
     def __init__(self, *, after: OomObserver | None, at_end_of_forward: Callable[[], None]) -> None:
-        """``at_end_of_forward`` is called once, at the end of the first forward pass of a training."""
+        """Call ``at_end_of_forward`` once, at the end of the first forward pass of a training."""
         self._at_end = at_end_of_forward
         self._end_of_forward: RemovableHandle | None = None
         self._is_retry = after is not None

@@ -14,10 +14,10 @@ logger = logging.getLogger(__name__)
 
 
 class MemoryLogger:
-    """Measures from the first optimizer step on, when the optimizer state and the allocator's cache are there."""
+    """A logger of memory and speed from the first optimizer step on, when optimizer state and allocator cache exist."""
 
     def __init__(self, target: tuple[float, float], memory: str | None = None) -> None:
-        """``memory``: a size such as "15GiB" that utilization refers to, if it is not the whole device."""
+        """Log utilization of ``memory``, a size such as "15GiB", or of the whole device if None."""
         self._target = target
         self._limit = None if memory is None else memory_bytes(memory)
         self._has_warned: set[str] = set()

@@ -48,7 +48,7 @@ def find_batch_size(trainer: Trainer, **keywords: Unpack[TrainerKeywords]) -> Re
 
 
 def report_of(trainer: Trainer, options: Options) -> Report:
-    """As :func:`find_batch_size`, and nothing is set."""
+    """Find the batch size as :func:`find_batch_size` does, without setting it."""
     check(trainer)
     device = trainer.args.device
     with preserve_random_state(), model_on_host(trainer.model, device):

@@ -1,4 +1,4 @@
-"""How a Trainer trains: precision, optimizer, loss and checkpointing, and a copy of its model on the meta device."""
+"""The training step of a Trainer (precision, optimizer, loss, checkpointing), and a copy of its model on ``meta``."""
 
 from __future__ import annotations
 

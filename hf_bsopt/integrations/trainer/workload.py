@@ -74,7 +74,7 @@ class TrainerWorkload(ModuleWorkload):
         return None if self.evaluated is None else self.evaluated.total
 
     def replicated(self) -> Self:
-        """DataParallel replicates the model for each forward pass, without the buckets of DistributedDataParallel."""
+        """Return the workload unchanged for DataParallel, which has no buckets as DistributedDataParallel has."""
         return self if self.is_data_parallel else super().replicated()
 
     def build(self) -> nn.Module:

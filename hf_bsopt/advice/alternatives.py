@@ -1,4 +1,4 @@
-"""Workloads that would need less memory than a given one, and what each costs besides. Nothing is predicted here."""
+"""Alternatives to a workload that need less memory, with their other costs. Nothing is predicted here."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ SHORTEST_LENGTH = 32
 LORA_RANK = 16
 EIGHT_BIT_OF = ("adamw_torch_fused", "adamw_torch")
 HALF = {"fp16": "float16", "bf16": "bfloat16"}
-"""What frozen weights are held in, as in `workload.describe`."""
+"""Data type of frozen weights in each precision, as in `workload.describe`."""
 
-COST_OF_CHECKPOINTING = "activations are computed again in the backward pass (Chen et al. 2016, arXiv:1604.06174)"
+COST_OF_CHECKPOINTING = "activations are recomputed in the backward pass (Chen et al. 2016, arXiv:1604.06174)"
 COST_OF_SDPA = (
-    "none: the same result, and the matrix of attention scores never stands in memory; kernels that compute it again "
-    "in the backward pass are faster all the same (Dao et al. 2022, arXiv:2205.14135)"
+    "none: the same result without the matrix of attention scores in memory; its kernels recompute the scores in the "
+    "backward pass and are still faster (Dao et al. 2022, arXiv:2205.14135)"
 )
 COST_OF_EIGHT_BITS = (
-    "the optimizer's state is quantized in blocks, that of embeddings is not (Dettmers et al. 2021, arXiv:2110.02861)"
+    "the optimizer state is quantized in blocks, except that of embeddings (Dettmers et al. 2021, arXiv:2110.02861)"
 )
 COST_OF_LORA = (
-    f"only adapters of rank {LORA_RANK} are trained, over frozen weights: another training (Hu et al. 2021, "
+    f"only adapters of rank {LORA_RANK} are trained, over frozen weights, which changes the training (Hu et al. 2021, "
     f"arXiv:2106.09685)"
 )
 COST_OF_FOUR_BITS = (
-    "adapters over frozen weights in nf4 (Dettmers et al. 2023, arXiv:2305.14314), which are unpacked for every "
-    "product, forward and backward: that time is not in the figure"
+    "adapters over frozen weights in nf4 (Dettmers et al. 2023, arXiv:2305.14314), which are dequantized for every "
+    "matrix product, forward and backward: that time is not in the figure"
 )
 
 
 @dataclass(frozen=True)
 class Alternative:
-    """A workload that needs less, or the reason why there is none here.
+    """An alternative workload that needs less memory, or the obstacle if it cannot be used here.
 
-    name, flags: in words, and as the command line takes it. cost: in words, with the source. model_of: the workload
-    whose weights, gradients and optimizer's state stay as they are, so that what they need there is needed still.
+    name: shown to the user. flags: for the command line. cost: its other costs, with the source. model_of: the workload
+    with the same weights, gradients and optimizer state, so that the memory for these is the same.
     """
 
     name: str
@@ -53,22 +53,23 @@ class Alternative:
 
 
 def shorter(workload: Trainable) -> Iterator[Alternative]:
-    """Half the length, a quarter, and so on."""
+    """Yield alternatives with half the length, a quarter, and so on."""
     length = workload.max_length if isinstance(workload, Workload) else 0
     while length // 2 >= SHORTEST_LENGTH and isinstance(workload, Workload):
         length //= 2
         yield Alternative(
             f"shorter: {length} tokens",
             f"--max_length {length}",
-            f"what is longer is cut to {length} tokens; how much of your data that is, is not known here",
+            f"longer sequences are truncated to {length} tokens; how many of yours are longer is not known here",
             replace(workload, max_length=length),
             model_of=workload,
         )
 
 
 def alternatives(workload: Trainable, device_kind: str) -> Iterator[Alternative]:
-    """Those that apply and are not taken yet, in order of preference: first what costs nothing, then time, then what
-    is another training.
+    """Yield the alternatives that apply and are not in use yet, in order of preference.
+
+    First those that cost nothing, then those that cost time, then those that change the training.
     """
     if isinstance(workload, Workload):
         if workload.attention == "eager" and supports_sdpa(workload.config, workload.task):
@@ -80,7 +81,10 @@ def alternatives(workload: Trainable, device_kind: str) -> Iterator[Alternative]
 
 
 def combinations(workload: Trainable, device_kind: str) -> Iterator[Alternative]:
-    """Several at once, for where none alone is enough: each lighter model with checkpointing, at last shorter too."""
+    """Yield combinations, for when no alternative alone is enough.
+
+    They are each lighter model with checkpointing, and finally shorter sequences too.
+    """
     if not isinstance(workload, Workload):
         return
     last = None
@@ -96,7 +100,10 @@ def combinations(workload: Trainable, device_kind: str) -> Iterator[Alternative]
 
 
 def _lighter_models(workload: Trainable, device_kind: str) -> Iterator[Alternative]:
-    """Bitsandbytes is for cards; adapters have next to no optimizer's state that 8 bits could make smaller."""
+    """Yield alternatives with a smaller optimizer state or smaller weights.
+
+    bitsandbytes needs a CUDA device; adapters have hardly any optimizer state to quantize.
+    """
     has_adapters = isinstance(workload, Workload) and workload.lora_r > 0
     if workload.settings.optimizer in EIGHT_BIT_OF and device_kind == "cuda" and not has_adapters:
         yield _with_eight_bits(workload)
@@ -111,7 +118,7 @@ def _joined(first: Alternative, second: Alternative, name: str) -> Alternative:
     return Alternative(
         f"{first.name}, {name}",
         f"{first.flags} {second.flags}",
-        "what each of them costs",
+        "the costs of each of them",
         second.workload,
         model_of=first.model_of or first.workload,
     )
@@ -147,7 +154,7 @@ def _in_four_bits(workload: Workload) -> Alternative:
 
 
 def _adapted(workload: Workload) -> Workload:
-    """With adapters, if it has none, over frozen weights in half precision."""
+    """Return the workload with adapters over frozen weights in half precision, unchanged if it has adapters."""
     if workload.lora_r:
         return workload
     dtype = HALF.get(workload.precision, workload.weights_dtype)
@@ -155,7 +162,7 @@ def _adapted(workload: Workload) -> Workload:
 
 
 def _installed(alternative: Alternative, *packages: str) -> Alternative:
-    """The alternative, or the line that installs what it needs."""
+    """Return the alternative, or its obstacle: the command that installs the missing packages."""
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if not missing:
         return alternative

@@ -1,4 +1,4 @@
-"""One answer, and how it is kept."""
+"""An answer, and how to save it in a cache."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ TRIALS = (
 )
 
 
-def keep(answers: AnswerCache) -> Path:
-    """Keeps it, the only one in its folder; the file."""
-    answers.keep(KEY, TRIALS, 48, True)
-    (path,) = answers.folder.iterdir()
+def save(cache: AnswerCache) -> Path:
+    """Save the answer, the only one in its folder, and return its file."""
+    cache.save(KEY, TRIALS, 48, True)
+    (path,) = cache.folder.iterdir()
     return path
