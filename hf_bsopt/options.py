@@ -13,12 +13,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ._utils.field_types import is_of_type, type_in_words, union_members
 from .errors import InvalidOptionError, UsageError
 from .records import GpuSpec
 
@@ -246,8 +246,8 @@ def validate(options: Any) -> None:
     for entry in dataclasses.fields(options):
         value = _normalized(getattr(options, entry.name), hints[entry.name])
         object.__setattr__(options, entry.name, value)
-        if not _is_of_type(value, hints[entry.name]):
-            raise InvalidOptionError(entry.name, f"is {_type_in_words(hints[entry.name])}, not {value!r}")
+        if not is_of_type(value, hints[entry.name]):
+            raise InvalidOptionError(entry.name, f"is {type_in_words(hints[entry.name])}, not {value!r}")
         if value is None or isinstance(value, (bool, str, tuple, GpuSpec)):
             continue
         at_least, above = entry.metadata["at_least"], entry.metadata["above"]
@@ -258,53 +258,12 @@ def validate(options: Any) -> None:
 
 
 def _normalized(value: Any, hint: Any) -> Any:
-    kinds = _alternatives(hint)
+    kinds = union_members(hint)
     if isinstance(value, list) and any(typing.get_origin(kind) is tuple for kind in kinds):
         return tuple(value)
     if str in kinds and type(value).__module__ == "torch" and type(value).__name__ == "dtype":
         return str(value).removeprefix("torch.")
     return value
-
-
-def _is_of_type(value: Any, hint: Any) -> bool:
-    return any(_is_one(value, kind) for kind in _alternatives(hint))
-
-
-def _is_one(value: Any, kind: Any) -> bool:
-    origin = typing.get_origin(kind)
-    if origin is Literal:
-        return value in typing.get_args(kind)
-    if origin is tuple:
-        parts = typing.get_args(kind)
-        if not isinstance(value, tuple):
-            return False
-        if parts[-1] is Ellipsis:
-            return all(_is_one(part, parts[0]) for part in value)
-        return len(value) == len(parts) and all(map(_is_one, value, parts))
-    if kind in (int, float):
-        return not isinstance(value, bool) and isinstance(value, (int, float) if kind is float else int)
-    return isinstance(value, kind)
-
-
-def _alternatives(hint: Any) -> tuple[Any, ...]:
-    """Return the members of a union, or the type itself."""
-    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-
-
-def _type_in_words(hint: Any) -> str:
-    kinds = [kind for kind in _alternatives(hint) if kind is not type(None)]
-    if typing.get_origin(kinds[0]) is Literal:
-        return "one of " + ", ".join(typing.get_args(kinds[0]))
-    words: dict[Any, str] = {
-        int: "a whole number",
-        float: "a number",
-        bool: "True or False",
-        str: "a string",
-        GpuSpec: "a GpuSpec",
-        tuple[float, float]: "two fractions of the memory, such as (0.8, 0.9)",
-        tuple[str, ...]: "a list of names",
-    }
-    return " or ".join(words[kind] for kind in kinds)
 
 
 def _canonical_name(keyword: str) -> str:

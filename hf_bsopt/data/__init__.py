@@ -1,1 +1,1 @@
-"""The catalog of models and GPUs that needs no network: catalog.py reads models.json and gpus.json."""
+"""Catalog of models and GPUs that needs no network: catalog.py reads models.json and gpus.json."""

@@ -1,7 +1,10 @@
-"""The CONFIG patch: the batch size that was found, written into a script, a notebook, a YAML or JSON file."""
+"""Write the batch size that was found into a script, a notebook, or a YAML or JSON file.
 
-from .keys import parse_keys
-from .patcher import Patched, patch
-from .planning import Change
+Entry point: `patch` in patcher.py.
+"""
 
-__all__ = ["Change", "Patched", "parse_keys", "patch"]
+from .edit_plan import Change
+from .patcher import PatchResult, patch
+from .setting_names import parse_keys
+
+__all__ = ["Change", "PatchResult", "parse_keys", "patch"]

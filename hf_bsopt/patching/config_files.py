@@ -1,4 +1,4 @@
-"""JSON and YAML configuration files: every value with its place. axolotl, LLaMA-Factory, TRL, DeepSpeed, accelerate."""
+"""Find the sites in JSON and YAML configuration files: axolotl, LLaMA-Factory, TRL, DeepSpeed, accelerate."""
 
 from __future__ import annotations
 
@@ -9,42 +9,42 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..errors import MissingExtraError, PatchError
-from . import json_text
-from .json_text import Array, JsonError, Object, Scalar, Text
-from .keys import speaks_of
+from . import json_positions
+from .json_positions import Array, JsonError, Object, Scalar, Text
 from .python_values import as_number
+from .setting_names import mentions
 from .sites import (
-    ANY,
+    UNNAMED,
     Chunk,
     Computed,
     Container,
     Document,
+    NonNumber,
     Number,
     Path,
     Reference,
     Site,
     Style,
     Value,
-    Word,
-    whole_file,
+    whole_file_chunk,
 )
 
 Node = Any
-"""ruamel.yaml's: id, value, start_mark and end_mark with an index, style."""
+"""A node of ruamel.yaml: it has id, value, style, and start_mark and end_mark with an index."""
 _INTERPOLATION = re.compile(r"\$\{([\w.]+)\}")
 
 
 def json_document(name: str, text: str) -> Document:
-    """Raises PatchError for what is not JSON."""
+    """Return the sites of a JSON file. Raise PatchError if it is not JSON."""
     try:
-        root = json_text.read(text)
+        root = json_positions.parse_json(text)
     except JsonError as error:
         raise PatchError(f"{name} is not JSON: {error}. The file is untouched.") from None
-    chunk = whole_file(text)
+    chunk = whole_file_chunk(text)
     return Document(name, text, tuple(_json_sites(chunk, root, ())), chunks=(chunk,))
 
 
-def _json_sites(chunk: Chunk, node: json_text.Node, path: Path) -> Iterator[Site]:
+def _json_sites(chunk: Chunk, node: json_positions.Node, path: Path) -> Iterator[Site]:
     if isinstance(node, Array):
         for number, item in enumerate(node.items):
             yield from _json_sites(chunk, item, (*path, str(number)))
@@ -57,26 +57,26 @@ def _json_sites(chunk: Chunk, node: json_text.Node, path: Path) -> Iterator[Site
         yield from _json_sites(chunk, value, inner)
 
 
-def _json_value(text: str, node: json_text.Node) -> Value:
+def _json_value(text: str, node: json_positions.Node) -> Value:
     if isinstance(node, Text):
-        return _word(node.value, node.start + 1, node.end - 1, text)
+        return _string_value(node.value, node.start + 1, node.end - 1, text)
     if isinstance(node, Scalar) and isinstance(node.value, int | float) and not isinstance(node.value, bool):
         return Number(node.value, node.start, node.end)
-    return Word(json.dumps(node.value) if isinstance(node, Scalar) else type(node).__name__)
+    return NonNumber(json.dumps(node.value) if isinstance(node, Scalar) else type(node).__name__)
 
 
-def _word(word: str, start: int, end: int, text: str) -> Value:
-    """A string: a number in quotes, another name as Hydra writes it, or just a word."""
+def _string_value(word: str, start: int, end: int, text: str) -> Value:
+    """Return the value of a string: a number in quotes, a reference in Hydra's syntax, or a plain string."""
     number = as_number(word)
     if number is not None and text[start:end] == word:
         return Number(number, start, end)
     if found := _INTERPOLATION.fullmatch(word):
         return Reference(tuple(found.group(1).split(".")))
-    return Computed(frozenset(_INTERPOLATION.findall(word))) if "${" in word or "{{" in word else Word(word)
+    return Computed(frozenset(_INTERPOLATION.findall(word))) if "${" in word or "{{" in word else NonNumber(word)
 
 
 def yaml_document(name: str, text: str) -> Document:
-    """Raises PatchError for what is not YAML, MissingExtraError without ruamel.yaml."""
+    """Return the sites of a YAML file. Raise PatchError if it is not YAML, MissingExtraError without ruamel.yaml."""
     try:
         from ruamel.yaml import YAML
         from ruamel.yaml.error import YAMLError
@@ -91,16 +91,18 @@ def yaml_document(name: str, text: str) -> Document:
         raise PatchError(f"{name} is not YAML: {line}{problem}. The file is untouched.") from None
     except (RecursionError, ValueError) as error:
         raise PatchError(f"{name} is not YAML: {type(error).__name__}. The file is untouched.") from None
-    reader = _YamlReader(whole_file(text))
+    reader = _YamlReader(whole_file_chunk(text))
     for root in roots:
         if root is not None:
-            reader.read(root, () if len(roots) == 1 else (ANY,))
+            reader.read(root, () if len(roots) == 1 else (UNNAMED,))
     return Document(name, text, tuple(reader.sites()), chunks=(reader.chunk,))
 
 
 class _YamlReader:
-    """What an anchor shares is seen once. A shared scalar, or a mapping that evaluation shares, is no number to change:
-    every alias of it would change too.
+    """Reader of YAML nodes, which visits a node that several aliases share only once.
+
+    A number that aliases share, or that is in a mapping shared with evaluation, is reported as Computed and thus not
+    changed, because every alias of it would change, too.
     """
 
     def __init__(self, chunk: Chunk) -> None:
@@ -111,7 +113,7 @@ class _YamlReader:
     def sites(self) -> Iterator[Site]:
         for site, nodes in self._found:
             is_shared = bool(self._aliases[nodes[-1]]) or any(
-                speaks_of("evaluation", name) for node in nodes for path in self._aliases[node] for name in path
+                mentions("evaluation", name) for node in nodes for path in self._aliases[node] for name in path
             )
             shared = is_shared and isinstance(site.value, Number)
             yield dataclasses.replace(site, value=Computed(frozenset({"an anchor"}))) if shared else site
@@ -131,7 +133,7 @@ class _YamlReader:
     def _mapping(self, node: Node, path: Path, nodes: tuple[int, ...]) -> None:
         names = frozenset(str(key.value) for key, _ in node.value if key.id == "scalar")
         style: Style = "yaml flow" if node.flow_style else "yaml"
-        container = Container(len(self._aliases), style, names, is_open="<<" in names)
+        container = Container(len(self._aliases), style, names, has_unpacking="<<" in names)
         for key, value in node.value:
             inner = (*path, str(key.value) if key.id == "scalar" else "?")
             if value.id == "scalar":
@@ -141,9 +143,9 @@ class _YamlReader:
             self.read(value, inner, nodes)
 
     def _value(self, node: Node) -> Value:
-        """The scalar stands at the end of what its node spans: an anchor and a tag may come before."""
+        """Return the value of a scalar. Its text is at the end of the node: an anchor and a tag may come before it."""
         end = node.end_mark.index - (1 if node.style in ("'", '"') else 0)
         start = end - len(node.value)
         if self.chunk.text[start:end] != node.value or node.style in ("|", ">"):
-            return Word(node.value)
-        return _word(node.value, start, end, self.chunk.text) if node.value else Word("null")
+            return NonNumber(node.value)
+        return _string_value(node.value, start, end, self.chunk.text) if node.value else NonNumber("null")

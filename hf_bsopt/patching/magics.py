@@ -1,15 +1,15 @@
-"""What IPython adds to Python, masked so that `ast` reads the rest and every character keeps its place."""
+"""Mask IPython's magics and shell commands so that `ast` can parse a cell and every character keeps its position."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 
-from .python_values import parse
+from .python_values import parse_python
 from .sites import line_starts
 
-PYTHON_CELLS = frozenset({"time", "timeit", "capture", "prun", "memit", "debug", "notify", "skip", "wandb"})
-"""Cell magics whose body is Python of this notebook."""
+PYTHON_CELL_MAGICS = frozenset({"time", "timeit", "capture", "prun", "memit", "debug", "notify", "skip", "wandb"})
+"""Cell magics whose body is Python code of this notebook."""
 _CELL_MAGIC = re.compile(r"%%\s*(\w+)(.*)")
 _LINE_MAGIC = re.compile(r"[ \t]*([%!?,;/].*|[%\w.*]+\?{1,2}[ \t]*)$", re.DOTALL)
 _ASSIGNED = re.compile(r"[ \t]*[\w., \t\[\]'\"()*]+=[ \t]*([!%].*)$", re.DOTALL)
@@ -18,18 +18,21 @@ _STRING = re.compile(r"""(?:'''|\"\"\"|'(?:\\.|[^'\\\r\n])*'|"(?:\\.|[^"\\\r\n])
 
 
 @dataclass(frozen=True)
-class Masked:
-    """Python that has as many characters on each line as the cell, and the command lines that were masked."""
+class MaskedCell:
+    """A cell as Python source with the same number of characters on each line, and its masked command lines."""
 
     source: str
     commands: tuple[tuple[int, int], ...] = ()
-    """(start, end) in characters."""
+    """(start, end) of each command line, in characters."""
     file: str = ""
-    """Where the cell is written to, for %%writefile train.py."""
+    """The file that the cell is written to: "train.py" for %%writefile train.py, else ""."""
 
 
-def mask(cell: str) -> Masked | None:
-    """None for a cell that isn't Python: %%bash, %%html. What is masked badly is left for `ast` to refuse."""
+def mask_magics(cell: str) -> MaskedCell | None:
+    """Return the cell with its magics masked; None for a cell that isn't Python, such as %%bash or %%html.
+
+    If a line is masked wrongly, the result is not valid Python, and `ast` rejects it.
+    """
     body, file = cell, ""
     blank = len(cell) - len(cell.lstrip("\r\n"))
     if found := _CELL_MAGIC.match(cell, blank):
@@ -38,23 +41,23 @@ def mask(cell: str) -> Masked | None:
             file = rest.removeprefix("-a").strip().strip("'\"")
             if not file.endswith(".py"):
                 return None
-        elif name not in PYTHON_CELLS:
+        elif name not in PYTHON_CELL_MAGICS:
             return None
         body = cell[:blank] + " " * (found.end() - blank) + cell[found.end() :]
     if file or _is_python(body):
-        return Masked(body, file=file)
+        return MaskedCell(body, file=file)
     return _mask_lines(body)
 
 
 def _is_python(source: str) -> bool:
     try:
-        parse(source)
+        parse_python(source)
     except SyntaxError:
         return False
     return True
 
 
-def _mask_lines(cell: str) -> Masked:
+def _mask_lines(cell: str) -> MaskedCell:
     starts = [*line_starts(cell), len(cell)]
     parts: list[str] = []
     commands: list[tuple[int, int]] = []
@@ -68,22 +71,22 @@ def _mask_lines(cell: str) -> Masked:
             begin, end = starts[number], starts[last + 1]
             if _COMMAND.match(line):
                 commands.append((begin, end))
-            parts.append(_blank(cell[begin:end], found.start(1)))
+            parts.append(_blanked(cell[begin:end], found.start(1)))
             number = last + 1
             continue
         parts.append(line)
         state = _state_after(line, state)
         number += 1
-    return Masked("".join(parts), tuple(commands))
+    return MaskedCell("".join(parts), tuple(commands))
 
 
-def _blank(text: str, at: int) -> str:
-    """Spaces for all but line ends, and a statement, 0, at the place of the magic."""
+def _blanked(text: str, at: int) -> str:
+    """Replace all but the line ends by spaces, and the first character of the magic by the statement 0."""
     return text[:at] + "0" + re.sub(r"[^\r\n]", " ", text[at + 1 :])
 
 
 def _state_after(line: str, state: str) -> str:
-    r"""What is still open at the line's end: brackets, three quotes, a backslash; "" at the start of a statement."""
+    r"""Return what is open at the end of the line: "(" per bracket, triple quotes, "\\" for a continued line, or ""."""
     depth, at = state.count("("), 0
     quotes = state if state and state[0] in "'\"" else ""
     if quotes:
@@ -91,7 +94,7 @@ def _state_after(line: str, state: str) -> str:
         depth = brackets.count("(")
     while at < len(line):
         if quotes:
-            end = _closing(line, quotes, at)
+            end = _after_closing_quotes(line, quotes, at)
             if end < 0:
                 return f"{quotes} {'(' * depth}"
             quotes, at = "", end
@@ -110,7 +113,7 @@ def _state_after(line: str, state: str) -> str:
     return "\\" if line.rstrip("\r\n").endswith("\\") else ""
 
 
-def _closing(line: str, quotes: str, at: int) -> int:
-    """Just behind the closing quotes, -1 where they aren't on this line."""
+def _after_closing_quotes(line: str, quotes: str, at: int) -> int:
+    """Return the position after the closing quotes; -1 if they are not on this line."""
     found = re.compile(rf"(?:\\.|(?!{quotes})[^\\])*{quotes}", re.DOTALL).match(line, at)
     return found.end() if found else -1

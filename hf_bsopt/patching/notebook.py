@@ -1,4 +1,4 @@
-"""Notebooks: the source of each cell with its place in the file, so that nothing else of the JSON is touched."""
+"""Find the sites in a notebook, with the position of each cell's source, so that no other part of the JSON changes."""
 
 from __future__ import annotations
 
@@ -7,30 +7,32 @@ import re
 from collections.abc import Iterator
 
 from ..errors import PatchError
-from . import shell
-from .json_text import Array, JsonError, Node, Object, Scalar, Text, raw_positions, read
-from .keys import MEANINGS, rank
-from .magics import Masked, mask
+from . import command_lines
+from .json_positions import Array, JsonError, Node, Object, Scalar, Text, parse_json, raw_positions
+from .magics import MaskedCell, mask_magics
 from .python_sites import PythonReader
+from .setting_names import SETTINGS, specificity_rank
 from .sites import Chunk, Document, Edit
 
 FORMATS = (3, 4)
 
 
-def document(name: str, text: str) -> Document:
-    """Every binding in the code cells. Raises PatchError for what is no notebook of Python."""
+def notebook_document(name: str, text: str) -> Document:
+    """Return the sites in the code cells. Raise PatchError if the file is not a Python notebook."""
     try:
-        root = read(text)
+        root = parse_json(text)
     except JsonError as error:
-        raise PatchError(f"{name} is no notebook: {error}. The file is untouched.") from None
+        raise PatchError(f"{name} is not a notebook: {error}. The file is untouched.") from None
     if not isinstance(root, Object):
-        raise PatchError(f"{name} is no notebook: it holds no cells. The file is untouched.")
+        raise PatchError(f"{name} is not a notebook: it has no cells. The file is untouched.")
     version = root.get("nbformat")
     if not isinstance(version, Scalar) or version.value not in FORMATS:
-        raise PatchError(f"{name}: notebooks of nbformat 3 and 4 can be patched; open and save it in Jupyter first")
+        raise PatchError(f"{name}: only nbformat 3 and 4 can be patched; open and save the notebook in Jupyter first")
     language = _language(root)
     if language not in ("python", "ipython"):
-        raise PatchError(f"{name} is a notebook of {language}, and only Python can be patched. The file is untouched.")
+        raise PatchError(
+            f"{name} is a notebook in {language}; only Python notebooks can be patched. The file is untouched."
+        )
     chunks = tuple(_chunk(text, number, source) for number, source in _sources(root, version.value == 3))
     return _read_cells(name, text, chunks)
 
@@ -39,13 +41,13 @@ def _read_cells(name: str, text: str, chunks: tuple[Chunk, ...]) -> Document:
     notebook = PythonReader()
     unreadable = []
     for chunk in chunks:
-        masked = mask(_without_surrogates(chunk.text))
+        masked = mask_magics(_without_surrogates(chunk.text))
         if masked is None:
             continue
         try:
             _read_cell(notebook, chunk, masked)
         except SyntaxError as error:
-            if problem := _speaks(chunk, error):
+            if problem := _possible_setting(chunk, error):
                 unreadable.append(f"{name}, {problem}")
     return Document(
         name,
@@ -58,29 +60,29 @@ def _read_cells(name: str, text: str, chunks: tuple[Chunk, ...]) -> Document:
     )
 
 
-def _read_cell(notebook: PythonReader, chunk: Chunk, masked: Masked) -> None:
-    """A file that a cell writes is a program of its own, in a scope of its own."""
+def _read_cell(notebook: PythonReader, chunk: Chunk, masked: MaskedCell) -> None:
+    """Read one cell. A cell that writes a file is read as a separate program, in its own scope."""
     if masked.file:
-        with notebook.file(masked.file):
+        with notebook.file_scope(masked.file):
             notebook.read(chunk, masked.source)
         return
     notebook.read(chunk, masked.source)
     for start, end in masked.commands:
-        for site in shell.flags(chunk, start, end):
+        for site in command_lines.flag_sites(chunk, start, end):
             notebook.add(site)
 
 
-def _speaks(chunk: Chunk, error: SyntaxError) -> str:
-    """In words, where a cell that `ast` can't read gives a number to a name that is looked for."""
+def _possible_setting(chunk: Chunk, error: SyntaxError) -> str:
+    """Return the place in a cell that is not valid Python where a number follows the name of a setting, else ""."""
     for found in re.finditer(r"""([A-Za-z_]\w*)["']?\]?[ \t]*[:=][ \t]*[0-9]""", chunk.text):
-        if any(rank(meaning, found.group(1)) is not None for meaning in MEANINGS):
+        if any(specificity_rank(setting, found.group(1)) is not None for setting in SETTINGS):
             line = chunk.line_of(found.start())
             return f"cell {chunk.cell}: {error.msg} (line {error.lineno}); its line {line}: {chunk.line(line).strip()}"
     return ""
 
 
 def _language(root: Object) -> str:
-    """As the notebook's metadata say; python where they say nothing."""
+    """Return the language from the notebook's metadata; python if they have none."""
     metadata = root.get("metadata")
     for group, key in (("language_info", "name"), ("kernelspec", "language")):
         holder = metadata.get(group) if isinstance(metadata, Object) else None
@@ -91,7 +93,7 @@ def _language(root: Object) -> str:
 
 
 def _sources(root: Object, is_old: bool) -> Iterator[tuple[int, tuple[Text, ...]]]:
-    """(the cell's number from 1, the strings of its source), for each cell of code."""
+    """Yield (number of the cell, counted from 1; the strings of its source) for each code cell."""
     holders = _items(root.get("worksheets")) if is_old else (root,)
     cells = [cell for holder in holders if isinstance(holder, Object) for cell in _items(holder.get("cells"))]
     for number, cell in enumerate(cells, 1):
@@ -110,15 +112,15 @@ def _items(node: Node | None) -> tuple[Node, ...]:
 
 def _chunk(text: str, number: int, source: tuple[Text, ...]) -> Chunk:
     def edit(start: int, end: int, new: str) -> Edit:
-        """In the string of the source that holds it; whole new lines between two strings become a string."""
-        behind = 0
-        for place, string in enumerate(source):
-            first, behind = behind, behind + len(string.value)
-            if start == end == first and place and new.endswith("\n") and source[place - 1].value.endswith("\n"):
-                between = text[source[place - 1].end : string.start]
+        """Edit the string of the source that contains the range; whole new lines become a string of their own."""
+        next_first = 0
+        for index, string in enumerate(source):
+            first, next_first = next_first, next_first + len(string.value)
+            if start == end == first and index and new.endswith("\n") and source[index - 1].value.endswith("\n"):
+                between = text[source[index - 1].end : string.start]
                 return Edit(string.start, string.start, _escaped(new, text, string, quotes=True) + between)
-            if start < behind or (start == behind and place == len(source) - 1):
-                if end > behind:
+            if start < next_first or (start == next_first and index == len(source) - 1):
+                if end > next_first:
                     raise PatchError(f"cell {number}: a number is split between two strings. The file is untouched.")
                 places = raw_positions(text, string)
                 return Edit(places[start - first], places[end - first], _escaped(new, text, string, quotes=False))
@@ -128,7 +130,7 @@ def _chunk(text: str, number: int, source: tuple[Text, ...]) -> Chunk:
 
 
 def _escaped(new: str, text: str, string: Text, *, quotes: bool) -> str:
-    """As the neighbouring string is written: non-ASCII escaped unless it has some as it is."""
+    """Return ``new`` as JSON, with non-ASCII characters escaped unless ``string`` contains unescaped ones."""
     written = json.dumps(new, ensure_ascii=text[string.start : string.end].isascii())
     return written if quotes else written[1:-1]
 

@@ -1,4 +1,4 @@
-"""The road of a patch: read, find, choose, edit, check, replace.
+"""Patch a file: read it, find and choose the sites, edit the text, check the result, replace the file.
 
     patch("train.ipynb", {"batch_size": 48, "gradient_accumulation_steps": 1}, dry_run=True).diff
 
@@ -14,16 +14,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ..errors import PatchError
-from . import config_files, diffing, files, notebook
-from .keys import check_meaning, check_values
-from .planning import Change, Plan, plan
-from .python_sites import document as python_document
+from . import config_files, edit_diff, notebook, text_file
+from .edit_plan import Change, EditPlan, plan_edits
+from .python_sites import python_document
+from .setting_names import as_setting, check_values
 from .sites import Document, Number
 
 FORMATS: dict[str, Callable[[str, str], Document]] = {
     ".py": python_document,
     ".pyw": python_document,
-    ".ipynb": notebook.document,
+    ".ipynb": notebook.notebook_document,
     ".yaml": config_files.yaml_document,
     ".yml": config_files.yaml_document,
     ".json": config_files.json_document,
@@ -31,24 +31,25 @@ FORMATS: dict[str, Callable[[str, str], Document]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Patched:
-    """What was changed, or with ``dry_run`` would be; ``str()`` is what a command line prints."""
+class PatchResult:
+    """The changes that were made, or with ``dry_run`` would be made; ``str()`` is what the command line prints."""
 
     path: Path
     diff: str
-    """Unified; "" where everything stood there before."""
+    """A unified diff; "" if nothing needs to change."""
     changes: tuple[Change, ...]
     notes: tuple[str, ...]
-    """Why these places, and what was left."""
+    """Why these sites were chosen, and which were left unchanged."""
     is_written: bool
-    already: tuple[str, ...] = ()
+    already_set: tuple[str, ...] = ()
+    """Descriptions of the values that needed no change."""
 
     def __str__(self) -> str:
         lines = [*(f"· {note}" for note in self.notes)]
         if self.changes:
             lines.append(f"{self.path}: {'patched' if self.is_written else 'not written, this is a dry run'}")
-        elif self.already:
-            lines.append(f"{self.path}: already so ({', '.join(self.already)})")
+        elif self.already_set:
+            lines.append(f"{self.path}: already up to date ({', '.join(self.already_set)})")
         else:
             lines.append(f"{self.path}: nothing to change")
         return self.diff + "\n".join(lines)
@@ -60,44 +61,48 @@ def patch(
     *,
     keys: Mapping[str, str] | None = None,
     dry_run: bool = False,
-) -> Patched:
-    """Changes the values where they stand in a script, notebook, YAML or JSON file; nothing else by a byte.
+) -> PatchResult:
+    """Change settings in a script, notebook, YAML or JSON file; every other byte stays the same.
 
-    ``values``: batch_size and whichever of gradient_accumulation_steps, learning_rate, warmup_steps, max_length are
-    wanted; ``Report.config`` is one. ``keys``: what the file calls one of them, such as {"batch_size": "CFG.train_bs"},
-    with ":LINE" (":CELL:LINE" in a notebook) where the name stands several times. Raises PatchError, which is a
-    UsageError, where it can't be told with certainty what to change: then, and with ``dry_run``, the file is untouched.
+    ``values``: the new values of any of batch_size (micro-batch, in sequences), gradient_accumulation_steps (in
+    micro-batches), learning_rate, warmup_steps (in optimizer steps) and max_length (in tokens); ``Report.config`` has
+    this form. ``keys``: the name of a setting in the file, such as {"batch_size": "CFG.train_bs"}, followed by ":LINE"
+    (":CELL:LINE" in a notebook) if the name occurs several times. ``dry_run``: write nothing.
+
+    Raises UsageError for invalid values, and its subclass PatchError if it is not certain what to change. The file is
+    then untouched.
     """
-    wanted = check_values(values)
-    named = {check_meaning(meaning): key for meaning, key in (keys or {}).items()}
-    where = Path(path)
-    read = FORMATS.get(where.suffix.lower())
-    original = files.read(where)
+    new_values = check_values(values)
+    names = {as_setting(setting): key for setting, key in (keys or {}).items()}
+    file_path = Path(path)
+    read = FORMATS.get(file_path.suffix.lower())
+    original = text_file.read_text_file(file_path)
     if read is None:
-        raise PatchError(
-            f"{where}: what can be patched is {', '.join(FORMATS)}, not {where.suffix or 'a file without suffix'}"
-        )
-    document = read(where.name, original.text)
-    planned = plan(document, wanted, named)
+        suffix = file_path.suffix or "a file without a suffix"
+        raise PatchError(f"{file_path}: only {', '.join(FORMATS)} files can be patched, not {suffix}")
+    document = read(file_path.name, original.text)
+    planned = plan_edits(document, new_values, names)
     if not planned.edits:
-        return Patched(where, "", (), planned.notes, False, planned.already)
-    text = diffing.apply(original.text, planned.edits)
+        return PatchResult(file_path, "", (), planned.notes, False, planned.already_set)
+    text = edit_diff.apply_edits(original.text, planned.edits)
     after = _read_again(document, text, read)
     _check(document, after, planned)
     if not dry_run:
-        files.replace(original, text)
-    return Patched(where, _diff(document, after, planned), planned.changes, planned.notes, not dry_run, planned.already)
+        text_file.replace_text_file(original, text)
+    return PatchResult(
+        file_path, _diff(document, after, planned), planned.changes, planned.notes, not dry_run, planned.already_set
+    )
 
 
 def _read_again(before: Document, text: str, read: Callable[[str, str], Document]) -> Document:
     try:
         return read(before.name, text)
     except PatchError as error:
-        raise _too_far(before) from error
+        raise _reaches_too_far(before) from error
 
 
-def _check(before: Document, after: Document, planned: Plan) -> None:
-    """The patched text parses, and binds what the old one did but for the changes. Raises PatchError if not."""
+def _check(before: Document, after: Document, planned: EditPlan) -> None:
+    """Raise PatchError unless the patched text has the same sites and values as the old one, except for the changes."""
     changed: set[tuple[int | None, int]] = set()
     inserted = 0
     new = iter(after.sites)
@@ -107,7 +112,7 @@ def _check(before: Document, after: Document, planned: Plan) -> None:
             inserted += 1
             other = next(new, None)
         if other is None or (not isinstance(site.value, Number) and other.value != site.value):
-            raise _too_far(before)
+            raise _reaches_too_far(before)
         if isinstance(site.value, Number) and (
             not isinstance(other.value, Number) or other.value.value != site.value.value
         ):
@@ -115,22 +120,22 @@ def _check(before: Document, after: Document, planned: Plan) -> None:
     inserted += len(list(new))
     replaced = sum(1 for change in planned.changes if change.old)
     if (len(changed), inserted) != (replaced, planned.inserted) or len(before.unreadable) != len(after.unreadable):
-        raise _too_far(before)
+        raise _reaches_too_far(before)
 
 
-def _too_far(document: Document) -> PatchError:
-    return PatchError(f"{document.name}: the change would reach further than it should. The file is untouched.")
+def _reaches_too_far(document: Document) -> PatchError:
+    return PatchError(f"{document.name}: the edit would change other values, too. The file is untouched.")
 
 
-def _diff(before: Document, after: Document, planned: Plan) -> str:
-    """Of the file; of the cells, for a notebook that is all on one line."""
+def _diff(before: Document, after: Document, planned: EditPlan) -> str:
+    """Return the diff of the file, or of its cells for a notebook that is written on one line."""
     is_notebook = any(chunk.cell is not None for chunk in before.chunks)
-    if is_notebook and diffing.longest_line(before.text, planned.edits) > diffing.LONGEST_LINE:
+    if is_notebook and edit_diff.longest_edited_line(before.text, planned.edits) > edit_diff.LONGEST_LINE:
         return "".join(
             "".join(
                 difflib.unified_diff(
-                    [*diffing.lines(chunk.text)],
-                    [*diffing.lines(other.text)],
+                    [*edit_diff.split_lines(chunk.text)],
+                    [*edit_diff.split_lines(other.text)],
                     f"a/{before.name} (cell {chunk.cell})",
                     f"b/{before.name} (cell {chunk.cell})",
                 )
@@ -138,4 +143,4 @@ def _diff(before: Document, after: Document, planned: Plan) -> str:
             for chunk, other in zip(before.chunks, after.chunks, strict=True)
             if chunk.text != other.text
         )
-    return diffing.unified_diff(before.name, before.text, planned.edits)
+    return edit_diff.unified_diff(before.name, before.text, planned.edits)

@@ -1,4 +1,4 @@
-"""Every binding in Python source, in the order in which it happens: assignments, classes, functions, conditions."""
+"""Find the sites in Python source in execution order: assignments, classes, functions, conditions."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from ..errors import PatchError
-from .keys import vocabulary
 from .python_expressions import ExpressionReader
-from .python_values import Positions, dotted, is_debugging, last_name, names_in, parse
-from .sites import DEBUG, OPTIONS, Chunk, Computed, Container, Document, Value, whole_file
+from .python_values import Positions, body_is_for_debugging, callee_name, dotted_path, names_in, parse_python
+from .setting_names import word_list
+from .sites import COMMAND_LINE, DEBUG, Chunk, Computed, Container, Document, Value, whole_file_chunk
 
-PARSING = frozenset({"parse_args", "parse_known_args"})
+PARSER_CALLS = frozenset({"parse_args", "parse_known_args"})
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 class PythonReader(ExpressionReader):
-    """Reads one chunk after the other as one program."""
+    """Reader that treats the chunks it reads, such as the cells of a notebook, as one program."""
 
     def read(self, chunk: Chunk, source: str) -> None:
-        """``source`` is the chunk's text with what is no Python masked. Raises SyntaxError."""
-        tree = parse(source)
+        """Add the sites of a chunk. ``source``: its text with all that isn't Python masked. Raises SyntaxError."""
+        tree = parse_python(source)
         self._chunk, self._positions = chunk, Positions(source)
-        state = self._scope, self._class, self._guard, self._is_local, self._inside
+        state = self._scope, self._class, self._guard, self._is_local, self._current_function
         try:
             self._block(tree.body)
         except RecursionError as error:
-            self._scope, self._class, self._guard, self._is_local, self._inside = state
+            self._scope, self._class, self._guard, self._is_local, self._current_function = state
             raise SyntaxError("nested too deep") from error
 
     @contextlib.contextmanager
-    def file(self, name: str) -> Iterator[None]:
-        """What is read inside is a program of its own."""
+    def file_scope(self, name: str) -> Iterator[None]:
+        """Treat the chunks that are read within this context as a separate program."""
         outer = self._scope
         self._scope = (name,)
         try:
@@ -54,36 +54,36 @@ class PythonReader(ExpressionReader):
             case ast.Assign(targets=targets, value=value):
                 for target in targets:
                     self._assign(target, value, node)
-                self._look_into(value, self._path_of(targets[0]))
+                self._visit(value, self._path_of(targets[0]))
             case ast.AnnAssign(target=target, value=ast.expr() as value):
                 self._assign(target, value, node)
-                self._look_into(value, self._path_of(target))
+                self._visit(value, self._path_of(target))
             case ast.AugAssign(target=target, value=value):
-                self._bind(target, Computed(names_in(target) | names_in(value), is_change=True), node)
-                self._look_into(value, ())
+                self._bind(target, Computed(names_in(target) | names_in(value), uses_old_value=True), node)
+                self._visit(value, ())
             case ast.If():
                 self._condition(node)
             case ast.For() | ast.AsyncFor() | ast.While():
                 self._loop(node)
             case _:
-                self._others(node)
+                self._children(node)
 
-    def _others(self, node: ast.AST) -> None:
-        """With, Try, Match, Return, Expr: statements inside as they come, expressions looked into."""
+    def _children(self, node: ast.AST) -> None:
+        """Visit the children of With, Try, Match, Return and Expr: statements and expressions in order."""
         for child in ast.iter_child_nodes(node):
             if isinstance(child, ast.ExceptHandler | ast.match_case):
-                self._guarded(self._text(node), [child])
+                self._guarded(self._describe(node), [child])
             elif isinstance(child, ast.stmt):
                 self._statement(child)
             elif isinstance(child, ast.expr):
-                self._look_into(child, ())
+                self._visit(child, ())
             else:
-                self._others(child)
+                self._children(child)
 
     def _class_body(self, node: ast.ClassDef) -> None:
         outer = self._scope, self._class, self._is_local
         for decorator in node.decorator_list:
-            self._look_into(decorator, ())
+            self._visit(decorator, ())
         self._scope = self._class = (*self._scope, node.name)
         self._local_names.add(self._scope)
         self._is_local = False
@@ -100,15 +100,15 @@ class PythonReader(ExpressionReader):
                     continue
             path = (*self._scope, name)
             self._site(path, "attribute", self._positions.value(value), body, statement)
-            self._look_into(value, path)
+            self._visit(value, path)
         self._scope, self._class, self._is_local = outer
 
     def _function(self, node: _Function) -> None:
-        if any(isinstance(inner, ast.Call) and last_name(inner.func) in PARSING for inner in ast.walk(node)):
-            self.aliases[node.name] = OPTIONS
+        if any(isinstance(inner, ast.Call) and callee_name(inner.func) in PARSER_CALLS for inner in ast.walk(node)):
+            self.aliases[node.name] = COMMAND_LINE
         for decorator in node.decorator_list:
-            self._look_into(decorator, ())
-        outer = self._scope, self._is_local, self._inside
+            self._visit(decorator, ())
+        outer = self._scope, self._is_local, self._current_function
         is_init = node.name == "__init__" and bool(self._class)
         if is_init or not self._class:
             names = tuple(argument.arg for argument in (*node.args.posonlyargs, *node.args.args))
@@ -119,14 +119,14 @@ class PythonReader(ExpressionReader):
             value = self._positions.value(default)
             self._site((*self._scope, argument.arg), "parameter", value, container, argument)
         self._local_names |= {(*self._scope, argument.arg) for argument in _arguments(node.args)}
-        self._is_local, self._inside = True, node.name
+        self._is_local, self._current_function = True, node.name
         self._block(node.body)
-        self._scope, self._is_local, self._inside = outer
+        self._scope, self._is_local, self._current_function = outer
 
     def _condition(self, node: ast.If) -> None:
-        self._look_into(node.test, ())
+        self._visit(node.test, ())
         test = ast.unparse(node.test)
-        debug = is_debugging(node.test)
+        debug = body_is_for_debugging(node.test)
         if "__name__" in test:
             self._block([*node.body, *node.orelse])
             return
@@ -142,9 +142,9 @@ class PythonReader(ExpressionReader):
     def _loop(self, node: ast.For | ast.AsyncFor | ast.While) -> None:
         guard = f"loop (line {node.lineno})"
         if isinstance(node, ast.While):
-            self._look_into(node.test, ())
+            self._visit(node.test, ())
         else:
-            self._look_into(node.iter, ())
+            self._visit(node.iter, ())
             for name in _names(node.target):
                 self._bind(name, Computed(names_in(node.iter)), node)
         self._guarded(guard, [*node.body, *node.orelse])
@@ -157,10 +157,10 @@ class PythonReader(ExpressionReader):
             if isinstance(node, ast.stmt):
                 self._statement(node)
             else:
-                self._others(node)
+                self._children(node)
         self._guard = outer
 
-    def _text(self, node: ast.AST) -> str:
+    def _describe(self, node: ast.AST) -> str:
         return f"{type(node).__name__.lower()} (line {getattr(node, 'lineno', 0)})"
 
     def _assign(self, target: ast.expr, value: ast.expr, node: ast.stmt) -> None:
@@ -176,17 +176,17 @@ class PythonReader(ExpressionReader):
             return
         self._alias(target, value)
         found = self._positions.value(value)
-        if isinstance(found, Computed) and dotted(target) in map(dotted, _expressions(value)):
-            found = Computed(found.names, is_change=True)
+        if isinstance(found, Computed) and dotted_path(target) in map(dotted_path, _expressions(value)):
+            found = Computed(found.names, uses_old_value=True)
         self._bind(target, found, node)
 
     def _alias(self, target: ast.expr, value: ast.expr) -> None:
         if not isinstance(target, ast.Name):
             return
         match value:
-            case ast.Call(func=func) if last_name(func) in PARSING:
-                self.aliases[target.id] = OPTIONS
-            case ast.Call(func=ast.Name(id=name)) | ast.Name(id=name) if name not in vocabulary("mappings") | {
+            case ast.Call(func=func) if callee_name(func) in PARSER_CALLS:
+                self.aliases[target.id] = COMMAND_LINE
+            case ast.Call(func=ast.Name(id=name)) | ast.Name(id=name) if name not in word_list("mappings") | {
                 target.id
             }:
                 self.aliases[target.id] = name
@@ -198,23 +198,25 @@ class PythonReader(ExpressionReader):
             self._site(path, "variable", value, Container(0), node)
         elif path:
             is_local = self._is_local
-            is_made = self._inside == "__init__" and path[:-1] == self._class and not isinstance(value, Computed)
-            self._is_local = is_local and not is_made  # whoever makes an instance runs it
+            is_in_init = (
+                self._current_function == "__init__" and path[:-1] == self._class and not isinstance(value, Computed)
+            )
+            self._is_local = is_local and not is_in_init  # __init__ runs for every instance
             self._site(path, "item", value, Container(self.container(), "item"), node)
             self._is_local = is_local
 
 
-def document(name: str, text: str) -> Document:
-    """Every binding in a script. Raises PatchError for what this version of Python can't read."""
-    chunk = whole_file(text)
+def python_document(name: str, text: str) -> Document:
+    """Return the sites of a script. Raise PatchError if this version of Python can't parse it."""
+    chunk = whole_file_chunk(text)
     reader = PythonReader()
     try:
         reader.read(chunk, text)
     except SyntaxError as error:
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
-        line = f"\n{Document(name, text, ()).row(chunk, error.lineno)}" if error.lineno else ""
+        line = f"\n{Document(name, text, ()).excerpt_line(chunk, error.lineno)}" if error.lineno else ""
         raise PatchError(
-            f"{name} can't be read by Python {version}: {error.msg}{line}\nThe file is untouched."
+            f"{name} can't be parsed by Python {version}: {error.msg}{line}\nThe file is untouched."
         ) from None
     return Document(name, text, tuple(reader.sites), (), tuple(reader.aliases.items()), tuple(reader.reads), (chunk,))
 

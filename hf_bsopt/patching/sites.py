@@ -1,4 +1,7 @@
-"""Places where a value is bound to a name, whatever the format of the file: what a patch chooses from."""
+"""Sites: the places in a file where a value is bound to a name, in the same form for every file format.
+
+The patch chooses the site to change from these.
+"""
 
 from __future__ import annotations
 
@@ -11,25 +14,26 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..errors import PatchError
-from .keys import spelled
+from .setting_names import snake_case
 
 Path = tuple[str, ...]
 Kind = Literal["entry", "variable", "attribute", "item", "keyword", "parameter", "option", "flag"]
-"""entry: of a dict, JSON or YAML mapping · attribute: of a class · item: CONFIG["x"] = 1 or cfg.x = 1 · keyword: f(x=1)
-parameter: def f(x=1) · option: of argparse · flag: --x 1 on a command line."""
+"""entry: in a dict or a JSON or YAML mapping · attribute: in a class · item: CONFIG["x"] = 1 or cfg.x = 1 · keyword:
+f(x=1) · parameter: def f(x=1) · option: defined with argparse · flag: --x 1 on a command line."""
 Style = Literal["dict", "keywords", "class", "item", "json", "yaml", "yaml flow", "flags", "none"]
-"""How a neighbour of the entry is written."""
+"""The syntax in which another entry can be written beside this one; none: no entry can be added."""
 
-OPTIONS = "--"
-"""The owner of every command-line option."""
+COMMAND_LINE = "--"
+"""First part of the path of every command-line option."""
 DEBUG = "debug"
-ANY = "*"
-"""One of several without a name of its own: the items of a list, what a call is given."""
+"""The guard of a branch for debugging."""
+UNNAMED = "*"
+"""Path component of a value that has no name: an item of a list, a positional argument of a call."""
 
 
 @dataclass(frozen=True)
 class Edit:
-    """Characters start to end of a file's text become ``new``."""
+    """A replacement of the characters ``start`` to ``end`` (exclusive) of a file's text by ``new``."""
 
     start: int
     end: int
@@ -38,7 +42,7 @@ class Edit:
 
 @dataclass(frozen=True)
 class Number:
-    """A number that stands there, at these characters of its chunk."""
+    """A number written in the file, at the characters ``start`` to ``end`` (exclusive) of its chunk."""
 
     value: int | float
     start: int
@@ -47,43 +51,48 @@ class Number:
 
 @dataclass(frozen=True)
 class Reference:
-    """Another name: the value is bound elsewhere."""
+    """Another name: the value is defined where that name is bound."""
 
     path: Path
 
 
 @dataclass(frozen=True)
 class Computed:
-    """Known only at run time; the names that it is computed from."""
+    """A value that is known only at run time, with the names it is computed from."""
 
     names: frozenset[str]
-    is_change: bool = False
-    """Of the value that the name had before: `batch_size *= 2`."""
+    uses_old_value: bool = False
+    """True if the name's previous value goes into it: `batch_size *= 2`."""
 
 
 @dataclass(frozen=True)
-class Word:
-    """Not a number and never to become one: "auto", None, a string."""
+class NonNumber:
+    """A value that is not a number and is never replaced by one: "auto", None, a string."""
 
     text: str
 
 
-Value = Number | Reference | Computed | Word
+Value = Number | Reference | Computed | NonNumber
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A whole file, or the source of one notebook cell. ``edit`` says what an edit of this text is in the file."""
+    """The text of a whole file or of one notebook cell.
+
+    ``cell``: the cell's number, counted from 1; None for a whole file.
+    ``edit``: converts (start, end, new) in this text to an edit of the file's text.
+    """
 
     text: str
     cell: int | None
     edit: Callable[[int, int, str], Edit]
 
     def line_of(self, position: int) -> int:
-        """Counted from 1."""
+        """Return the line, counted from 1, that contains the character."""
         return bisect.bisect_right(line_starts(self.text), position)
 
     def line(self, number: int) -> str:
+        """Return a line's text without its line end; lines are counted from 1."""
         starts = line_starts(self.text)
         number = max(1, min(number, len(starts)))
         end = starts[number] if number < len(starts) else len(self.text)
@@ -92,17 +101,19 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Container:
-    """What several entries stand in together."""
+    """The dict, call, class or mapping that several entries share. ``names``: the names of all its entries."""
 
     number: int
     style: Style = "none"
     names: frozenset[str] = frozenset()
-    is_open: bool = False
-    """** or << may bring in more names."""
+    has_unpacking: bool = False
+    """True if ** or << may add names that are not visible here."""
     callee: str = ""
-    is_settings: bool = True
-    about: str = ""
-    """Names around a call, which tell DataLoader(train, …) from DataLoader(valid, …)."""
+    """The name of what is called, if the container is a call."""
+    holds_settings: bool = True
+    """False for a call that is not recognized as one that holds settings, such as DataLoader(…)."""
+    nearby_names: str = ""
+    """Names around a call, which distinguish DataLoader(train, …) from DataLoader(valid, …)."""
 
 
 @dataclass(frozen=True)
@@ -116,11 +127,13 @@ class Site:
     container: Container
     start: int
     end: int
-    """Of the whole entry, its name included, in the chunk."""
+    """``start`` and ``end``: the whole entry in the chunk, including its name."""
     order: int = 0
+    """The position in the order in which the bindings happen."""
     guard: str = ""
-    """The condition under which it happens; DEBUG where that is a debugging switch."""
+    """The condition under which the binding happens; DEBUG if that is a debugging switch."""
     is_local: bool = False
+    """True inside a function: the binding happens only if that function is called."""
 
     @property
     def name(self) -> str:
@@ -132,34 +145,35 @@ class Site:
         return self.chunk.line_of(position)
 
     @property
-    def label(self) -> str:
-        """As --key takes it: CONFIG.batch_size:12, with the cell before the line in a notebook."""
+    def key(self) -> str:
+        """The name and line in the form that --key accepts: CONFIG.batch_size:12, or NAME:CELL:LINE in a notebook."""
         where = f"{self.line}" if self.chunk.cell is None else f"{self.chunk.cell}:{self.line}"
-        return f"{self.dotted}:{where}"
+        return f"{self.dotted_name}:{where}"
 
     @property
-    def where(self) -> str:
+    def location(self) -> str:
         return f"line {self.line}" if self.chunk.cell is None else f"cell {self.chunk.cell}, line {self.line}"
 
     @property
-    def dotted(self) -> str:
-        if self.path[0] == OPTIONS:
+    def dotted_name(self) -> str:
+        if self.path[0] == COMMAND_LINE:
             return f"--{self.name}"
-        return ".".join(part for part in self.path if part != ANY)
+        return ".".join(part for part in self.path if part != UNNAMED)
 
 
 @dataclass(frozen=True)
 class Document:
-    """A file's text with everything that is bound in it."""
+    """The text of a file and all sites in it."""
 
     name: str
     text: str
     sites: tuple[Site, ...]
     unreadable: tuple[str, ...] = ()
-    """Cells that are no Python, each in words."""
+    """Descriptions of the cells that are not valid Python and may bind a setting."""
     aliases: tuple[tuple[str, str], ...] = ()
+    """(name, the class or object that it stands for): `cfg = C()` makes cfg an alias of C."""
     reads: tuple[tuple[int, Path], ...] = ()
-    """(order, path): what is read, outside of functions, and when."""
+    """(order, path): the names that are read outside of functions, and when."""
     chunks: tuple[Chunk, ...] = ()
 
     @functools.cached_property
@@ -167,7 +181,7 @@ class Document:
         return dict(self.aliases)
 
     def canonical(self, path: Path) -> Path:
-        """The path from the object that the first name stands for."""
+        """Return the path with its first name replaced by what that name is an alias of."""
         aliases = self._aliases
         root, seen = path[0], {path[0]}
         while root in aliases and aliases[root] not in seen:
@@ -176,10 +190,10 @@ class Document:
         return (root, *path[1:])
 
     def excerpt(self, sites: list[Site]) -> str:
-        """file:line and the line itself, one row for each site."""
-        return "\n".join(self.row(site.chunk, site.line) for site in sites)
+        """Return one row for each site: file:line and the text of the line."""
+        return "\n".join(self.excerpt_line(site.chunk, site.line) for site in sites)
 
-    def row(self, chunk: Chunk, line: int) -> str:
+    def excerpt_line(self, chunk: Chunk, line: int) -> str:
         place = f"{self.name}:{line}" if chunk.cell is None else f"{self.name}, cell {chunk.cell}, line {line}"
         text = chunk.line(line).strip()
         return f"  {place}:  {text if len(text) <= 120 else text[:117] + '...'}"
@@ -187,41 +201,43 @@ class Document:
 
 @functools.lru_cache(maxsize=64)
 def line_starts(text: str) -> tuple[int, ...]:
-    """Where lines start, in characters."""
+    """Return the position of the first character of each line."""
     return (0, *(match.end() for match in re.finditer(r"\r\n|\r|\n", text)))
 
 
-def whole_file(text: str) -> Chunk:
+def whole_file_chunk(text: str) -> Chunk:
     return Chunk(text, None, Edit)
 
 
-def select(sites: tuple[Site, ...], key: str, document: Document) -> list[Site]:
-    """The sites that --key names: `batch_size`, `CONFIG.batch_size`, `CONFIG.batch_size:12`, `--bs`, `bs:3:2`.
+def sites_for_key(sites: tuple[Site, ...], key: str, document: Document) -> list[Site]:
+    """Return the sites that --key selects.
 
-    Raises PatchError where there is none, with the nearest names.
+    ``key`` is a name such as `batch_size`, `CONFIG.batch_size` or `--bs`, optionally with a line (`batch_size:12`) or a
+    cell and a line (`bs:3:2`). Raises PatchError with the nearest names if there is no such site.
     """
     name, *numbers = key.split(":")
     if not all(number.strip().isdigit() for number in numbers) or len(numbers) > 2:
-        raise PatchError(f"--key {key}: after the name come a line, or a cell and a line, such as batch_size:12")
+        raise PatchError(f"--key {key}: only a line, or a cell and a line, can follow the name, as in batch_size:12")
     where = [int(number) for number in numbers]
     parts = tuple(part for part in name.removeprefix("--").split(".") if part)
     is_option = name.startswith("--")
 
     def is_named(site: Site, like: Callable[[str], str]) -> bool:
         place = [site.chunk.cell, site.line] if site.chunk.cell is not None else [site.line]
-        if not parts or (where and where != place) or (is_option and site.path[0] != OPTIONS):
+        if not parts or (where and where != place) or (is_option and site.path[0] != COMMAND_LINE):
             return False
         for path in (site.path, document.canonical(site.path)):
-            end = ".".join(part for part in path if part != ANY).split(".")[-len(parts) :]
+            end = ".".join(part for part in path if part != UNNAMED).split(".")[-len(parts) :]
             if [like(part) for part in end] == [like(part) for part in parts]:
                 return True
         return False
 
-    found = [site for site in sites if is_named(site, str)] or [site for site in sites if is_named(site, spelled)]
+    found = [site for site in sites if is_named(site, str)] or [site for site in sites if is_named(site, snake_case)]
     if found:
         return found
-    known = sorted({site.dotted for site in sites} | {site.name for site in sites})
+    known = sorted({site.dotted_name for site in sites} | {site.name for site in sites})
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     nearest = f"; the nearest names are {', '.join(near)}" if near else ""
-    at = f" at {':'.join(numbers)}" if numbers else ""
-    raise PatchError(f"{document.name}: nothing is called {name}{at}{nearest}. The file is untouched.")
+    place = ", ".join(f"{part} {number}" for part, number in zip(("cell", "line")[-len(where) :], where, strict=False))
+    at = f" in {place}" if where else ""
+    raise PatchError(f"{document.name}: nothing is named {name!r}{at}{nearest}. The file is untouched.")

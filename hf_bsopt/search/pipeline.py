@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 from ..errors import DeviceError, ProbeError, RehearsalError, SearchInterrupted, UsageError
 from ..memory.memory_profile import memory_profile
-from ..memory.predictor import Predictor
 from ..options import MAX_BATCH_SIZE, DeviceOptions, SearchOptions
 from ..parallel.ranks import agreed, first_device_is
 from ..probing import ProbeClient
@@ -29,6 +28,7 @@ from .cached_answers import CachedAnswers, cached_answers
 from .choose import Probe, round_down
 from .device_choice import DeviceChoice, check_precision, choose_device, differences
 from .limits import Limits
+from .predicted_answer import composition, predicted_answer, table_trials
 from .prediction import PredictedSize, plan_for, plan_with_advice, predict, upper_limit, utilization
 from .verifier import Verifier, nothing_fits
 from .verify import Verification, verify
@@ -178,7 +178,7 @@ def _answer(
         client.start()
     predicted = predict(workload, device, search, expandable_segments=options.expandable_segments)
     answer = replace(
-        _predicted_answer(predicted, workload, search, notes), expandable_segments=options.expandable_segments
+        predicted_answer(predicted, workload, search, notes), expandable_segments=options.expandable_segments
     )
     if client is None:
         return answer
@@ -192,35 +192,6 @@ def _answer(
     )
     with _reported_when_interrupted(verifier, predicted.decision.batch_size):
         return _verify(answer, predicted, verifier, workload)
-
-
-def _predicted_answer(
-    predicted: PredictedSize, workload: Trainable, search: SearchOptions, notes: tuple[str, ...]
-) -> Answer:
-    predictor, decision = predicted.predictor, predicted.decision
-    device = predictor.device
-    evaluation = generation = None
-    if search.evaluation or search.verify_evaluation:
-        evaluation = phases.predict_phase("evaluation", workload, device, search)
-    if workload.new_tokens:
-        generation = phases.predict_phase("generation", workload, device, search)
-    return Answer(
-        workload=workload,
-        device=device,
-        search=search,
-        trials=_table(predictor, decision, ()),
-        decision=decision,
-        plan=predicted.plan,
-        composition=_composition(predictor, decision.batch_size),
-        peak_origin=predictor.timeline.peak_origin(decision.batch_size, device),
-        parameters=predictor.parameters,
-        checked=None if search.check is None else predictor(search.check),
-        evaluation=evaluation,
-        generation=generation,
-        notes=notes,
-        has_batch_norm=predictor.has_batch_norm,
-        memory_profile=memory_profile(predictor.timeline, decision.batch_size, device),
-    )
 
 
 def _verify(answer: Answer, predicted: PredictedSize, verifier: Verifier, workload: Trainable) -> Answer:
@@ -247,10 +218,10 @@ def _verify(answer: Answer, predicted: PredictedSize, verifier: Verifier, worklo
             others[phase] = phases.verify_phase(phase, phase_answer, verifier, workload, search)
     return replace(
         answer,
-        trials=(*_table(predictor, decision, ran), *ran),
+        trials=(*table_trials(predictor, decision, ran), *ran),
         decision=decision,
         plan=plan_with_advice(decision, workload, search),
-        composition=_composition(predictor, decision.batch_size),
+        composition=composition(predictor, decision.batch_size),
         peak_origin=predictor.timeline.peak_origin(decision.batch_size, predictor.device),
         memory_profile=memory_profile(predictor.timeline, decision.batch_size, predictor.device),
         checked=checked,
@@ -307,24 +278,3 @@ def _reported_when_interrupted(verifier: Verifier, predicted: int) -> Iterator[N
         yield
     except KeyboardInterrupt as error:
         raise SearchInterrupted(tuple(verifier.trials.values()), predicted) from error
-
-
-def _table(predictor: Predictor, decision: Decision, ran: tuple[Trial, ...]) -> tuple[Trial, ...]:
-    """Predict the sizes of the table: doubling ones up to the first that does not fit, the chosen, the safe and the
-    largest one, the one after it, and those that were run.
-    """
-    first_misfit = decision.largest + 1
-    most = min(first_misfit, 2 * MAX_BATCH_SIZE)
-    doubling = [1 << power for power in range(most.bit_length()) if 1 << power <= most]
-    sizes = {*doubling, decision.batch_size, decision.safe, decision.largest, first_misfit}
-    sizes |= {trial.batch_size for trial in ran}
-    return tuple(predictor(size) for size in sorted(sizes))
-
-
-def _composition(predictor: Predictor, batch_size: int) -> dict[str, int]:
-    """Return bytes by what they are for; their sum is the Trial's used_bytes."""
-    parts = predictor.timeline.composition(batch_size, predictor.device)
-    trial = predictor(batch_size)
-    reserved = trial.peak.reserved_bytes if trial.peak else 0
-    outside = "CUDA context" if predictor.device.kind == "cuda" else "libraries"
-    return {**parts, "allocator cache": reserved - sum(parts.values()), outside: predictor.device.context_bytes}

@@ -1,4 +1,4 @@
-"""The catalog of models and GPUs: claims about `hf_bsopt.data.catalog` and its data."""
+"""Models and GPUs are found by their usual names, with correct data, and unknown names are refused."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ MIB = 2**20
         ("tinystories-reference", "tinystories-reference"),
     ],
 )
-def test_promised_model_is_served_under_its_usual_names(name: str, hub_id: str) -> None:
+def test_models_are_found_by_their_usual_names(name: str, hub_id: str) -> None:
     entry = model_entry(name)
     assert entry is not None
     assert entry.hub_id == hub_id
@@ -68,14 +68,14 @@ def test_promised_model_is_served_under_its_usual_names(name: str, hub_id: str) 
 
 
 @given(st.sampled_from(known_models()), st.booleans())
-def test_every_model_is_found_by_id_and_last_part_in_any_case(hub_id: str, upper: bool) -> None:
+def test_every_model_is_found_by_its_id_and_last_part_in_any_case(hub_id: str, upper: bool) -> None:
     for name in (hub_id, hub_id.rsplit("/", 1)[-1]):
         entry = model_entry(name.upper() if upper else name.lower())
         assert entry is not None
         assert entry.hub_id == hub_id
 
 
-def test_same_name_of_another_owner_is_another_model() -> None:
+def test_the_same_name_with_another_owner_is_not_found() -> None:
     assert model_entry("someone/bert-base-uncased") is None
 
 
@@ -84,7 +84,7 @@ def test_unknown_model_is_none() -> None:
     assert model_entry("") is None
 
 
-def test_config_of_an_entry_is_the_callers_own() -> None:
+def test_changing_the_config_of_an_entry_does_not_change_the_catalog() -> None:
     first, second = model_entry("biobert"), model_entry("biobert")
     assert first is not None
     assert second is not None
@@ -102,7 +102,7 @@ def test_config_of_an_entry_is_the_callers_own() -> None:
         ("lama-3.2-3b", "meta-llama/Llama-3.2-3B"),
     ],
 )
-def test_misspelt_model_is_named_among_the_nearest(misspelt: str, hub_id: str) -> None:
+def test_the_intended_model_is_among_the_nearest_of_a_misspelt_name(misspelt: str, hub_id: str) -> None:
     nearest = nearest_models(misspelt)
     assert hub_id in nearest
     assert len(set(nearest)) == 3
@@ -141,26 +141,26 @@ def test_every_model_has_a_public_source() -> None:
         ("RTX 6000 Ada", 50_865_307_648, 89, 142),
     ],
 )
-def test_known_card_is_as_the_driver_reports_it(
+def test_known_gpus_have_the_values_that_the_driver_reports(
     name: str, total_bytes: int, compute_capability: int, multiprocessors: int
 ) -> None:
-    card = gpu(name)
-    assert (card.name, card.total_bytes, card.compute_capability, card.multiprocessors) == (
+    spec = gpu(name)
+    assert (spec.name, spec.total_bytes, spec.compute_capability, spec.multiprocessors) == (
         name,
         total_bytes,
         compute_capability,
         multiprocessors,
     )
-    assert card.assumed == ""
-    assert 300 * MIB <= card.context_bytes <= 430 * MIB
+    assert spec.assumed == ""
+    assert 300 * MIB <= spec.context_bytes <= 430 * MIB
 
 
-def test_every_card_of_the_data_is_among_those_that_are_checked() -> None:
+def test_every_known_gpu_is_checked_above() -> None:
     assert len(known_gpus()) == 17
 
 
 @pytest.mark.parametrize(
-    ("said", "name"),
+    ("spelling", "name"),
     [
         ("Tesla T4", "T4"),
         ("t4", "T4"),
@@ -185,21 +185,22 @@ def test_every_card_of_the_data_is_among_those_that_are_checked() -> None:
         ("NVIDIA RTX 6000 Ada Generation", "RTX 6000 Ada"),
     ],
 )
-def test_card_is_known_by_what_users_and_drivers_call_it(said: str, name: str) -> None:
-    assert gpu(said) == gpu(name)
-    assert gpu(said).assumed == ""
+def test_gpus_are_found_by_the_names_that_users_and_drivers_give_them(spelling: str, name: str) -> None:
+    assert gpu(spelling) == gpu(name)
+    assert gpu(spelling).assumed == ""
 
 
 @pytest.mark.parametrize(
-    ("said", "name"), [("A100", "A100-40GB"), ("v100", "V100-16GB"), ("H100", "H100-80GB"), ("H100 PCIe", "H100-80GB")]
+    ("spelling", "name"),
+    [("A100", "A100-40GB"), ("v100", "V100-16GB"), ("H100", "H100-80GB"), ("H100 PCIe", "H100-80GB")],
 )
-def test_name_of_several_cards_is_settled_in_words(said: str, name: str) -> None:
-    assert gpu(said).name == name
-    assert "assumed" in gpu(said).assumed
+def test_an_ambiguous_name_states_which_gpu_is_assumed(spelling: str, name: str) -> None:
+    assert gpu(spelling).name == name
+    assert "assumed" in gpu(spelling).assumed
 
 
 @pytest.mark.parametrize(
-    ("said", "total_bytes"),
+    ("spelling", "total_bytes"),
     [
         ("24GiB", 24 * 2**30),
         ("24 gib", 24 * 2**30),
@@ -211,21 +212,21 @@ def test_name_of_several_cards_is_settled_in_words(said: str, name: str) -> None
         ("2TiB", 2**41),
     ],
 )
-def test_memory_size_is_read_to_the_byte_and_its_assumptions_are_told(said: str, total_bytes: int) -> None:
-    card = gpu(said)
-    assert (card.total_bytes, card.compute_capability, card.multiprocessors) == (total_bytes, 80, 108)
-    assert f"{total_bytes:,} bytes" in card.assumed
-    assert "sm80" in card.assumed
+def test_a_memory_size_is_exact_to_the_byte_and_states_its_assumptions(spelling: str, total_bytes: int) -> None:
+    spec = gpu(spelling)
+    assert (spec.total_bytes, spec.compute_capability, spec.multiprocessors) == (total_bytes, 80, 108)
+    assert f"{total_bytes:,} bytes" in spec.assumed
+    assert "sm80" in spec.assumed
 
 
-@pytest.mark.parametrize("said", ["0GiB", "-24GiB", "1023MiB", "1GB", "2049GiB", "9" * 500 + "GiB"])
-def test_absurd_memory_size_is_refused_with_an_example(said: str) -> None:
+@pytest.mark.parametrize("spelling", ["0GiB", "-24GiB", "1023MiB", "1GB", "2049GiB", "9" * 500 + "GiB"])
+def test_an_invalid_memory_size_is_refused_with_an_example(spelling: str) -> None:
     with pytest.raises(UnknownGpuError, match="24GiB"):
-        gpu(said)
+        gpu(spelling)
 
 
 @pytest.mark.parametrize(
-    ("said", "nearest"),
+    ("spelling", "nearest"),
     [
         ("T5", "T4"),
         ("A100-60GB", "A100-80GB"),
@@ -235,24 +236,24 @@ def test_absurd_memory_size_is_refused_with_an_example(said: str) -> None:
         ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "A100-40GB"),
     ],
 )
-def test_card_that_only_resembles_a_known_one_is_refused_with_the_nearest_names(said: str, nearest: str) -> None:
+def test_a_name_similar_to_a_known_gpu_is_refused_with_the_nearest_names(spelling: str, nearest: str) -> None:
     with pytest.raises(UnknownGpuError, match="Nearest names") as refused:
-        gpu(said)
+        gpu(spelling)
     assert nearest in str(refused.value)
     assert "24GiB" in str(refused.value)
 
 
 @given(st.text(max_size=40))
-def test_any_text_is_a_gpu_or_a_usage_error(said: str) -> None:
+def test_any_text_is_a_gpu_or_raises_unknown_gpu(spelling: str) -> None:
     with contextlib.suppress(UnknownGpuError):
-        assert gpu(said).total_bytes
+        assert gpu(spelling).total_bytes
 
 
-# ---- what follows from a card
+# ---- properties derived from a GPU
 
 
 @pytest.mark.parametrize(("name", "workspace_bytes"), [("T4", 8_519_680), ("A100", 8_519_680), ("H200", 33_554_432)])
-def test_cublas_workspace_is_pytorchs_for_the_capability(name: str, workspace_bytes: int) -> None:
+def test_the_cublas_workspace_is_that_of_pytorch_for_the_compute_capability(name: str, workspace_bytes: int) -> None:
     assert gpu(name).cublas_workspace_bytes == workspace_bytes
 
 
@@ -260,16 +261,16 @@ def test_cublas_workspace_is_pytorchs_for_the_capability(name: str, workspace_by
     ("compute_capability", "threads"),
     [(60, 2048), (70, 2048), (75, 1024), (80, 2048), (86, 1536), (89, 1536), (90, 2048), (100, 2048), (120, 1536)],
 )
-def test_threads_per_multiprocessor_follow_the_capability(compute_capability: int, threads: int) -> None:
+def test_threads_per_multiprocessor_depend_on_the_compute_capability(compute_capability: int, threads: int) -> None:
     assert GpuSpec("", None, compute_capability, 1, 0).threads_per_multiprocessor == threads
 
 
 @pytest.mark.parametrize(("name", "supported"), [("T4", False), ("V100", False), ("A100", True), ("RTX 4090", True)])
-def test_bfloat16_starts_with_ampere(name: str, supported: bool) -> None:
+def test_bfloat16_is_supported_from_ampere_on(name: str, supported: bool) -> None:
     assert gpu(name).supports_bfloat16 == supported
 
 
-def test_catalog_imports_no_torch_and_reads_nothing_at_import() -> None:
+def test_importing_the_catalog_imports_no_torch_and_reads_no_file() -> None:
     code = (
         "import sys, hf_bsopt.data.catalog as c;"
         "sys.exit(bool({'torch', 'transformers'} & set(sys.modules)) or c._read.cache_info().currsize)"

@@ -1,4 +1,4 @@
-"""YAML and JSON: axolotl, LLaMA-Factory, TRL, accelerate, DeepSpeed, a saved TrainingArguments."""
+"""YAML and JSON files of axolotl, LLaMA-Factory, TRL, accelerate, DeepSpeed and transformers are patched in place."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patched_files import BATCH, BOTH, patched, refusal
 from ruamel.yaml import YAML
-from written import BATCH, BOTH, patched, refusal
 
 from hf_bsopt.errors import MissingExtraError
 from hf_bsopt.patching import patch
 
-ALL = {**BOTH, "learning_rate": 2e-5, "warmup_steps": 7}
+WITH_SCHEDULE = {**BOTH, "learning_rate": 2e-5, "warmup_steps": 7}
 
 AXOLOTL = """\
 base_model: NousResearch/Llama-3.2-1B   # the "small" one – é 😀
@@ -74,8 +74,8 @@ def replaced(text: str, *pairs: tuple[str, str]) -> str:
     return text
 
 
-def test_axolotl(tmp_path: Path) -> None:
-    assert patched(tmp_path, "a.yml", AXOLOTL, ALL | {"max_length": 512}) == replaced(
+def test_values_of_an_axolotl_config_change_in_place(tmp_path: Path) -> None:
+    assert patched(tmp_path, "a.yml", AXOLOTL, WITH_SCHEDULE | {"max_length": 512}) == replaced(
         AXOLOTL,
         ("micro_batch_size:   1", "micro_batch_size:   48"),
         ("learning_rate: 0.0002", "learning_rate: 2.0e-05"),
@@ -84,8 +84,8 @@ def test_axolotl(tmp_path: Path) -> None:
     )
 
 
-def test_llama_factory_and_trl(tmp_path: Path) -> None:
-    assert patched(tmp_path, "a.yaml", LLAMA_FACTORY, ALL) == replaced(
+def test_values_of_a_llama_factory_or_trl_config_change_in_place(tmp_path: Path) -> None:
+    assert patched(tmp_path, "a.yaml", LLAMA_FACTORY, WITH_SCHEDULE) == replaced(
         LLAMA_FACTORY,
         ("train_batch_size: 1\n", "train_batch_size: 48\nwarmup_steps: 7\n"),
         ("accumulation_steps: 8", "accumulation_steps: 2"),
@@ -93,8 +93,8 @@ def test_llama_factory_and_trl(tmp_path: Path) -> None:
     )
 
 
-def test_a_saved_training_arguments_file(tmp_path: Path) -> None:
-    assert patched(tmp_path, "args.json", ARGUMENTS, ALL) == replaced(
+def test_values_of_saved_training_arguments_change_in_place(tmp_path: Path) -> None:
+    assert patched(tmp_path, "args.json", ARGUMENTS, WITH_SCHEDULE) == replaced(
         ARGUMENTS,
         ('"per_device_train_batch_size": 8', '"per_device_train_batch_size": 48'),
         ('"gradient_accumulation_steps": 1', '"gradient_accumulation_steps": 2'),
@@ -103,20 +103,20 @@ def test_a_saved_training_arguments_file(tmp_path: Path) -> None:
     )
 
 
-def test_the_whole_batch_of_deepspeed_follows_with_as_many_gpus_as_before(tmp_path: Path) -> None:
-    after = json.loads(patched(tmp_path, "ds.json", DEEPSPEED, ALL))
+def test_deepspeeds_train_batch_size_is_updated_for_the_same_number_of_gpus(tmp_path: Path) -> None:
+    after = json.loads(patched(tmp_path, "ds.json", DEEPSPEED, WITH_SCHEDULE))
     assert after["train_batch_size"] == 48 * 2 * (64 // (4 * 8))
     assert (after["train_micro_batch_size_per_gpu"], after["gradient_accumulation_steps"]) == (48, 2)
     assert after["optimizer"]["params"]["lr"] == 2e-5
     assert after["scheduler"]["params"]["warmup_num_steps"] == 7
 
 
-def test_the_whole_batch_of_deepspeed_stays_where_the_effective_batch_is_kept(tmp_path: Path) -> None:
+def test_deepspeeds_train_batch_size_stays_if_the_effective_batch_stays(tmp_path: Path) -> None:
     after = patched(tmp_path, "ds.json", DEEPSPEED, {"batch_size": 16, "gradient_accumulation_steps": 2})
     assert after == replaced(DEEPSPEED, ('per_gpu": 4', 'per_gpu": 16'), ('steps": 8', 'steps": 2'))
 
 
-def test_the_whole_batch_of_deepspeed_follows_the_accumulation_alone(tmp_path: Path) -> None:
+def test_deepspeeds_train_batch_size_is_updated_if_only_the_accumulation_changes(tmp_path: Path) -> None:
     after = patched(tmp_path, "ds.json", DEEPSPEED, {"gradient_accumulation_steps": 2})
     assert after == replaced(DEEPSPEED, ('batch_size": 64', 'batch_size": 16'), ('steps": 8', 'steps": 2'))
 
@@ -127,36 +127,36 @@ def test_auto_stays_auto(name: str, tmp_path: Path) -> None:
     text = json.dumps(dict.fromkeys(names, "auto"), indent=2)
     assert patched(tmp_path, name, text, BOTH) == text
     notes = patch(tmp_path / name, BOTH).notes
-    assert any('batch_size is "auto" and stays so' in note for note in notes)
+    assert any('batch_size is "auto" and stays "auto"' in note for note in notes)
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
-        ('{"train_batch_size": 64, "zero_optimization": {}}', "the batch of all GPUs and steps together"),
-        ('{"train_batch_size": 64, "train_micro_batch_size_per_gpu": "auto"}', "the batch of all GPUs"),
+        ('{"train_batch_size": 64, "zero_optimization": {}}', "the total of all GPUs and accumulation steps"),
+        ('{"train_batch_size": 64, "train_micro_batch_size_per_gpu": "auto"}', "the total of all GPUs"),
         ('{"train_batch_size": 64, "train_micro_batch_size_per_gpu": 4}', "delete train_batch_size"),
         (
             '{"train_batch_size": 60, "train_micro_batch_size_per_gpu": 8, "gradient_accumulation_steps": 2}',
-            "no multiple of micro-batch × accumulation",
+            "not a multiple of micro-batch × accumulation",
         ),
     ],
 )
-def test_deepspeed_sizes_that_contradict_are_refused(text: str, words: str, tmp_path: Path) -> None:
-    assert words in refusal(tmp_path, "ds.json", text, BOTH)
+def test_inconsistent_deepspeed_batch_sizes_are_refused(text: str, message: str, tmp_path: Path) -> None:
+    assert message in refusal(tmp_path, "ds.json", text, BOTH)
 
 
-def test_the_old_batch_size_of_axolotl_is_refused_where_accumulation_follows_from_it(tmp_path: Path) -> None:
+def test_axolotls_batch_size_is_refused_if_the_accumulation_is_computed_from_it(tmp_path: Path) -> None:
     for accumulation in (1, 2):
         values = {"batch_size": 48, "gradient_accumulation_steps": accumulation}
         message = refusal(tmp_path, "a.yml", "micro_batch_size: 2\nbatch_size: 64\n", values)
-        assert "is worked out of batch_size beside it" in message
+        assert "it is computed from batch_size beside it" in message
 
 
-def test_accelerate_holds_the_accumulation_only(tmp_path: Path) -> None:
+def test_accelerate_config_gets_the_accumulation_only(tmp_path: Path) -> None:
     text = "distributed_type: DEEPSPEED\ndeepspeed_config:\n  gradient_accumulation_steps: 1\n  zero_stage: 2\n"
     assert patched(tmp_path, "default_config.yaml", text, BOTH) == text.replace("steps: 1", "steps: 2")
-    assert "holds no batch size" in patch(tmp_path / "default_config.yaml", BOTH).notes[0]
+    assert "has no batch size" in patch(tmp_path / "default_config.yaml", BOTH).notes[0]
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_accelerate_holds_the_accumulation_only(tmp_path: Path) -> None:
         ("'bs': '8'\n", "'bs': '48'\n'gradient_accumulation_steps': 2\n"),
     ],
 )
-def test_missing_accumulation_in_yaml(text: str, expected: str, tmp_path: Path) -> None:
+def test_missing_accumulation_is_added_to_yaml(text: str, expected: str, tmp_path: Path) -> None:
     assert patched(tmp_path, "a.yaml", text, BOTH) == expected
     assert YAML(typ="safe").load(expected)
 
@@ -184,7 +184,7 @@ def test_missing_accumulation_in_yaml(text: str, expected: str, tmp_path: Path) 
         ('[{"bs":1}]', '[{"gradient_accumulation_steps":2, "bs":48}]'),
     ],
 )
-def test_missing_accumulation_in_json(text: str, expected: str, tmp_path: Path) -> None:
+def test_missing_accumulation_is_added_to_json(text: str, expected: str, tmp_path: Path) -> None:
     assert patched(tmp_path, "a.json", text, BOTH) == expected
     assert json.loads(expected)
 
@@ -205,12 +205,12 @@ def test_missing_accumulation_in_json(text: str, expected: str, tmp_path: Path) 
         "batch_size: 9\nbatch_size: 8\n",
     ],
 )
-def test_one_number_of_a_yaml_file_changes(text: str, tmp_path: Path) -> None:
+def test_only_the_number_changes_in_a_yaml_file(text: str, tmp_path: Path) -> None:
     assert patched(tmp_path, "a.yaml", text) == text.replace("8", "48")
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         ("a: &d\n  batch_size: 8\ntrain:\n  <<: *d\neval:\n  <<: *d\n", "known only at run time"),
         ("batch_size: &b 8\neval_batch_size: *b\n", "known only at run time"),
@@ -229,28 +229,28 @@ def test_one_number_of_a_yaml_file_changes(text: str, tmp_path: Path) -> None:
         ("[" * 1200, "is not YAML"),
     ],
 )
-def test_yaml_that_can_not_be_patched_with_certainty_is_refused(text: str, words: str, tmp_path: Path) -> None:
-    assert words in refusal(tmp_path, "a.yaml", text)
+def test_yaml_is_refused_if_it_is_not_certain_what_to_change(text: str, message: str, tmp_path: Path) -> None:
+    assert message in refusal(tmp_path, "a.yaml", text)
 
 
-def test_aliases_that_multiply_are_read_once(tmp_path: Path) -> None:
+def test_nested_yaml_aliases_are_visited_once(tmp_path: Path) -> None:
     rows = ["a0: &a0 [x]"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30)]
     text = "\n".join([*rows, "batch_size: 8\n"])
     assert patched(tmp_path, "a.yaml", text) == text.replace("batch_size: 8", "batch_size: 48")
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
-        ("", "line 1: a value is expected"),
-        ('{"a": 1}\n x', "line 2: something follows"),
-        ('{"a": [1, 2,\n}', "line 2: a value"),
-        ("{'batch_size': 1}", "a name in quotes"),
-        ('{"batch_size" 1}', "a colon"),
-        ('{"batch_size": 1 "b": 2}', "a comma"),
-        ('{"batch_size": 1', "a comma or the end"),
+        ("", "line 1: expected a value"),
+        ('{"a": 1}\n x', "line 2: there is text after the end"),
+        ('{"a": [1, 2,\n}', "line 2: expected a value"),
+        ("{'batch_size': 1}", "expected a name in double quotes"),
+        ('{"batch_size" 1}', "expected a colon"),
+        ('{"batch_size": 1 "b": 2}', "expected a comma"),
+        ('{"batch_size": 1', "expected a comma or the end"),
         ('{"batch_size": "1', "Unterminated string"),
-        ('{"batch_size": 01}', "a comma or the end"),
+        ('{"batch_size": 01}', "expected a comma or the end"),
         ("[" * 100_000, "nested more than 200 deep"),
         ('{"batch_size": ' + "9" * 5000 + "}", "is not JSON"),
         ('{"batch_size": true}', "there is no batch_size"),
@@ -258,15 +258,15 @@ def test_aliases_that_multiply_are_read_once(tmp_path: Path) -> None:
         ("8", "there is no batch_size"),
     ],
 )
-def test_json_that_can_not_be_patched_is_refused(text: str, words: str, tmp_path: Path) -> None:
-    assert words in refusal(tmp_path, "a.json", text)
+def test_json_that_can_not_be_patched_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    assert message in refusal(tmp_path, "a.json", text)
 
 
-def test_the_last_of_equal_keys_counts_in_json(tmp_path: Path) -> None:
+def test_the_last_of_equal_json_keys_is_patched(tmp_path: Path) -> None:
     assert patched(tmp_path, "a.json", '{"bs": 1, "bs": 2}') == '{"bs": 1, "bs": 48}'
 
 
-def test_yaml_without_ruamel_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_yaml_without_ruamel_raises_missing_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
     def without_ruamel(name: str, *args: Any) -> Any:

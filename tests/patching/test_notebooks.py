@@ -1,4 +1,4 @@
-"""Notebooks: magics, cells that are no Python, files that cells write, and the JSON around them."""
+"""In notebooks only the value changes: magics, non-Python cells, files written by cells and the JSON stay the same."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from written import BATCH, BOTH, notebook, patched, refusal, sources
+from patched_files import BATCH, BOTH, notebook, patched, refusal, sources
 
 from hf_bsopt.patching import patch
 
-KEPT = [
+OTHER_CELLS = [
     "!pip install -q transformers",
     "%matplotlib inline\n%config InlineBackend.figure_format = 'retina'",
     "files = !ls \\\n    -la\nfiles, n = !ls",
@@ -37,20 +37,22 @@ KEPT = [
 ]
 
 
-@pytest.mark.parametrize("cell", KEPT)
+@pytest.mark.parametrize("cell", OTHER_CELLS)
 @pytest.mark.parametrize("as_list", [True, False])
-def test_other_cells_are_kept_and_do_not_stand_in_the_way(cell: str, as_list: bool, tmp_path: Path) -> None:
+def test_other_cells_stay_unchanged_and_do_not_prevent_the_patch(cell: str, as_list: bool, tmp_path: Path) -> None:
     after = patched(tmp_path, "n.ipynb", notebook(cell, "batch_size = 8", as_list=as_list))
     assert sources(after) == [cell, "batch_size = 48"]
 
 
-IN_A_CELL = [
-    cell for cell in KEPT if not cell.lstrip().startswith("%%") and cell not in ("print 'Python 2'", "def broken(:")
+OTHER_CODE = [
+    cell
+    for cell in OTHER_CELLS
+    if not cell.lstrip().startswith("%%") and cell not in ("print 'Python 2'", "def broken(:")
 ]
 
 
-@pytest.mark.parametrize("cell", IN_A_CELL)
-def test_magics_in_the_same_cell_do_not_stand_in_the_way(cell: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("cell", OTHER_CODE)
+def test_magics_in_the_same_cell_do_not_prevent_the_patch(cell: str, tmp_path: Path) -> None:
     after = patched(tmp_path, "n.ipynb", notebook(f"{cell}\nbatch_size = 8 # é😀\n{cell}"))
     assert sources(after) == [f"{cell}\nbatch_size = 48 # é😀\n{cell}"]
 
@@ -77,7 +79,7 @@ def test_magics_in_the_same_cell_do_not_stand_in_the_way(cell: str, tmp_path: Pa
         ),
     ],
 )
-def test_the_cell_that_trains_is_patched(cells: list[str], expected: list[str], tmp_path: Path) -> None:
+def test_the_cell_that_training_uses_is_patched(cells: list[str], expected: list[str], tmp_path: Path) -> None:
     assert sources(patched(tmp_path, "n.ipynb", notebook(*cells))) == expected
 
 
@@ -89,7 +91,7 @@ def test_two_commands_are_an_error_that_names_cell_and_line(tmp_path: Path) -> N
     assert sources(after)[2] == "!python b.py --batch_size 48"
 
 
-def test_accumulation_is_a_flag_where_transformers_reads_it(tmp_path: Path) -> None:
+def test_accumulation_is_added_as_a_flag_only_if_transformers_reads_the_command(tmp_path: Path) -> None:
     text = notebook("!python run_ner.py --per_device_train_batch_size=16 --fp16")
     command = "!python run_ner.py --per_device_train_batch_size=48 --gradient_accumulation_steps=2 --fp16"
     assert sources(patched(tmp_path, "n.ipynb", text, BOTH)) == [command]
@@ -97,7 +99,7 @@ def test_accumulation_is_a_flag_where_transformers_reads_it(tmp_path: Path) -> N
     assert "there is no gradient_accumulation_steps" in refusal(tmp_path, "n.ipynb", own, BOTH)
 
 
-def test_a_new_line_is_a_new_string_of_the_source(tmp_path: Path) -> None:
+def test_an_added_line_is_a_string_of_its_own_in_the_source(tmp_path: Path) -> None:
     after = patched(tmp_path, "n.ipynb", notebook("C = {\n  'batch_size': 16,\n  'é': 1,\n}"), BOTH)
     assert json.loads(after)["cells"][0]["source"] == [
         "C = {\n",
@@ -108,7 +110,7 @@ def test_a_new_line_is_a_new_string_of_the_source(tmp_path: Path) -> None:
     ]
 
 
-def test_a_cell_that_can_not_be_read_and_sets_a_batch_size_is_an_error(tmp_path: Path) -> None:
+def test_a_cell_with_invalid_python_that_sets_a_batch_size_is_an_error(tmp_path: Path) -> None:
     text = notebook("print 'a'\nBATCH_SIZE = 16", "batch_size = 8")
     message = refusal(tmp_path, "n.ipynb", text)
     assert "n.ipynb, cell 1:" in message and "BATCH_SIZE = 16" in message
@@ -119,23 +121,23 @@ def test_a_cell_that_can_not_be_read_and_sets_a_batch_size_is_an_error(tmp_path:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "is no notebook"),
-        ("[]", "is no notebook"),
+        ("", "is not a notebook"),
+        ("[]", "is not a notebook"),
         ("{}", "nbformat 3 and 4"),
         ('{"nbformat": 2, "worksheets": []}', "nbformat 3 and 4"),
-        ('{"nbformat": 4, "cells": [}', "line 1: a value is expected"),
+        ('{"nbformat": 4, "cells": [}', "line 1: expected a value"),
         ('{"nbformat": 4}', "there is no batch_size"),
         ('{"nbformat": 4, "cells": 7}', "there is no batch_size"),
         ('{"nbformat": 4, "cells": [7, {"cell_type": "code", "source": [1]}]}', "there is no batch_size"),
-        (notebook("batch_size <- 16", language="R"), "a notebook of r"),
+        (notebook("batch_size <- 16", language="R"), "a notebook in r;"),
         (notebook("batch_size = 1").replace("batch_size = 1", 'batch_size = 1", "6'), "split between two strings"),
     ],
 )
-def test_what_is_no_notebook_of_python_is_refused(text: str, words: str, tmp_path: Path) -> None:
+def test_anything_but_a_python_notebook_is_refused(text: str, words: str, tmp_path: Path) -> None:
     assert words in refusal(tmp_path, "n.ipynb", text)
 
 
-def test_a_notebook_on_one_line_is_shown_by_its_cells(tmp_path: Path) -> None:
+def test_the_diff_of_a_notebook_on_one_line_is_a_diff_of_its_cells(tmp_path: Path) -> None:
     path = tmp_path / "n.ipynb"
     path.write_text(notebook("x = '" + "a" * 3000 + "'", "y = 1\nbatch_size = 8\n", indent=None))
     diff = patch(path, BATCH).diff
@@ -144,12 +146,12 @@ def test_a_notebook_on_one_line_is_shown_by_its_cells(tmp_path: Path) -> None:
     assert len(diff) < 300
 
 
-def test_the_last_of_equal_keys_in_a_cell_is_its_source(tmp_path: Path) -> None:
+def test_the_last_of_equal_source_keys_in_a_cell_is_patched(tmp_path: Path) -> None:
     text = '{"nbformat": 4, "cells": [{"cell_type": "code", "source": "batch_size = 1", "source": "batch_size = 2"}]}'
     assert patched(tmp_path, "n.ipynb", text) == text.replace("= 2", "= 48")
 
 
-def test_surrogates_and_escapes_do_not_shift_the_place(tmp_path: Path) -> None:
+def test_surrogates_and_escapes_do_not_shift_positions(tmp_path: Path) -> None:
     source = r"s = '\ud83d \ud83d\ude00 \u00e9 \\ \/'\tand 1;batch_size = 8"
     text = '{"nbformat": 4, "cells": [{"cell_type": "code", "source": ["' + source + '"]}]}'
     assert patched(tmp_path, "n.ipynb", text) == text.replace("= 8", "= 48")

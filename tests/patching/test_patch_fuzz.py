@@ -1,6 +1,6 @@
-"""5,000 generated scripts, notebooks and configuration files: the named values change, and nothing else by a byte.
+"""In 5,000 generated scripts, notebooks and configuration files the given values change, and no other byte.
 
-The generator writes each source twice, with the old values and with the new ones: the patch must make one of the other.
+The generator writes each source twice, with the old and with the new values: the patch must turn one into the other.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hf_bsopt.patching import patch
 HERE = Path(__file__).parent
 NEW = {"batch_size": 48, "gradient_accumulation_steps": 3}
 B, A = "\x01", "\x02"
-"""Where the batch size and the accumulation stand in a template."""
+"""Placeholders for the batch size and the accumulation in a template."""
 
 DEFINITIONS = [
     'CONFIG = {"batch_size": \x01, "gradient_accumulation_steps": \x02}',
@@ -84,14 +84,14 @@ OTHER_CELLS = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Nothing waits for the disk here: 10,000 files are written, and forgotten."""
+    """Return a temporary folder in which files are written without fsync, because 10,000 of them are written."""
     with pytest.MonkeyPatch.context() as patching:
         patching.setattr(os, "fsync", lambda descriptor: None)
         yield tmp_path_factory.mktemp("fuzz")
 
 
-def cases(number: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    return settings(max_examples=number, deadline=None, suppress_health_check=list(HealthCheck))
+def examples(count: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    return settings(max_examples=count, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def filled(template: str, batch: str, accumulation: str) -> str:
@@ -103,7 +103,7 @@ numbers = st.sampled_from(["1", "2", "16", "0x10", "1_024", "7", "32"])
 
 @st.composite
 def programs(draw: st.DrawFn, extra: tuple[str, ...] = ()) -> str:
-    """A template: noise, a definition, noise."""
+    """Draw a template: unrelated lines, a definition, unrelated lines."""
     noise = st.lists(st.sampled_from([*NOISE, *extra]), max_size=3)
     return "\n".join([*draw(noise), draw(st.sampled_from(DEFINITIONS)), *draw(noise)])
 
@@ -116,7 +116,7 @@ def check(path: Path, before: bytes, after: bytes) -> None:
     assert patch(path, NEW).changes == ()
 
 
-@cases(2000)
+@examples(2000)
 @given(
     template=programs(),
     batch=numbers,
@@ -125,7 +125,7 @@ def check(path: Path, before: bytes, after: bytes) -> None:
     end=st.sampled_from(["", "\n", "\n\n  # end"]),
     encoding=st.sampled_from(["utf-8", "utf-8-sig"]),
 )
-def test_a_generated_script_differs_in_the_named_values_only(
+def test_only_the_given_values_change_in_a_generated_script(
     folder: Path, template: str, batch: str, accumulation: str, newline: str, end: str, encoding: str
 ) -> None:
     is_text = "'\x01'" in template
@@ -154,7 +154,7 @@ def as_notebook(
     ).encode()
 
 
-@cases(1500)
+@examples(1500)
 @given(
     before=st.lists(st.sampled_from([*NOISE, *MAGICS, *OTHER_CELLS]), max_size=2),
     template=programs(tuple(MAGICS)),
@@ -166,7 +166,7 @@ def as_notebook(
     is_ascii=st.booleans(),
     tight=st.booleans(),
 )
-def test_a_generated_notebook_differs_in_the_named_values_only(
+def test_only_the_given_values_change_in_a_generated_notebook(
     folder: Path,
     before: list[str],
     template: str,
@@ -193,7 +193,7 @@ values = st.recursive(
 )
 
 
-@cases(700)
+@examples(700)
 @given(
     rest=st.dictionaries(names, values, max_size=4),
     inside=st.booleans(),
@@ -202,7 +202,7 @@ values = st.recursive(
     indent=st.sampled_from([None, 1, 4, "\t"]),
     is_ascii=st.booleans(),
 )
-def test_a_generated_json_file_differs_in_the_named_values_only(
+def test_only_the_given_values_change_in_a_generated_json_file(
     folder: Path, rest: dict[str, object], inside: bool, name: str, seed: int, indent: int | str | None, is_ascii: bool
 ) -> None:
     def written(batch: int, accumulation: int) -> bytes:
@@ -236,7 +236,7 @@ YAML_DEFINITIONS = [
 ]
 
 
-@cases(300)
+@examples(300)
 @given(
     before=st.lists(st.sampled_from(YAML_NOISE), max_size=3, unique=True),
     definition=st.sampled_from(YAML_DEFINITIONS),
@@ -244,7 +244,7 @@ YAML_DEFINITIONS = [
     newline=st.sampled_from(["\n", "\r\n"]),
     end=st.sampled_from(["", "\n"]),
 )
-def test_a_generated_yaml_file_differs_in_the_named_values_only(
+def test_only_the_given_values_change_in_a_generated_yaml_file(
     folder: Path, before: list[str], definition: str, after: list[str], newline: str, end: str
 ) -> None:
     template = "\n".join([*before, definition, *(row for row in after if row not in before)]) + end
@@ -255,8 +255,8 @@ def test_a_generated_yaml_file_differs_in_the_named_values_only(
     check(folder / "a.yaml", written("16", "1"), written("48", "3"))
 
 
-class _Numbers(ast.NodeTransformer):
-    """Every number becomes 0, and is kept in ``found``."""
+class _NumberCollector(ast.NodeTransformer):
+    """Transformer that replaces every number by 0 and collects the numbers in ``found``."""
 
     def __init__(self) -> None:
         self.found: list[object] = []
@@ -268,26 +268,26 @@ class _Numbers(ast.NodeTransformer):
         return node
 
 
-def shape(source: bytes) -> tuple[str, list[object]]:
-    numbers = _Numbers()
+def structure_and_numbers(source: bytes) -> tuple[str, list[object]]:
+    numbers = _NumberCollector()
     return ast.dump(numbers.visit(ast.parse(source))), numbers.found
 
 
-KERNELS = [path.read_bytes() for path in sorted((HERE / "scripts").glob("*.py")) if path.name != "constants.py"]
+SCRIPTS = [path.read_bytes() for path in sorted((HERE / "scripts").glob("*.py")) if path.name != "constants.py"]
 
 
-@cases(500)
+@examples(500)
 @given(
-    kernel=st.sampled_from(KERNELS),
+    script=st.sampled_from(SCRIPTS),
     cuts=st.lists(
         st.tuples(st.integers(0, 1 << 16), st.integers(0, 60), st.sampled_from(["", "\n", "16", "=", "(", "é"]))
     ),
     order=st.booleans(),
 )
-def test_a_mangled_kernel_is_patched_in_its_values_or_refused(
-    folder: Path, kernel: bytes, cuts: list[tuple[int, int, str]], order: bool
+def test_only_the_given_values_change_in_a_mangled_script_or_it_is_refused(
+    folder: Path, script: bytes, cuts: list[tuple[int, int, str]], order: bool
 ) -> None:
-    lines = kernel.decode().splitlines(keepends=True)
+    lines = script.decode().splitlines(keepends=True)
     for place, length, new in cuts[:3]:
         at = place % (len(lines) + 1)
         lines[at : at + (length % 4 if order else 0)] = [new] if new != "\n" else lines[:2]
@@ -298,7 +298,7 @@ def test_a_mangled_kernel_is_patched_in_its_values_or_refused(
     except UsageError:
         assert path.read_bytes() == before
         return
-    old, new_numbers = shape(before), shape(path.read_bytes())
+    old, new_numbers = structure_and_numbers(before), structure_and_numbers(path.read_bytes())
     assert old[0] == new_numbers[0]
     differ = [now for was, now in zip(old[1], new_numbers[1], strict=True) if was != now]
     assert differ == [48] * len(result.changes)

@@ -1,4 +1,4 @@
-"""Reading a file so that it can be written back byte for byte, and replacing it in one step or not at all."""
+"""Read a file so that it can be written back byte for byte, and replace it atomically."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from pathlib import Path
 from ..errors import PatchError
 
 LARGEST_BYTES = 64 << 20
-PYTHON = (".py", ".pyw")
+PYTHON_SUFFIXES = (".py", ".pyw")
 
 
 @dataclass(frozen=True)
-class Original:
-    """A file as it was read; ``target`` is what a symbolic link points to."""
+class TextFile:
+    """A file as it was read. ``target`` is ``path`` with symbolic links resolved."""
 
     path: Path
     target: Path
@@ -30,13 +30,13 @@ class Original:
     encoding: str
 
 
-def read(path: Path) -> Original:
-    """Raises PatchError for what is no text file, with what it is instead."""
+def read_text_file(path: Path) -> TextFile:
+    """Return the file's content. Raise PatchError if it is not a text file; the message says what it is instead."""
     try:
         target = path.resolve(strict=True)
         status = target.stat()
     except FileNotFoundError:
-        raise PatchError(f"{path}: there is no such file{_near(path)}") from None
+        raise PatchError(f"{path}: there is no such file{_nearest_name(path)}") from None
     except (OSError, RuntimeError, ValueError) as error:
         raise PatchError(f"{path} can't be read: {error}") from None
     if stat.S_ISDIR(status.st_mode):
@@ -44,7 +44,7 @@ def read(path: Path) -> Original:
     if not stat.S_ISREG(status.st_mode):
         raise PatchError(f"{path} is a device or a pipe, not a file")
     if status.st_size > LARGEST_BYTES:
-        raise PatchError(f"{path} has {status.st_size:,} bytes, over the {LARGEST_BYTES:,} that are read")
+        raise PatchError(f"{path} has {status.st_size:,} bytes, more than the limit of {LARGEST_BYTES:,}")
     try:
         content = target.read_bytes()
     except OSError as error:
@@ -59,10 +59,10 @@ def read(path: Path) -> Original:
         raise PatchError(f"{path} is not text in {encoding}: {error}") from None
     if not is_kept:
         raise PatchError(f"{path} can't be written back byte for byte in {encoding}; save it as UTF-8 first")
-    return Original(path, target, content, text, encoding)
+    return TextFile(path, target, content, text, encoding)
 
 
-def _near(path: Path) -> str:
+def _nearest_name(path: Path) -> str:
     with contextlib.suppress(OSError, ValueError):
         near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1)
         return f"; did you mean {path.with_name(near[0])}?" if near else ""
@@ -70,8 +70,8 @@ def _near(path: Path) -> str:
 
 
 def _encoding(path: Path, content: bytes) -> str:
-    """As Python's own coding line says; UTF-8, with or without a mark, for everything else."""
-    if path.suffix.lower() in PYTHON:
+    """Return the encoding: as Python's coding line declares it, else UTF-8 with or without a byte order mark."""
+    if path.suffix.lower() in PYTHON_SUFFIXES:
         try:
             return tokenize.detect_encoding(io.BytesIO(content).readline)[0]
         except SyntaxError as error:
@@ -79,10 +79,10 @@ def _encoding(path: Path, content: bytes) -> str:
     return "utf-8-sig" if content.startswith(b"\xef\xbb\xbf") else "utf-8"
 
 
-def replace(original: Original, text: str) -> None:
-    """The whole new file under the old name, with the old mode and, where allowed, owner.
+def replace_text_file(original: TextFile, text: str) -> None:
+    """Replace the file atomically by ``text``, with its mode and, if permitted, its owner and group.
 
-    Raises PatchError where the folder can't be written to, or the file has changed since it was read.
+    Raises PatchError if the folder can't be written to, or if the file has changed since it was read.
     """
     target = original.target
     if not os.access(target, os.W_OK):
@@ -99,7 +99,7 @@ def replace(original: Original, text: str) -> None:
             os.fsync(file.fileno())
         _keep_owner_and_mode(target, new)
         if target.read_bytes() != original.content:
-            raise PatchError(f"{original.path} was changed by somebody else in the meantime; run it again")
+            raise PatchError(f"{original.path} was changed by another program in the meantime; run the command again")
         os.replace(new, target)
     except OSError as error:
         raise PatchError(f"{original.path} can't be replaced: {error.strerror}. The file is untouched.") from None

@@ -1,4 +1,4 @@
-"""JSON with the position of every value: the standard library's reader does not say where things stand."""
+"""Parse JSON with the position of every value, which the parser of the standard library does not report."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
 _WORD = re.compile(r"true|false|null|NaN|-?Infinity")
 _ESCAPED_PAIR = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}")
 _DECODER = json.JSONDecoder()
-DEEPEST = 200
+MAX_DEPTH = 200
 
 
 class JsonError(ValueError):
-    """Not JSON; the message has the line."""
+    """The text is not JSON; the message starts with the line."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Array:
 
 @dataclass(frozen=True)
 class Object:
-    """The pairs in order; of equal keys readers take the last."""
+    """The (key, value) pairs in order. Of equal keys, JSON parsers use the last one."""
 
     pairs: tuple[tuple[Text, Node], ...]
     start: int
@@ -59,12 +59,12 @@ class Object:
 Node = Text | Scalar | Array | Object
 
 
-def read(text: str) -> Node:
-    """Raises JsonError."""
+def parse_json(text: str) -> Node:
+    """Return the root of the document. Raise JsonError if ``text`` is not JSON."""
     reader = _Reader(text)
     node = reader.node(reader.skip(0), 0)
     if reader.skip(node.end) != len(text):
-        raise reader.error(reader.skip(node.end), "something follows the end")
+        raise reader.error(reader.skip(node.end), "there is text after the end of the value")
     return node
 
 
@@ -79,8 +79,8 @@ class _Reader:
         return JsonError(f"line {self.text.count(chr(10), 0, at) + 1}: {what}")
 
     def node(self, at: int, depth: int) -> Node:
-        if depth > DEEPEST:
-            raise self.error(at, f"nested more than {DEEPEST} deep")
+        if depth > MAX_DEPTH:
+            raise self.error(at, f"nested more than {MAX_DEPTH} deep")
         match self.text[at : at + 1]:
             case '"':
                 return self.string(at)
@@ -91,9 +91,9 @@ class _Reader:
         if found := _WORD.match(self.text, at) or _NUMBER.match(self.text, at):
             try:
                 return Scalar(json.loads(found.group()), at, found.end())
-            except ValueError as error:  # more digits than int takes
+            except ValueError as error:  # more digits than int() accepts
                 raise self.error(at, str(error)) from None
-        raise self.error(at, "a value is expected")
+        raise self.error(at, "expected a value")
 
     def string(self, at: int) -> Text:
         try:
@@ -104,39 +104,39 @@ class _Reader:
 
     def array(self, at: int, depth: int) -> Array:
         items: list[Node] = []
-        here = self.skip(at + 1)
-        while self.text[here : here + 1] != "]":
+        position = self.skip(at + 1)
+        while self.text[position : position + 1] != "]":
             if items:
-                here = self._comma(here)
-            items.append(self.node(here, depth + 1))
-            here = self.skip(items[-1].end)
-        return Array(tuple(items), at, here + 1)
+                position = self._comma(position)
+            items.append(self.node(position, depth + 1))
+            position = self.skip(items[-1].end)
+        return Array(tuple(items), at, position + 1)
 
     def object(self, at: int, depth: int) -> Object:
         pairs: list[tuple[Text, Node]] = []
-        here = self.skip(at + 1)
-        while self.text[here : here + 1] != "}":
+        position = self.skip(at + 1)
+        while self.text[position : position + 1] != "}":
             if pairs:
-                here = self._comma(here)
-            if self.text[here : here + 1] != '"':
-                raise self.error(here, "a name in quotes is expected")
-            key = self.string(here)
+                position = self._comma(position)
+            if self.text[position : position + 1] != '"':
+                raise self.error(position, "expected a name in double quotes")
+            key = self.string(position)
             colon = self.skip(key.end)
             if self.text[colon : colon + 1] != ":":
-                raise self.error(colon, "a colon is expected")
+                raise self.error(colon, "expected a colon")
             value = self.node(self.skip(colon + 1), depth + 1)
             pairs.append((key, value))
-            here = self.skip(value.end)
-        return Object(tuple(pairs), at, here + 1)
+            position = self.skip(value.end)
+        return Object(tuple(pairs), at, position + 1)
 
     def _comma(self, at: int) -> int:
         if self.text[at : at + 1] != ",":
-            raise self.error(at, "a comma or the end is expected")
+            raise self.error(at, "expected a comma or the end")
         return self.skip(at + 1)
 
 
 def raw_positions(text: str, string: Text) -> list[int]:
-    """Where each character of the string's value stands in the text, and where the closing quote does."""
+    """Return the position in ``text`` of each character of the string's value, and of the closing quote."""
     places: list[int] = []
     at, end = string.start + 1, string.end - 1
     while at < end:

@@ -1,14 +1,14 @@
-"""Flags in the command lines of a notebook: `!python train.py --batch_size 16`."""
+"""Find flags in command lines: `!python train.py --batch_size 16` in a notebook, `os.system("…")` in a script."""
 
 from __future__ import annotations
 
 import re
 
 from .python_values import as_number
-from .sites import OPTIONS, Chunk, Container, Number, Site
+from .sites import COMMAND_LINE, Chunk, Container, Number, Site
 
-OURS = re.compile(r"find[-_]optimal[-_]batch[-_]size|hf_bsopt")
-"""The search that this patch comes from: its flags are questions, not settings."""
+OWN_COMMAND = re.compile(r"find[-_]optimal[-_]batch[-_]size|hf_bsopt")
+"""This package's own command: its flags describe a search and are not settings of the training."""
 _LAUNCHES = re.compile(
     r"\b(python[0-9.]*|torchrun|accelerate|deepspeed|uv|%run|[\w-]+\.(py|sh)|[\w-]+[-_](cli|train))\b"
 )
@@ -18,10 +18,10 @@ _FLAG = re.compile(
 )
 
 
-def flags(chunk: Chunk, start: int, end: int) -> list[Site]:
-    """Every flag with a number on the command line from ``start`` to ``end``; none of our own command."""
+def flag_sites(chunk: Chunk, start: int, end: int) -> list[Site]:
+    """Return each flag with a number on the command line from ``start`` to ``end``; none for this package's command."""
     line = chunk.text[start:end]
-    if OURS.search(line) or not _LAUNCHES.search(line):
+    if OWN_COMMAND.search(line) or not _LAUNCHES.search(line):
         return []
     found = list(_FLAG.finditer(line))
     names = frozenset(flag["name"].replace("-", "_") for flag in found)
@@ -32,6 +32,6 @@ def flags(chunk: Chunk, start: int, end: int) -> list[Site]:
         if number is None or (flag["sep"] != "=" and flag["dashes"] != "--"):
             continue
         value = Number(number, start + flag.start("value"), start + flag.end("value"))
-        path = (OPTIONS, *flag["name"].replace("-", "_").split("."))
+        path = (COMMAND_LINE, *flag["name"].replace("-", "_").split("."))
         sites.append(Site(path, "flag", value, chunk, container, start + flag.start(), start + flag.end()))
     return sites

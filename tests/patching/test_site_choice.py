@@ -1,16 +1,15 @@
-"""Which of several places in a script is the one that trains, and what is refused."""
+"""Of several definitions the one that training uses is chosen; ambiguous scripts are refused."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from textwrap import dedent
 
 import pytest
-from written import BATCH, BOTH, patched, refusal
+from patched_files import patched, refusal
 
-# (what is written, what 48 replaces there)
-CHOSEN = {
+# name: (the source, the text in it that 48 replaces)
+SOURCES = {
     "a dict": ('CONFIG = {"batch_size": 16}', "16"),
     "a dict call": ("CONFIG = dict(lr=1e-4, batch_size=16)", "16"),
     "a later item": ('CONFIG = {"batch_size": 16}\nCONFIG["batch_size"] = 8', "8"),
@@ -92,18 +91,18 @@ CHOSEN = {
 }
 
 
-@pytest.mark.parametrize("shape", CHOSEN)
+@pytest.mark.parametrize("case", SOURCES)
 @pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
-def test_the_batch_size_is_the_one_that_trains(shape: str, newline: str, tmp_path: Path) -> None:
-    source, old = CHOSEN[shape]
+def test_the_batch_size_that_training_uses_is_patched(case: str, newline: str, tmp_path: Path) -> None:
+    source, old = SOURCES[case]
     text = (source + "\n").replace("\n", newline)
     place = list(re.finditer(rf"(?<!\w){re.escape(old)}(?!\w)", text))
-    assert len(place) == 1, "the case itself is ambiguous"
+    assert len(place) == 1, "the text to replace must occur once in the source"
     expected = text[: place[0].start()] + "48" + text[place[0].end() :]
     assert patched(tmp_path, "train.py", text) == expected
 
 
-SEVERAL = {
+AMBIGUOUS = {
     "two names": 'BATCH_SIZE = 16\nCONFIG = {"batch_size": 32}\n',
     "two dicts": 'CONFIGS = {"bert": {"batch_size": 16},\n "roberta": {"batch_size": 8}}\n',
     "a list of dicts": 'GRID = [{"batch_size": 16},\n {"batch_size": 8}]\n',
@@ -126,9 +125,9 @@ SEVERAL = {
 }
 
 
-@pytest.mark.parametrize("shape", SEVERAL)
-def test_two_that_do_not_know_of_each_other_are_an_error_whose_keys_choose(shape: str, tmp_path: Path) -> None:
-    source = SEVERAL[shape]
+@pytest.mark.parametrize("case", AMBIGUOUS)
+def test_two_independent_definitions_are_an_error_whose_keys_select_one(case: str, tmp_path: Path) -> None:
+    source = AMBIGUOUS[case]
     message = refusal(tmp_path, "train.py", source)
     assert "batch_size is set in 2 places" in message
     keys = re.findall(r"--key batch_size=(\S+?)(?:,|$)", message, re.MULTILINE)
@@ -153,11 +152,11 @@ RUN_TIME = {
 }
 
 
-@pytest.mark.parametrize("shape", RUN_TIME)
-def test_what_is_known_at_run_time_only_is_an_error_that_shows_it(shape: str, tmp_path: Path) -> None:
-    message = refusal(tmp_path, "train.py", RUN_TIME[shape] + "\n")
+@pytest.mark.parametrize("case", RUN_TIME)
+def test_a_value_known_only_at_run_time_is_an_error_that_shows_the_line(case: str, tmp_path: Path) -> None:
+    message = refusal(tmp_path, "train.py", RUN_TIME[case] + "\n")
     assert "batch_size is known only at run time" in message
-    assert RUN_TIME[shape].splitlines()[-1].strip() in message or "for batch_size in (8, 16)" in message
+    assert RUN_TIME[case].splitlines()[-1].strip() in message or "for batch_size in (8, 16)" in message
 
 
 @pytest.mark.parametrize(
@@ -172,136 +171,18 @@ def test_what_is_known_at_run_time_only_is_an_error_that_shows_it(shape: str, tm
         "'batch_size'",
     ],
 )
-def test_no_batch_size_is_an_error_that_shows_what_looks_like_one(source: str, tmp_path: Path) -> None:
+def test_a_missing_batch_size_is_an_error_that_shows_similar_lines(source: str, tmp_path: Path) -> None:
     message = refusal(tmp_path, "train.py", source)
     assert "there is no batch_size to change here" in message
     assert ("batch_size" not in source) or source in message
 
 
-def test_what_python_can_not_read_is_shown(tmp_path: Path) -> None:
+def test_a_syntax_error_is_reported_with_its_line(tmp_path: Path) -> None:
     message = refusal(tmp_path, "train.py", "batch_size = 16\nprint 'epoch'\n")
-    assert "can't be read by Python 3" in message
+    assert "can't be parsed by Python 3" in message
     assert "train.py:2:  print 'epoch'" in message
 
 
 @pytest.mark.parametrize("source", ["(" * 400 + "1" + ")" * 400, "-" * 3000 + "1", "x = " + "+".join("1" * 5000)])
-def test_what_is_nested_too_deep_is_refused(source: str, tmp_path: Path) -> None:
-    assert "can't be read by Python" in refusal(tmp_path, "train.py", f"batch_size = 16\n{source}\n")
-
-
-# ---- accumulation
-
-
-def test_accumulation_of_one_is_not_added(tmp_path: Path) -> None:
-    values = {"batch_size": 48, "gradient_accumulation_steps": 1}
-    assert patched(tmp_path, "train.py", "batch_size = 16\n", values) == "batch_size = 48\n"
-
-
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        ("C = {'batch_size': 16}", "C = {'gradient_accumulation_steps': 2, 'batch_size': 48}"),
-        (
-            'C = {\n\t"batch_size" :  16, # a\n}',
-            'C = {\n\t"batch_size" :  48, # a\n\t"gradient_accumulation_steps" :  2,\n}',
-        ),
-        ('C = {\n  "batch_size": 16\n}', 'C = {\n  "gradient_accumulation_steps": 2,\n  "batch_size": 48\n}'),
-        ('C = {\n  "batch_size": (16),\n}', 'C = {\n  "gradient_accumulation_steps": 2,\n  "batch_size": (48),\n}'),
-        ("C = dict(batch_size=16)", "C = dict(gradient_accumulation_steps=2, batch_size=48)"),
-        ("class C:\n  batch_size = 16", "class C:\n  gradient_accumulation_steps = 2\n  batch_size = 48"),
-        (
-            "class C:\n  BATCH_SIZE=16 # a\n  b=1",
-            "class C:\n  BATCH_SIZE=48 # a\n  GRADIENT_ACCUMULATION_STEPS=2\n  b=1",
-        ),
-        ("class C: batch_size = 16", "class C: gradient_accumulation_steps = 2; batch_size = 48"),
-        (
-            "class C:\n  batch_size: int = 16\n",
-            "class C:\n  batch_size: int = 48\n  gradient_accumulation_steps: int = 2\n",
-        ),
-        ('C["batch_size"] = 16\n', 'C["batch_size"] = 48\nC["gradient_accumulation_steps"] = 2\n'),
-        (
-            "B = 16\nTrainingArguments(per_device_train_batch_size=B)",
-            "B = 48\nTrainingArguments(gradient_accumulation_steps=2, per_device_train_batch_size=B)",
-        ),
-        (
-            "TrainingArguments(\n    per_device_train_batch_size = 16,\n)",
-            "TrainingArguments(\n    per_device_train_batch_size = 48,\n    gradient_accumulation_steps = 2,\n)",
-        ),
-    ],
-)
-@pytest.mark.parametrize("newline", ["\n", "\r\n"])
-def test_missing_accumulation_is_written_beside_as_its_neighbour_is(
-    before: str, after: str, newline: str, tmp_path: Path
-) -> None:
-    text = before.replace("\n", newline)
-    assert patched(tmp_path, "train.py", text, BOTH) == after.replace("\n", newline)
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "BATCH_SIZE = 16\n",
-        "C = dict(batch_size=16, **base)\n",
-        "C = {'batch_size': 16, **base}\n",
-        "TrainingArguments(per_device_train_batch_size=16, **more)\n",
-        'parser.add_argument("--batch_size", default=16)\n',
-        "DataLoader(train_set, batch_size=16)\n",
-        "def main(batch_size=16): ...\n",
-    ],
-)
-def test_missing_accumulation_that_nothing_would_read_is_an_error(source: str, tmp_path: Path) -> None:
-    message = refusal(tmp_path, "train.py", source, BOTH)
-    assert "there is no gradient_accumulation_steps in this file" in message
-    assert "train.py:1:" in message
-
-
-@pytest.mark.parametrize(
-    "accumulation",
-    ["n", "None", "args.accum", '"four"'],
-)
-@pytest.mark.parametrize("wanted", [1, 2])
-def test_accumulation_that_is_there_and_no_number_is_an_error(accumulation: str, wanted: int, tmp_path: Path) -> None:
-    source = f"def f(n):\n    return dict(batch_size=16, gradient_accumulation_steps={accumulation})\n"
-    values = {"batch_size": 48, "gradient_accumulation_steps": wanted}
-    message = refusal(tmp_path, "train.py", source, values)
-    assert "gradient_accumulation_steps is there, and is no number" in message
-    assert "train.py:2:" in message
-
-
-def test_auto_in_another_place_does_not_stand_for_the_accumulation(tmp_path: Path) -> None:
-    source = "ds = {'gradient_accumulation_steps': 'auto'}\nTrainingArguments(per_device_train_batch_size=16)\n"
-    added = "TrainingArguments(gradient_accumulation_steps=2, per_device_train_batch_size=48)"
-    assert added in patched(tmp_path, "train.py", source, BOTH)
-
-
-def test_accumulation_beside_the_batch_size_goes_before_another(tmp_path: Path) -> None:
-    source = 'A = {"accum": 1}\nC = {"batch_size": 16, "accum": 4}\n'
-    assert patched(tmp_path, "train.py", source, BOTH) == 'A = {"accum": 1}\nC = {"batch_size": 48, "accum": 2}\n'
-
-
-def test_accumulation_computed_from_the_batch_size_is_an_error(tmp_path: Path) -> None:
-    source = "MICRO_BATCH_SIZE = 4\nBATCH_SIZE = 128\nGRADIENT_ACCUMULATION_STEPS = BATCH_SIZE // MICRO_BATCH_SIZE\n"
-    message = refusal(tmp_path, "train.py", source, BOTH)
-    assert "train.py:3:  GRADIENT_ACCUMULATION_STEPS = BATCH_SIZE // MICRO_BATCH_SIZE" in message
-
-
-def test_only_what_was_asked_for_changes(tmp_path: Path) -> None:
-    source = "C = {'batch_size': 16, 'lr': 1e-5, 'accum': 4, 'warmup_steps': 9, 'max_len': 8}\n"
-    assert patched(tmp_path, "train.py", source, BATCH) == source.replace("16", "48")
-    assert patched(tmp_path, "train.py", source, {"learning_rate": 0.5}) == source.replace("1e-5", "0.5")
-
-
-def test_an_equal_number_keeps_its_spelling(tmp_path: Path) -> None:
-    source = "C = {'batch_size': 0x30, 'lr': 20E-6}\n"
-    assert patched(tmp_path, "train.py", source, {"batch_size": 48, "learning_rate": 2e-5}) == source
-
-
-def test_positional_names_in_a_docstring_or_f_string_are_nothing(tmp_path: Path) -> None:
-    source = dedent('''
-        """CONFIG = {"batch_size": 1}"""
-        CONFIG = {"batch_size": 16}
-        print(f"""
-        {dict(batch_size=2)} {CONFIG["batch_size"]}
-        """)
-        ''')
-    assert patched(tmp_path, "train.py", source) == source.replace("16", "48")
+def test_source_that_is_nested_too_deep_is_refused(source: str, tmp_path: Path) -> None:
+    assert "can't be parsed by Python" in refusal(tmp_path, "train.py", f"batch_size = 16\n{source}\n")

@@ -1,4 +1,4 @@
-"""A unified diff made from the edits themselves: as fast for a notebook of 50 MB as for a script."""
+"""Build a unified diff from the edits; comparing the old and the new text would be slow for a notebook of 50 MB."""
 
 from __future__ import annotations
 
@@ -11,42 +11,42 @@ from .sites import Edit, line_starts
 
 CONTEXT = 3
 LONGEST_LINE = 2_000
-"""A notebook on a single line is shown by its cells instead."""
+"""A notebook with an edited line longer than this, in characters, is shown as a diff of its cells."""
 
 
 @dataclass(frozen=True)
 class _Group:
-    """Neighbouring lines that change, counted from 0, the last excluded."""
+    """Adjacent changed lines: from ``first`` to ``last`` (exclusive), counted from 0."""
 
     first: int
     last: int
     edits: tuple[Edit, ...]
 
 
-def apply(text: str, edits: Sequence[Edit]) -> str:
-    """The text with the edits, which are sorted and don't overlap."""
+def apply_edits(text: str, edits: Sequence[Edit]) -> str:
+    """Return the text with the edits applied; they must be sorted and must not overlap."""
     parts: list[str] = []
-    behind = 0
+    copied = 0
     for edit in edits:
-        parts += [text[behind : edit.start], edit.new]
-        behind = edit.end
-    return "".join([*parts, text[behind:]])
+        parts += [text[copied : edit.start], edit.new]
+        copied = edit.end
+    return "".join([*parts, text[copied:]])
 
 
-def lines(text: str) -> list[str]:
-    """With their ends, of any of the three kinds."""
+def split_lines(text: str) -> list[str]:
+    r"""Return the lines with their line ends: \n, \r\n or \r."""
     return re.findall(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+$", text)
 
 
-def longest_line(text: str, edits: Sequence[Edit]) -> int:
-    """The characters of the longest line that an edit touches."""
+def longest_edited_line(text: str, edits: Sequence[Edit]) -> int:
+    """Return the number of characters of the longest line that an edit touches."""
     ends = [*line_starts(text), len(text)]
     touched = [_line(ends[:-1], edit.start) for edit in edits]
     return max((ends[line + 1] - ends[line] for line in touched), default=0)
 
 
 def unified_diff(name: str, text: str, edits: Sequence[Edit]) -> str:
-    """As ``diff -u`` writes it, with three lines of context; "" without edits."""
+    """Return the diff as ``diff -u`` formats it, with three lines of context; "" if there are no edits."""
     if not edits:
         return ""
     starts = line_starts(text)
@@ -67,7 +67,7 @@ def _range(first: int, count: int) -> str:
 
 
 def _groups(text: str, edits: Sequence[Edit]) -> list[_Group]:
-    """Whole lines that go in before a line replace none."""
+    """Return the edits grouped by adjacent lines. An edit that inserts whole lines replaces no line."""
     groups: list[_Group] = []
     starts = line_starts(text)
     for edit in edits:
@@ -97,26 +97,26 @@ def _hunks(groups: list[_Group], count: int) -> list[list[_Group]]:
 
 
 def _hunk(text: str, starts: Sequence[int], groups: list[_Group], count: int) -> tuple[int, int, str]:
-    """(its old lines, its new lines, the lines)."""
+    """Return the number of old lines, the number of new lines and the text of a hunk."""
     ends = [*starts[1:], len(text)]
 
     def between(first: int, last: int) -> list[str]:
-        return [text[starts[line] : ends[line]] for line in range(first, last)]
+        return [text[starts[number] : ends[number]] for number in range(first, last)]
 
     rows: list[str] = []
     old = new = 0
-    here = max(groups[0].first - CONTEXT, 0)
+    line = max(groups[0].first - CONTEXT, 0)
     for group in groups:
-        kept = between(here, group.first)
+        kept = between(line, group.first)
         before = between(group.first, min(group.last, count))
         start = starts[group.first] if group.first < len(starts) else len(text)
         shifted = [Edit(edit.start - start, edit.end - start, edit.new) for edit in group.edits]
-        after = lines(apply("".join(before), shifted))
+        after = split_lines(apply_edits("".join(before), shifted))
         rows += [*_rows(" ", kept), *_rows("-", before), *_rows("+", after)]
         old += len(kept) + len(before)
         new += len(kept) + len(after)
-        here = min(group.last, count)
-    kept = between(here, min(here + CONTEXT, count))
+        line = min(group.last, count)
+    kept = between(line, min(line + CONTEXT, count))
     rows += _rows(" ", kept)
     return old + len(kept), new + len(kept), "".join(rows)
 

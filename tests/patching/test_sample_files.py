@@ -1,4 +1,4 @@
-"""Scripts and notebooks in the manner of Kaggle kernels: the values change where they stand, nothing else by a byte."""
+"""In scripts and notebooks like those on Kaggle the values change in place, and no other byte."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ NOTEBOOKS: dict[str, tuple[Mapping[str, float], Replacements]] = {
 
 
 def expected(content: bytes, replacements: Replacements, encoding: str) -> bytes:
-    """The content with each replacement made at its only place."""
+    """Return the content with each replacement made; assert that each old text occurs exactly once."""
     for old, new in replacements:
         assert content.count(old.encode(encoding)) == 1, old
         content = content.replace(old.encode(encoding), new.encode(encoding))
@@ -164,7 +164,9 @@ def expected(content: bytes, replacements: Replacements, encoding: str) -> bytes
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_script_is_patched_rightly_and_only_once(name: str, tmp_path: Path) -> None:
+def test_only_the_given_values_change_in_a_sample_script_and_a_second_patch_changes_nothing(
+    name: str, tmp_path: Path
+) -> None:
     values, replacements = SCRIPTS[name]
     path = tmp_path / f"{name}.py"
     shutil.copy(HERE / "scripts" / path.name, path)
@@ -175,11 +177,13 @@ def test_a_script_is_patched_rightly_and_only_once(name: str, tmp_path: Path) ->
     assert {change.new for change in patched.changes} == {str(value) for value in values.values()}
     again = patch(path, values)
     assert (again.diff, again.changes, again.is_written) == ("", (), False)
-    assert "already so" in str(again)
+    assert "already up to date" in str(again)
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_a_notebook_is_patched_rightly_and_only_once(name: str, tmp_path: Path) -> None:
+def test_only_the_given_values_change_in_a_sample_notebook_and_a_second_patch_changes_nothing(
+    name: str, tmp_path: Path
+) -> None:
     values, replacements = NOTEBOOKS[name]
     path = tmp_path / f"{name}.ipynb"
     shutil.copy(HERE / "notebooks" / path.name, path)
@@ -193,7 +197,7 @@ def test_a_notebook_is_patched_rightly_and_only_once(name: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("path", sorted((HERE / "scripts").iterdir()) + sorted((HERE / "notebooks").iterdir()), ids=str)
-def test_a_dry_run_shows_the_same_diff_and_writes_nothing(path: Path, tmp_path: Path) -> None:
+def test_a_dry_run_gives_the_same_diff_and_writes_nothing(path: Path, tmp_path: Path) -> None:
     values = (SCRIPTS | {f"{name}.ipynb": row for name, row in NOTEBOOKS.items()})[
         path.stem if path.suffix == ".py" else path.name
     ][0]

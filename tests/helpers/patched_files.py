@@ -1,4 +1,4 @@
-"""What the tests of the patch share: a file in a folder, and notebooks made of cells."""
+"""Helpers for the tests of patching: patch a file with given content, and make notebooks from cells."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def sources(text: str) -> list[str]:
 
 
 def patched(folder: Path, name: str, text: str, values: Mapping[str, float] = BATCH, **options: Any) -> str:
-    """The text after the patch, which a second one leaves alone."""
+    """Return the text after the patch. Assert that a second patch changes nothing."""
     path = folder / name
     path.write_text(text, encoding="utf-8", newline="")
     patch(path, values, **options)
@@ -47,7 +47,7 @@ def patched(folder: Path, name: str, text: str, values: Mapping[str, float] = BA
 
 
 def refusal(folder: Path, name: str, text: str, values: Mapping[str, float] = BATCH, **options: Any) -> str:
-    """The message of the error, after which the file is as it was."""
+    """Return the message of the PatchError. Assert that the file is unchanged and no other file remains."""
     path = folder / name
     path.write_text(text, encoding="utf-8", newline="")
     with pytest.raises(PatchError) as error:
