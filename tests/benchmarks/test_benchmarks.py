@@ -35,7 +35,7 @@ def few_rows() -> list[dict[str, str]]:
     return biobert + rows_of("rehearsed_more.csv", model="bert-mini")
 
 
-@pytest.mark.parametrize("metric", ["allocated", "reserved"])
+@pytest.mark.parametrize("metric", ["allocated", pytest.param("reserved", marks=pytest.mark.slow)])
 def test_predictions_match_recorded_steps(metric: str, few_rows: list[dict[str, str]], tmp_path: Path) -> None:
     """The limits are a tenth of the project's accuracy goal: these rows are exact to a KiB."""
     done = accuracy(few_rows, tmp_path, "--metric", metric, "--max_median", "0.02", "--max_worst", "0.1")

@@ -28,6 +28,7 @@ def test_two_processes_split_the_effective_batch_and_rank_zero_prints(tmp_path: 
     assert (tmp_path / "report.json").exists()
 
 
+@pytest.mark.slow
 def test_conflicting_number_of_processes_is_reported_once() -> None:
     done = launched("--effective_batch_size", "1024", "--num_processes", "3")
     assert done.returncode != 0

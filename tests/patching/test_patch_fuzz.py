@@ -9,11 +9,12 @@ import ast
 import json
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from examples import examples
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from hf_bsopt.errors import UsageError
@@ -90,10 +91,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield tmp_path_factory.mktemp("fuzz")
 
 
-def examples(count: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    return settings(max_examples=count, deadline=None, suppress_health_check=list(HealthCheck))
-
-
 def filled(template: str, batch: str, accumulation: str) -> str:
     return template.replace(B, batch).replace(A, accumulation)
 
@@ -116,7 +113,7 @@ def check(path: Path, before: bytes, after: bytes) -> None:
     assert patch(path, NEW).changes == ()
 
 
-@examples(2000)
+@examples(2000, suppress_health_check=list(HealthCheck))
 @given(
     template=programs(),
     batch=numbers,
@@ -154,7 +151,7 @@ def as_notebook(
     ).encode()
 
 
-@examples(1500)
+@examples(1500, suppress_health_check=list(HealthCheck))
 @given(
     before=st.lists(st.sampled_from([*NOISE, *MAGICS, *OTHER_CELLS]), max_size=2),
     template=programs(tuple(MAGICS)),
@@ -193,7 +190,7 @@ values = st.recursive(
 )
 
 
-@examples(700)
+@examples(700, suppress_health_check=list(HealthCheck))
 @given(
     rest=st.dictionaries(names, values, max_size=4),
     inside=st.booleans(),
@@ -236,7 +233,7 @@ YAML_DEFINITIONS = [
 ]
 
 
-@examples(300)
+@examples(300, suppress_health_check=list(HealthCheck))
 @given(
     before=st.lists(st.sampled_from(YAML_NOISE), max_size=3, unique=True),
     definition=st.sampled_from(YAML_DEFINITIONS),
@@ -276,7 +273,7 @@ def structure_and_numbers(source: bytes) -> tuple[str, list[object]]:
 SCRIPTS = [path.read_bytes() for path in sorted((HERE / "scripts").glob("*.py")) if path.name != "constants.py"]
 
 
-@examples(500)
+@examples(500, suppress_health_check=list(HealthCheck))
 @given(
     script=st.sampled_from(SCRIPTS),
     cuts=st.lists(

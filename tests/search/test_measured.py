@@ -111,6 +111,7 @@ def test_the_search_recovers_from_an_oom_after_a_wrong_prediction(
     assert "the prediction was" in found.reason
 
 
+@pytest.mark.slow
 def test_after_the_last_attempt_the_largest_size_that_ran_is_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prediction, "Predictor", OptimisticPredictor)
     found = find(max_attempts=3)
@@ -118,6 +119,7 @@ def test_after_the_last_attempt_the_largest_size_that_ran_is_the_answer(monkeypa
     assert found.batch_size == max(trial.batch_size for trial in measured(found) if trial.fits)
 
 
+@pytest.mark.slow
 def test_evaluation_is_run_if_requested() -> None:
     found = find(verify_evaluation=True, batch_size=8)
     assert found.evaluation is not None
@@ -127,6 +129,7 @@ def test_evaluation_is_run_if_requested() -> None:
     assert found.evaluation.batch_size > found.batch_size
 
 
+@pytest.mark.slow
 def test_a_generation_has_its_own_largest_batch() -> None:
     found = find_batch_size(
         "tinystories",
@@ -144,6 +147,7 @@ def test_a_generation_has_its_own_largest_batch() -> None:
     assert found.to_dict()["generation"]["batch_size"] == found.generation.batch_size
 
 
+@pytest.mark.slow
 def test_with_throughput_the_smallest_size_on_the_plateau_is_recommended() -> None:
     found = find(throughput=True, target=(0.8, 0.9))
     total = found.device.total_bytes or 0
@@ -156,17 +160,20 @@ def test_with_throughput_the_smallest_size_on_the_plateau_is_recommended() -> No
         assert "trains no faster" in found.reason
 
 
+@pytest.mark.slow
 def test_the_length_of_the_dataset_is_a_limit() -> None:
     found = find(dataset_size=16)
     assert (found.batch_size, found.decision.bound) == (16, "dataset size")
     assert find(dataset_size=16, num_processes=2, device="predict", memory=None).batch_size == 8
 
 
+@pytest.mark.slow
 def test_if_no_sequence_fits_the_error_says_so() -> None:
     with pytest.raises(NothingFitsError, match="not even one sequence"):
         find(memory="400MiB", max_length=512, target=(0.1, 0.2))
 
 
+@pytest.mark.slow
 def test_the_error_on_a_timeout_names_the_model_the_size_and_the_device() -> None:
     with pytest.raises(ProbeError, match=r"training step of .*bert-tiny.* size \d+ on CPU \(timeout\): no answer"):
         find(probe_timeout=0.001)
@@ -193,6 +200,7 @@ def record_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return ran
 
 
+@pytest.mark.slow
 def test_a_cached_answer_is_confirmed_by_one_probe_or_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         cached_answers, "band", lambda free_bytes, total_bytes: 0
@@ -210,6 +218,7 @@ def test_a_cached_answer_is_confirmed_by_one_probe_or_trusted(monkeypatch: pytes
     assert len(ran) > 1
 
 
+@pytest.mark.slow
 def test_a_broken_cache_file_is_ignored_and_replaced(tmp_path: Path) -> None:
     first = find(cache=True, batch_size=4)
     (path,) = (tmp_path / "answers").iterdir()
@@ -220,6 +229,7 @@ def test_a_broken_cache_file_is_ignored_and_replaced(tmp_path: Path) -> None:
     assert len(path.read_text()) > len(whole) // 2
 
 
+@pytest.mark.slow
 def test_without_a_cache_nothing_is_written(tmp_path: Path) -> None:
     find(cache=False, batch_size=8)
     assert not (tmp_path / "answers").exists()
@@ -241,6 +251,7 @@ def interrupting(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     monkeypatch.setattr(ProbeClient, "__call__", call)
 
 
+@pytest.mark.slow
 def test_ctrl_c_raises_an_error_with_the_trials_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
     interrupting(monkeypatch, after=1)
     with pytest.raises(SearchInterrupted) as caught:
@@ -250,6 +261,7 @@ def test_ctrl_c_raises_an_error_with_the_trials_so_far(monkeypatch: pytest.Monke
     assert isinstance(caught.value, KeyboardInterrupt)
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_the_evaluation_raises_an_error_with_the_trials_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
     original = ProbeClient.__call__
 
@@ -264,6 +276,7 @@ def test_ctrl_c_in_the_evaluation_raises_an_error_with_the_trials_so_far(monkeyp
     assert [trial.batch_size for trial in caught.value.trials if trial.fits][-1] == 4
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_trials_after_ctrl_c(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -40,10 +40,14 @@ def used(module: nn.Module, **options: Any) -> int:
     return find(module, **options).chosen.used_bytes or 0
 
 
+def test_an_evaluation_with_batch_norm_is_predicted() -> None:
+    """BatchNorm has no statistics of one sequence, and the size of the training step before it is not given."""
+    assert find(Classifier(nn.BatchNorm1d(256)), evaluation=True).evaluation is not None
+
+
+@pytest.mark.slow
 def test_a_module_with_batch_norm_is_trained_with_at_least_two_sequences() -> None:
-    """BatchNorm has no statistics of one sequence: neither in a predicted evaluation nor in real steps."""
     module = Classifier(nn.BatchNorm1d(256))
-    assert find(module, evaluation=True).evaluation is not None
     ran = find(module, device="cpu", memory="1GiB", gpu=None, batch_size=16, cache=False, verify_evaluation=True)
     assert ran.source == "measured"
     assert min(trial.batch_size for trial in ran.ran) >= 2

@@ -338,6 +338,7 @@ def in_a_process(decorate: Callable[..., Any]) -> tuple[int, list[int], SearchRe
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(why_no_limit() is not None, reason=str(why_no_limit()))
 def test_limited_process_finds_at_least_the_size_of_accelerate_with_fewer_errors() -> None:
     found, tried, report = in_a_process(find_executable_batch_size)

@@ -18,6 +18,7 @@ DOCS = SCRIPT.parents[1] / "integrations.md"
 
 
 @pytest.mark.skipif(why_no_limit() is not None, reason=str(why_no_limit()))
+@pytest.mark.slow
 def test_script_learns_and_keeps_its_effective_batch(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, SCRIPT, "450MiB"],

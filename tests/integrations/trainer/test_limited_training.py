@@ -16,7 +16,10 @@ import pytest
 from hf_bsopt.probing.host_memory import why_no_limit
 from hf_bsopt.virtual_gpu.processes import with_package
 
-pytestmark = pytest.mark.skipif(why_no_limit() is not None, reason=str(why_no_limit()))
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(why_no_limit() is not None, reason=str(why_no_limit())),
+]
 SCRIPT = Path(__file__).with_name("limited.py")
 HELPERS = str(Path(__file__).parents[2] / "helpers")
 MODES = ("callback", "auto_find", "plain")
