@@ -9,7 +9,7 @@ from ..records import Source
 
 @dataclass(frozen=True)
 class Policy:
-    """How cautiously sizes are run on a device.
+    """The caution with which sizes are run on a device.
 
     keeps_distance: the first size and every later one stay away from where an OOM is possible.
     distance_after_one_run, distance_after_two_runs: fraction of the memory between a size that ran and a larger one

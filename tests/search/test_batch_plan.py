@@ -95,7 +95,7 @@ def test_total_tokens_determine_the_accumulation() -> None:
     assert planned.advice == ()
 
 
-def test_of_two_equally_near_effective_batches_the_larger_is_planned() -> None:
+def test_the_larger_of_two_equally_near_effective_batches_is_planned() -> None:
     assert plan(8, length=128, effective_batch=6, processes=4).effective_batch == 8
 
 
