@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from huggingface_hub import constants
-from transformers import AutoConfig, BertConfig, LlamaConfig
+from transformers import AutoConfig, AutoModel, BertConfig, LlamaConfig
 
 from hf_bsopt.data import catalog
 from hf_bsopt.errors import UnknownModelError, UsageError
@@ -60,6 +61,15 @@ def test_every_configuration_of_the_catalog_can_be_loaded_and_has_a_default_task
         assert reason
         limit = position_limit(config)
         assert limit is None or limit >= 256
+
+
+@pytest.mark.parametrize("name", catalog.known_models())
+def test_the_catalog_has_the_number_of_parameters_of_the_base_model(name: str) -> None:
+    entry = catalog.model_entry(name)
+    assert entry is not None
+    with torch.device("meta"):
+        model = AutoModel.from_config(load_config(name))
+    assert entry.parameters == model.num_parameters()
 
 
 def test_each_call_returns_a_new_configuration() -> None:
