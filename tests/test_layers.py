@@ -1,4 +1,4 @@
-"""The layers of the package: a room imports only from its own layer or one below it, and rooms form no cycle."""
+"""The layers of the package: a part imports only from its own layer or one below it, and parts form no cycle."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ LAYERS = (
     {"api"},
     {"cli", "app"},
 )
-"""From the ground up. A room is a package or a module directly under hf_bsopt."""
-STRANGERS = ({"memory", "probing"},)
-"""Rooms of one layer that must not import each other."""
-ENTRANCES = {"", "__main__"}
-"""hf_bsopt/__init__.py and __main__.py: they lead to every room and belong to none."""
+"""From the bottom up. A part is a package or a module directly under hf_bsopt."""
+INDEPENDENT = ({"memory", "probing"},)
+"""Parts of one layer that must not import each other: each checks what the other says about memory."""
+ENTRY_POINTS = {"", "__main__"}
+"""hf_bsopt/__init__.py and __main__.py: they import from every part and belong to no layer."""
 TOP_LEVEL_MODULES = 8
 
 
@@ -38,19 +38,19 @@ class Import:
     imported: str
 
     @property
-    def rooms(self) -> tuple[str, str]:
-        return _room(self.importer), _room(self.imported)
+    def parts(self) -> tuple[str, str]:
+        return _part(self.importer), _part(self.imported)
 
     def __str__(self) -> str:
         return f"hf_bsopt/{self.importer.replace('.', '/')}.py:{self.line} imports {self.imported}"
 
 
-def _room(module: str) -> str:
+def _part(module: str) -> str:
     return module.split(".")[0]
 
 
-def _level(room: str) -> int:
-    return next(level for level, rooms in enumerate(LAYERS) if room in rooms)
+def _level(part: str) -> int:
+    return next(level for level, parts in enumerate(LAYERS) if part in parts)
 
 
 def _module(path: Path) -> str:
@@ -95,40 +95,40 @@ def all_imports() -> list[Import]:
     return [found for path in sorted(PACKAGE.rglob("*.py")) for found in imports_in(path)]
 
 
-def test_every_room_has_a_layer() -> None:
-    rooms = {_room(_module(path)) for path in PACKAGE.rglob("*.py")} - ENTRANCES
-    assert rooms <= set().union(*LAYERS)
+def test_every_part_has_a_layer() -> None:
+    parts = {_part(_module(path)) for path in PACKAGE.rglob("*.py")} - ENTRY_POINTS
+    assert parts <= set().union(*LAYERS)
 
 
-def test_no_room_imports_from_a_layer_above_it() -> None:
+def test_no_part_imports_from_a_layer_above_it() -> None:
     upward = []
     for found in all_imports():
-        importer, imported = found.rooms
-        if importer in ENTRANCES or imported in ENTRANCES:
+        importer, imported = found.parts
+        if importer in ENTRY_POINTS or imported in ENTRY_POINTS:
             continue
         if _level(imported) > _level(importer):
             upward.append(str(found))
     assert not upward, "\n".join(upward)
 
 
-def test_rooms_that_hold_each_other_to_account_do_not_import_each_other() -> None:
-    wrong = [str(found) for found in all_imports() for pair in STRANGERS if set(found.rooms) == pair]
+def test_prediction_and_measurement_do_not_import_each_other() -> None:
+    wrong = [str(found) for found in all_imports() for pair in INDEPENDENT if set(found.parts) == pair]
     assert not wrong, "\n".join(wrong)
 
 
-def test_rooms_form_no_cycle() -> None:
+def test_parts_form_no_cycle() -> None:
     graph: dict[str, set[str]] = {}
     for found in all_imports():
-        importer, imported = found.rooms
-        if importer != imported and not {importer, imported} & ENTRANCES:
+        importer, imported = found.parts
+        if importer != imported and not {importer, imported} & ENTRY_POINTS:
             graph.setdefault(importer, set()).add(imported)
-    _assert_no_cycle(graph, lambda found: found.rooms)
+    _assert_no_cycle(graph, lambda found: found.parts)
 
 
 def test_modules_form_no_cycle() -> None:
     graph: dict[str, set[str]] = {}
     for found in all_imports():
-        if found.importer not in ENTRANCES and found.imported and found.importer != found.imported:
+        if found.importer not in ENTRY_POINTS and found.imported and found.importer != found.imported:
             graph.setdefault(found.importer, set()).add(found.imported)
     _assert_no_cycle(graph, lambda found: (found.importer, found.imported))
 

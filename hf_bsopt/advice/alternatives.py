@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 from ..workloads.model_config import supports_sdpa
 from ..workloads.module import ModuleWorkload
-from ..workloads.step_settings import NO_OVERRIDES
 from ..workloads.trainable import Trainable
 from ..workloads.workload import Workload
 
@@ -136,7 +135,9 @@ def _with_eight_bits(workload: Trainable) -> Alternative:
         changed = replace(workload, optimizer="adamw_bnb_8bit")
     elif isinstance(workload, ModuleWorkload):
         changed = replace(
-            workload, settings=replace(workload.settings, optimizer="adamw_bnb_8bit"), overrides=NO_OVERRIDES
+            workload,
+            settings=replace(workload.settings, optimizer="adamw_bnb_8bit"),
+            overrides=replace(workload.overrides, make_optimizer=None),
         )
     alternative = Alternative("8-bit optimizer", "--optim adamw_8bit", COST_OF_EIGHT_BITS, changed)
     return _installed(alternative, "bitsandbytes")

@@ -1,4 +1,4 @@
-"""From a workload and a device to the batch size: the one way from a question to an answer.
+"""Find the batch size of a workload on a device: the one pipeline from options to an answer.
 
     answer = run(describe, DeviceOptions(gpu="T4"), SearchOptions(effective_batch_size=64))
 
@@ -45,7 +45,7 @@ def run(describe: Describe, device: DeviceOptions, search: SearchOptions) -> Ans
 
     Raises UsageError for constraints that contradict each other, NothingFitsError with the memory that one sequence
     needs, TraceError if a step cannot be followed, DeviceError or RehearsalError for a device that was asked for and
-    cannot be used, ProbeError if a step fails otherwise than by memory, SearchInterrupted at Ctrl-C.
+    cannot be used, ProbeError if a step fails for another reason than memory, SearchInterrupted at Ctrl-C.
     """
     choice = choose_device(device)
     if search.throughput and choice.device is None:
@@ -120,10 +120,10 @@ def run_without_prediction(
 def run_on_every_rank(
     describe: Describe, device: DeviceOptions, search: SearchOptions, local_device: torch.device | None = None
 ) -> Answer:
-    """As :func:`run`, called by every rank of a distributed run: all end with the size that the smallest can take.
+    """Call :func:`run` on every rank of a distributed run: all get the size that fits the smallest GPU.
 
-    ``local_device``: the device of this rank, which its probes then see as their first one. In a process that is alone
-    it is what :func:`run` does. Raises AgreementError if another rank failed.
+    ``local_device``: the device of this rank, which its probes then see as their first one. In a single
+    process it is :func:`run`. Raises AgreementError if another rank failed.
     """
 
     def run_here(limit: int | None) -> Answer:
@@ -195,7 +195,7 @@ def _answer(
 
 
 def _verify(answer: Answer, predicted: PredictedSize, verifier: Verifier, workload: Trainable) -> Answer:
-    """Return the answer that is left standing by real steps."""
+    """Return the answer after sizes were run: the largest that fits, with what was measured."""
     search, predictor = answer.search, predicted.predictor
     limit, _ = upper_limit(search)
 

@@ -52,12 +52,12 @@ class Verifier:
     def verify(self, first: int, allowed: Allowed, prediction: Prediction | None) -> Verification:
         """Find the largest size that was run and fits, 0 if none does.
 
-        Raises ProbeError if a step fails otherwise than by memory, RehearsalError if that was on the virtual GPU.
+        Raises ProbeError if a step fails for another reason than memory, RehearsalError if that was on the virtual GPU.
         """
         limits = self._limits(allowed)
-        recalled = self._recall()
-        if recalled is not None:
-            verification = self._confirmed(recalled, limits)
+        cached = self._load_cached()
+        if cached is not None:
+            verification = self._confirmed(cached, limits)
             if verification is not None:
                 return verification
         with self.log.search():
@@ -65,7 +65,7 @@ class Verifier:
         if verification.failure is not None:
             is_virtual = self.client.device.source == "rehearsed"
             raise (RehearsalError if is_virtual else ProbeError)(self._failure(verification.failure))
-        self._keep(verification)
+        self._save(verification)
         return verification
 
     def measure_throughput(self, largest: int, allowed: Allowed) -> Trial | None:
@@ -95,24 +95,24 @@ class Verifier:
             smallest=self.smallest,
         )
 
-    def _recall(self) -> CachedAnswer | None:
+    def _load_cached(self) -> CachedAnswer | None:
         if self.cached is None:
             return None
         return self.cached.cache.load({**self.cached.key, "phase": self.phase})
 
-    def _confirmed(self, recalled: CachedAnswer, limits: Limits) -> Verification | None:
+    def _confirmed(self, answer: CachedAnswer, limits: Limits) -> Verification | None:
         """Return the cached answer if one probe confirms it, or the user trusts it."""
-        before = next((t for t in recalled.trials if t.batch_size == recalled.batch_size), None)
+        before = next((t for t in answer.trials if t.batch_size == answer.batch_size), None)
         if before is None or self.cached is None:
             return None
         if self.cached.is_trusted:
-            self.trials.update({(self.phase, trial.batch_size): trial for trial in recalled.trials})
-            return Verification(recalled.batch_size, recalled.trials, recalled.is_settled)
-        trial = self.run(recalled.batch_size)
+            self.trials.update({(self.phase, trial.batch_size): trial for trial in answer.trials})
+            return Verification(answer.batch_size, answer.trials, answer.is_settled)
+        trial = self.run(answer.batch_size)
         same = abs((trial.used_bytes or 0) - (before.used_bytes or 0)) <= SAME * self._total
-        return Verification(trial.batch_size, (trial,), recalled.is_settled) if limits.fits(trial) and same else None
+        return Verification(trial.batch_size, (trial,), answer.is_settled) if limits.fits(trial) and same else None
 
-    def _keep(self, verification: Verification) -> None:
+    def _save(self, verification: Verification) -> None:
         if self.cached is not None and verification.batch_size:
             key = {**self.cached.key, "phase": self.phase}
             self.cached.cache.save(key, verification.trials, verification.batch_size, verification.is_settled)

@@ -158,23 +158,25 @@ def weights_precision(module: nn.Module) -> Precision:
 
 
 def _precision(module: nn.Module, requested: str | None) -> Precision:
-    """Return the requested precision; by default that of the weights, or fp16 mixed precision for float32 weights.
+    """Return the requested precision; by default that of the weights, or mixed precision that can train them: bf16 if
+    some are held in half precision, else fp16.
 
     Raises UsageError if the weights cannot be trained in the requested precision.
     """
+    import torch
+
     of_weights = weights_precision(module)
+    trained = {parameter.dtype for parameter in module.parameters() if parameter.requires_grad}
+    trains_halves = bool(trained & {torch.float16, torch.bfloat16})
     if requested is None:
-        return "fp16" if of_weights == "fp32" else of_weights
+        return of_weights if of_weights != "fp32" else "bf16" if trains_halves else "fp16"
     check_choice("precision", requested, tuple(PRECISIONS))
     if requested.endswith("-weights") and requested != of_weights:
         raise UsageError(
             f"{requested} trains weights that are held in that precision, and those of this module are not: convert it "
             f"first, with .half() or .bfloat16()"
         )
-    import torch
-
-    trained = {parameter.dtype for parameter in module.parameters() if parameter.requires_grad}
-    if requested == "fp16" and trained & {torch.float16, torch.bfloat16}:
+    if requested == "fp16" and trains_halves:
         raise UsageError(
             "fp16 mixed precision cannot train weights that are held in half precision (its gradient scaler refuses "
             "them): convert them to float32, or use bf16"

@@ -22,7 +22,7 @@ from hf_bsopt.memory.flops import sequence_flops
 from hf_bsopt.memory.predictor import Predictor
 from hf_bsopt.records import GpuSpec
 from hf_bsopt.workloads.module import ModuleWorkload
-from hf_bsopt.workloads.step_settings import StepSettings
+from hf_bsopt.workloads.step_settings import StepOverrides, StepSettings
 from hf_bsopt.workloads.workload import describe
 
 pytest.importorskip("peft")
@@ -168,6 +168,17 @@ def test_a_users_module_has_the_suggestions_that_leave_it_unchanged() -> None:
         "8-bit optimizer",
         "larger GPU",
     ]
+
+
+def test_another_optimizer_keeps_the_loss_of_the_training() -> None:
+    def own_loss(forward: object, batch: object, items: object) -> torch.Tensor:
+        raise AssertionError("not called")
+
+    overrides = StepOverrides(compute_loss=own_loss, make_optimizer=lambda model: torch.optim.Adam(model.parameters()))
+    workload = ModuleWorkload(OneLayer(64, 64), {}, StepSettings("fp32", "adamw_torch_fused"), overrides=overrides)
+    (eight_bits,) = alternatives(workload, "cuda")
+    assert isinstance(eight_bits.workload, ModuleWorkload)
+    assert eight_bits.workload.overrides == StepOverrides(compute_loss=own_loss)
 
 
 def test_the_larger_gpu_is_the_smallest_on_which_it_fits() -> None:

@@ -70,6 +70,13 @@ def test_the_default_precision_follows_the_dtype_of_the_weights(module: nn.Modul
     assert find(module).workload.settings.precision == precision
 
 
+def test_weights_of_several_dtypes_are_trained_in_bf16_by_default() -> None:
+    """The gradient scaler of fp16 refuses gradients in half precision."""
+    module = Classifier()
+    next(part for part in module.modules() if isinstance(part, nn.Linear)).bfloat16()
+    assert find(module).workload.settings.precision == "bf16"
+
+
 @pytest.mark.parametrize(
     ("module", "precision", "words"),
     [
