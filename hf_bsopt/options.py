@@ -107,7 +107,7 @@ class DeviceOptions:
     expandable_segments: bool = option(False)
     """train with PYTORCH_ALLOC_CONF=expandable_segments:True"""
     probe_timeout: float = option(PROBE_TIMEOUT_SECONDS, above=0)
-    """seconds after which a size that is being run is given up"""
+    """seconds after which running a size is abandoned"""
     cache: bool = option(True, for_=DESCRIBED)
     """keep measured answers, and confirm them with one step the next time"""
     trust_cache: bool = option(False, for_=DESCRIBED)
@@ -290,7 +290,7 @@ SUBJECTS: dict[Subject, str] = {
 
 
 def _check_subject(name: str, spelled: str, value: Any, subject: Subject) -> None:
-    """Raise UsageError for an option that says something else than its default about the wrong subject."""
+    """Raise UsageError for an option that is set for a subject that it does not apply to."""
     entry = next(entry for entry in all_fields() if entry.name == name)
     if subject in entry.metadata["for"] or value == entry.default:
         return

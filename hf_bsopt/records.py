@@ -80,6 +80,14 @@ class GpuSpec:
         """True if the device computes in bfloat16: GPUs from compute capability 8.0 (Ampere) on, and all others."""
         return self.kind != "cuda" or self.compute_capability >= 80
 
+    @property
+    def prefers_cudnn_attention(self) -> bool:
+        """True if SDPA chooses cuDNN's attention first.
+
+        Source: PyTorch, aten/src/ATen/native/transformers/cuda/sdp_utils.cpp, check_prefer_cudnn_attention.
+        """
+        return self.kind == "cuda" and self.compute_capability in (90, 100, 103)
+
 
 @dataclass(frozen=True)
 class Peak:

@@ -7,12 +7,13 @@ import dataclasses
 import difflib
 import itertools
 import typing
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 from .. import __version__
+from .._utils.argument_parser import ArgumentParser
 from .._utils.field_docs import field_docs
 from ..errors import InvalidOptionError, UsageError
 from ..options import OPTION_CLASSES, Options
@@ -50,19 +51,14 @@ class Arguments:
         return dataclasses.replace(self.options, model=model)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
-
-
 def parser(prog: str, description: str) -> argparse.ArgumentParser:
     """Return the parser of every option and flag, each known with underscores and with dashes."""
-    made = _Parser(prog=prog, description=description, allow_abbrev=False)
+    made = ArgumentParser(prog, description)
     made.add_argument("--version", action="version", version=f"hf_bsopt {__version__}")
     for kind in (*OPTION_CLASSES, *FLAG_CLASSES):
         group = made.add_argument_group((kind.__doc__ or "").split(". ")[0].rstrip("."))
         for entry in dataclasses.fields(kind):
-            if entry.name != "fill":  # of a Trainer, which the command line has none
+            if entry.name != "fill":  # for a Trainer only; the command line has none
                 _add(group, entry, typing.get_type_hints(kind)[entry.name], field_docs(kind)[entry.name])
     return made
 
@@ -138,6 +134,12 @@ def parse(argv: Sequence[str], prog: str = "hf-bsopt find", description: str = "
     arguments = _arguments(given, argv, made)
     _check(arguments)
     return arguments
+
+
+def refuse(arguments: Arguments, names: Set[str], why: str) -> None:
+    """Raise UsageError for the first of these options and flags that was given."""
+    for name in sorted(arguments.given & names):
+        raise UsageError(f"--{name} {why}")
 
 
 def _check_spelling(argv: Sequence[str], made: argparse.ArgumentParser) -> None:

@@ -79,7 +79,7 @@ class OutputFlags:
     dry_run: bool = flag(False)
     """print what --patch would change, and change nothing"""
     advise: bool | None = flag()
-    """predict what else would make room; False: not even if nothing fits. See docs/advice.md"""
+    """predict what else would make room; False: never, even if nothing fits. See docs/advice.md"""
     verbose: bool = flag(False, "v")
     """print all of the report, and log each size that is run"""
     quiet: bool = flag(False, "q")

@@ -28,8 +28,7 @@ SUBCOMMANDS = {
     "rehearse": "run a training script on a virtual GPU: does it fit?",
     "env": "versions and devices, for a bug report",
 }
-"""Each is a module of this package with ``run(argv, launch) -> int``. Profiles, experiments, plans and the page will be
-subcommands here, too."""
+"""Each is a module of this package with ``run(argv, launch) -> int``."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

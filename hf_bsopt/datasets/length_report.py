@@ -1,7 +1,7 @@
 """A report on the lengths of a dataset's sequences: truncation, padding and batch size for each max_length.
 
-report = dataset_lengths("bert-base-uncased", ["train.jsonl"], gpu="T4", tokenizer="folder-of-a-tokenizer")
-print(report)
+options = Options.of({"gpu": "T4"}, "name")
+print(dataset_lengths("bert-base-uncased", ["train.jsonl"], tokenizer="folder-of-a-tokenizer", options=options))
 """
 
 from __future__ import annotations

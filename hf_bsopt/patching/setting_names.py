@@ -51,7 +51,7 @@ def known_names(setting: Setting) -> tuple[frozenset[str], ...]:
 
     If one container has names of several rows, the name of the first such row is the one to change.
     """
-    return tuple(frozenset(row) for row in _table()["names"][setting])
+    return tuple(frozenset(map(snake_case, row)) for row in _table()["names"][setting])
 
 
 @functools.cache

@@ -12,8 +12,8 @@ import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from .._utils.argument_parser import ArgumentParser
 from ..data import catalog
 from ..errors import BatchSizeError, UsageError
 from ..options import MAX_ATTEMPTS, MULTIPLE_OF, TARGET, check_target
@@ -30,17 +30,11 @@ DEFAULT_GPU = "T4"
 PROG = "python -m hf_bsopt.rehearsal"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
-
-
-def _parser(prog: str) -> _Parser:
-    parser = _Parser(
+def _parser(prog: str) -> ArgumentParser:
+    parser = ArgumentParser(
         prog=prog,
         description=(__doc__ or "").splitlines()[0],
         epilog="The script and its arguments come after two dashes: -- train.py --epochs 3",
-        allow_abbrev=False,
     )
     parser.add_argument("--gpu", default=DEFAULT_GPU, help='a GPU ("T4", "A100-40GB") or a memory size ("24GiB")')
     parser.add_argument("--steps", type=int, default=3, help="optimizer steps to run before stopping (default 3)")

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import torch
 
 Describe = Callable[[GpuSpec], Trainable]
-"""Makes the workload for a device, of which it may choose the precision."""
+"""Makes the workload for a device; its precision may depend on the device."""
 
 
 def run(describe: Describe, device: DeviceOptions, search: SearchOptions) -> Answer:
@@ -49,7 +49,7 @@ def run(describe: Describe, device: DeviceOptions, search: SearchOptions) -> Ans
     """
     choice = choose_device(device)
     if search.throughput and choice.device is None:
-        raise UsageError(f"throughput is measured on a device that computes: --device cuda or cpu; {choice.note}")
+        raise UsageError(f"throughput is measured on a real device: --device cuda or cpu; {choice.note}")
     with _started_client(choice, device) as client:  # its imports take as long as describing the workload
         workload = describe(choice.spec)
         check_precision(workload, choice.spec)
@@ -170,16 +170,14 @@ def _answer(
 ) -> Answer:
     device = choice.spec
     if device.total_bytes is None:
-        raise UsageError("a batch size needs a device with a limit of memory")
+        raise UsageError("a batch size needs a device with a memory limit")
     if search.num_processes > 1:
         workload = workload.replicated()
     plan_for(1, workload.length, search)  # contradictions are reported before the trace
     if client is not None:
         client.start()
     predicted = predict(workload, device, search, expandable_segments=options.expandable_segments)
-    answer = replace(
-        predicted_answer(predicted, workload, search, notes), expandable_segments=options.expandable_segments
-    )
+    answer = predicted_answer(predicted, workload, search, notes, expandable_segments=options.expandable_segments)
     if client is None:
         return answer
     verifier = Verifier(
@@ -215,7 +213,9 @@ def _verify(answer: Answer, predicted: PredictedSize, verifier: Verifier, worklo
     for phase, phase_answer in others.items():
         is_verified = phase == "generation" or search.verify_evaluation
         if phase_answer is not None and phase_answer.batch_size and is_verified:
-            others[phase] = phases.verify_phase(phase, phase_answer, verifier, workload, search)
+            others[phase] = phases.verify_phase(
+                phase, phase_answer, verifier, workload, search, expandable_segments=answer.expandable_segments
+            )
     return replace(
         answer,
         trials=(*table_trials(predictor, decision, ran), *ran),

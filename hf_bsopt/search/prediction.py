@@ -122,7 +122,7 @@ def _decide(predictor: Predictor, search: SearchOptions) -> Decision:
     device = predictor.device
     total = device.total_bytes
     if total is None:
-        raise UsageError("a batch size needs a device with a limit of memory")
+        raise UsageError("a batch size needs a device with a memory limit")
     limit, bound = upper_limit(search)
     try:
         return decide(

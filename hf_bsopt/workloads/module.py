@@ -84,7 +84,7 @@ class ModuleWorkload:
         return {"model": type(self.module).__name__, "example_batch": shapes, **dataclasses.asdict(self.settings)}
 
     def describe(self) -> list[tuple[str, str]]:
-        """Return (name, value) of everything that decides about memory."""
+        """Return (name, value) of everything that determines memory use."""
         shapes = ", ".join(
             f"{name} {list(value.shape)}" for name, value in self.example.items() if hasattr(value, "shape")
         )

@@ -189,7 +189,7 @@ class Workload:
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in hidden}
 
     def describe(self) -> list[tuple[str, str]]:
-        """Return (name, value) of everything that decides about memory."""
+        """Return (name, value) of everything that determines memory use."""
         rows = [
             ("model", self.model),
             ("task", self.task),

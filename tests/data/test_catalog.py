@@ -10,11 +10,30 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_bsopt.data.catalog import gpu, known_gpus, known_models, model_entry, nearest_models
+from hf_bsopt.data.catalog import (
+    _gpu_data,
+    _gpu_key,
+    _models,
+    gpu,
+    known_gpus,
+    known_models,
+    model_entry,
+    nearest_models,
+)
 from hf_bsopt.errors import UnknownGpuError
 from hf_bsopt.records import GpuSpec
 
 MIB = 2**20
+
+
+def test_no_two_entries_share_a_name() -> None:
+    """The later one would hide the other."""
+    models = [name.casefold() for hub_id, entry in _models().items() for name in {hub_id, *entry["aliases"]}]
+    gpu_names = ((name, *entry["aliases"]) for name, entry in _gpu_data()["gpus"].items())
+    gpus = [key for names in gpu_names for key in {_gpu_key(name) for name in names}]
+    assert sorted(set(models)) == sorted(models)
+    assert sorted(set(gpus)) == sorted(gpus)
+
 
 # ---- models
 

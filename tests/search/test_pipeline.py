@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch import nn
 import hf_bsopt
 from hf_bsopt import NothingFitsError, Report, UsageError, find_batch_size
 from hf_bsopt.records import GpuSpec
+from hf_bsopt.search import phases
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL_GPU = GpuSpec("2 GiB GPU", 2 * 2**30, 80, 108, 300 * 2**20)
@@ -39,6 +41,19 @@ def test_biobert_on_a_t4_is_48() -> None:
     assert chosen.peak is not None
     assert chosen.peak.reserved_bytes == pytest.approx(12_048_138_240, rel=0.001)
     assert found.decision.largest in range(60, 66)
+
+
+def test_evaluation_is_predicted_with_the_allocator_setting_of_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, bool] = {}
+
+    class Seen(phases.Predictor):
+        def __init__(self, *args: Any, expandable_segments: bool = False, phase: str = "training", **more: Any) -> None:
+            seen[phase] = expandable_segments
+            super().__init__(*args, expandable_segments=expandable_segments, phase=phase, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(phases, "Predictor", Seen)
+    find(evaluation=True, expandable_segments=True)
+    assert seen == {"evaluation": True}
 
 
 def test_the_choice_is_under_the_target_and_the_next_is_over(report: Report) -> None:
