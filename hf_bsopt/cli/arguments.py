@@ -252,15 +252,15 @@ def _check_output(output: OutputFlags, *, has_dataset: bool, lengths: int) -> No
 
 def _check_files(output: OutputFlags, *, is_table: bool) -> None:
     """Raise UsageError if a file cannot be written: before a search that may take minutes, not after it."""
-    from .._utils.files import writable
+    from .._utils.files import check_writable
 
     named = {name: Path(getattr(output, name)) for name in WRITTEN if getattr(output, name) is not None}
     for (name, path), (other, same) in itertools.combinations(named.items(), 2):
-        if path.resolve() == same.resolve():
+        if _is_same_file(path, same):
             raise UsageError(f"--{name} and --{other} name one file, {path}: one would replace what the other writes")
     for name in ("json", "html"):
         if name in named:
-            writable(named[name])
+            check_writable(named[name])
     if "plot" in named:
         from ..report.plots import check_file
 
@@ -269,3 +269,12 @@ def _check_files(output: OutputFlags, *, is_table: bool) -> None:
         from ..patching import parse_keys, patch
 
         patch(named["patch"], EXAMPLE, keys=parse_keys(output.key), dry_run=True)
+        if not output.dry_run:
+            check_writable(named["patch"])
+
+
+def _is_same_file(path: Path, other: Path) -> bool:
+    try:
+        return path.resolve() == other.resolve()
+    except (OSError, ValueError, RuntimeError):  # each is refused with its own name
+        return False

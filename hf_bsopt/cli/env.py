@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from .. import virtual_gpu
 from .._utils.package_versions import package_version
+from .._utils.terminal import show
 from ..parallel.launch import Launch
 from .exit_codes import FOUND
 
@@ -15,7 +16,7 @@ PACKAGES = ("hf-bsopt", "torch", "transformers", "accelerate", "peft", "bitsandb
 
 def run(argv: Sequence[str], launch: Launch) -> int:
     """Run the subcommand and return its exit code."""
-    print(environment())
+    show(environment())
     return FOUND
 
 
