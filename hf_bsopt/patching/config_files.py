@@ -12,6 +12,7 @@ from ..errors import MissingExtraError, PatchError
 from . import json_positions
 from .json_positions import Array, JsonError, Object, Scalar, Text
 from .python_values import as_number
+from .redaction import without_credentials
 from .setting_names import mentions
 from .sites import (
     UNNAMED,
@@ -88,7 +89,7 @@ def yaml_document(name: str, text: str) -> Document:
         mark = getattr(error, "problem_mark", None)
         line = f"line {mark.line + 1}: " if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise PatchError(f"{name} is not YAML: {line}{problem}. The file is untouched.") from None
+        raise PatchError(f"{name} is not YAML: {line}{without_credentials(problem)}. The file is untouched.") from None
     except (RecursionError, ValueError) as error:
         raise PatchError(f"{name} is not YAML: {type(error).__name__}. The file is untouched.") from None
     reader = _YamlReader(whole_file_chunk(text))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from ..errors import PatchError
 from .insertion import check_no_global_batch_size, planned_insertion, reads_accumulation
 from .setting_names import ACCUMULATION, Setting, snake_case, specificity_rank
 from .site_choice import SiteChoice, choose_site, is_auto
-from .sites import Document, Edit, Number, Site
+from .sites import Document, Edit, Number, Site, line_starts
 
 DEEPSPEED_MICRO_BATCH = "train_micro_batch_size_per_gpu"
 _DEEPSPEED_WORDS = frozenset(
@@ -170,10 +171,11 @@ class _EditPlanner:
     def _lines_like(self, setting: Setting) -> str:
         rows = []
         for chunk in self.document.chunks:
-            for number, line in enumerate(re.split(r"\r\n|\r|\n", chunk.text), 1):
-                words = re.findall(r"[A-Za-z_][\w-]*", line)
-                if any(specificity_rank(setting, word) is not None or setting in snake_case(word) for word in words):
-                    rows.append(self.document.excerpt_line(chunk, number))
+            for start, end in itertools.pairwise((*line_starts(chunk.text), len(chunk.text))):
+                for word in re.finditer(r"[A-Za-z_][\w-]*", chunk.text[start:end]):
+                    if specificity_rank(setting, word.group()) is not None or setting in snake_case(word.group()):
+                        rows.append(self.document.excerpt_at(chunk, start + word.start()))
+                        break
         return "\n".join(rows[:10])
 
     # ---- DeepSpeed

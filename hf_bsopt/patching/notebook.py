@@ -76,8 +76,8 @@ def _possible_setting(chunk: Chunk, error: SyntaxError) -> str:
     """Return the place in a cell that is not valid Python where a number follows the name of a setting, else ""."""
     for found in re.finditer(r"""([A-Za-z_]\w*)["']?\]?[ \t]*[:=][ \t]*[0-9]""", chunk.text):
         if any(specificity_rank(setting, found.group(1)) is not None for setting in SETTINGS):
-            line = chunk.line_of(found.start())
-            return f"cell {chunk.cell}: {error.msg} (line {error.lineno}); its line {line}: {chunk.line(line).strip()}"
+            line, shown = chunk.line_of(found.start()), chunk.shown_line(found.start())
+            return f"cell {chunk.cell}: {error.msg} (line {error.lineno}); its line {line}: {shown}"
     return ""
 
 

@@ -8,17 +8,19 @@ Imports neither torch nor transformers; YAML needs ruamel.yaml (the extra ``patc
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from .._utils.terminal import printable
 from ..errors import PatchError
 from . import config_files, edit_diff, notebook, text_file
 from .edit_plan import Change, EditPlan, plan_edits
 from .python_sites import python_document
+from .redaction import unmasked
 from .setting_names import as_setting, check_values
-from .sites import Document, Number
+from .shown_edits import shown_edits
+from .sites import Document, Edit, Number
 
 FORMATS: dict[str, Callable[[str, str], Document]] = {
     ".py": python_document,
@@ -36,7 +38,9 @@ class PatchResult:
 
     path: Path
     diff: str
-    """A unified diff; "" if nothing needs to change."""
+    """A unified diff; "" if nothing needs to change. Long lines are cut around the changes, and what looks like a
+    credential is shown as ``***``.
+    """
     changes: tuple[Change, ...]
     notes: tuple[str, ...]
     """Why these sites were chosen, and which were left unchanged."""
@@ -52,7 +56,7 @@ class PatchResult:
             lines.append(f"{self.path}: already up to date ({', '.join(self.already_set)})")
         else:
             lines.append(f"{self.path}: nothing to change")
-        return self.diff + "\n".join(lines)
+        return printable(self.diff + "\n".join(lines))
 
 
 def patch(
@@ -132,15 +136,15 @@ def _diff(before: Document, after: Document, planned: EditPlan) -> str:
     is_notebook = any(chunk.cell is not None for chunk in before.chunks)
     if is_notebook and edit_diff.longest_edited_line(before.text, planned.edits) > edit_diff.LONGEST_LINE:
         return "".join(
-            "".join(
-                difflib.unified_diff(
-                    [*edit_diff.split_lines(chunk.text)],
-                    [*edit_diff.split_lines(other.text)],
-                    f"a/{before.name} (cell {chunk.cell})",
-                    f"b/{before.name} (cell {chunk.cell})",
-                )
+            _shown_diff(
+                f"{before.name} (cell {chunk.cell})", chunk.text, edit_diff.edits_between(chunk.text, other.text)
             )
             for chunk, other in zip(before.chunks, after.chunks, strict=True)
             if chunk.text != other.text
         )
-    return edit_diff.unified_diff(before.name, before.text, planned.edits)
+    return _shown_diff(before.name, before.text, planned.edits)
+
+
+def _shown_diff(name: str, text: str, edits: Sequence[Edit]) -> str:
+    shown, moved = shown_edits(text, edits, edit_diff.CONTEXT)
+    return unmasked(edit_diff.unified_diff(name, shown, moved))

@@ -214,7 +214,10 @@ def python_document(name: str, text: str) -> Document:
         reader.read(chunk, text)
     except SyntaxError as error:
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
-        line = f"\n{Document(name, text, ()).excerpt_line(chunk, error.lineno)}" if error.lineno else ""
+        line = ""
+        if error.lineno:
+            position = chunk.start_of(error.lineno) + max(0, (error.offset or 1) - 1)
+            line = f"\n{Document(name, text, ()).excerpt_at(chunk, position)}"
         raise PatchError(
             f"{name} can't be parsed by Python {version}: {error.msg}{line}\nThe file is untouched."
         ) from None

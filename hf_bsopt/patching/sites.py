@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..errors import PatchError
+from .redaction import shown_line
 from .setting_names import snake_case
 
 Path = tuple[str, ...]
@@ -91,12 +92,16 @@ class Chunk:
         """Return the line, counted from 1, that contains the character."""
         return bisect.bisect_right(line_starts(self.text), position)
 
-    def line(self, number: int) -> str:
-        """Return a line's text without its line end; lines are counted from 1."""
+    def start_of(self, line: int) -> int:
+        """Return the position of the first character of a line, counted from 1; of the last line if it has fewer."""
         starts = line_starts(self.text)
-        number = max(1, min(number, len(starts)))
-        end = starts[number] if number < len(starts) else len(self.text)
-        return self.text[starts[number - 1] : end].rstrip("\r\n")
+        return starts[max(1, min(line, len(starts))) - 1]
+
+    def shown_line(self, position: int) -> str:
+        """Return the line that contains the character, for a message: shortened, and without credentials."""
+        starts = (*line_starts(self.text), len(self.text))
+        line = self.line_of(position)
+        return shown_line(self.text, starts[line - 1], starts[line], position)
 
 
 @dataclass(frozen=True)
@@ -140,9 +145,13 @@ class Site:
         return self.path[-1]
 
     @property
+    def position(self) -> int:
+        """The character at which the value begins, or the entry if the value is not a number."""
+        return self.value.start if isinstance(self.value, Number) else self.start
+
+    @property
     def line(self) -> int:
-        position = self.value.start if isinstance(self.value, Number) else self.start
-        return self.chunk.line_of(position)
+        return self.chunk.line_of(self.position)
 
     @property
     def key(self) -> str:
@@ -191,12 +200,13 @@ class Document:
 
     def excerpt(self, sites: list[Site]) -> str:
         """Return one row for each site: file:line and the text of the line."""
-        return "\n".join(self.excerpt_line(site.chunk, site.line) for site in sites)
+        return "\n".join(self.excerpt_at(site.chunk, site.position) for site in sites)
 
-    def excerpt_line(self, chunk: Chunk, line: int) -> str:
+    def excerpt_at(self, chunk: Chunk, position: int) -> str:
+        """Return file:line and the text of the line, or what is around the character ``position`` if it is long."""
+        line = chunk.line_of(position)
         place = f"{self.name}:{line}" if chunk.cell is None else f"{self.name}, cell {chunk.cell}, line {line}"
-        text = chunk.line(line).strip()
-        return f"  {place}:  {text if len(text) <= 120 else text[:117] + '...'}"
+        return f"  {place}:  {chunk.shown_line(position)}"
 
 
 @functools.lru_cache(maxsize=64)
