@@ -22,8 +22,6 @@ from .training_arguments import read_training_arguments
 SEVERAL = {"max_length": (int, "; several give a report each")}
 """Options that the command line takes several times, with an addition to their help."""
 WRITTEN = ("json", "html", "plot", "patch")
-EXAMPLE = {"batch_size": 8, "gradient_accumulation_steps": 1}
-"""An answer for testing, before the search, if a file can be patched."""
 
 
 @dataclass(frozen=True)
@@ -266,9 +264,9 @@ def _check_files(output: OutputFlags, *, is_table: bool) -> None:
 
         check_file(named["plot"])
     if "patch" in named and not is_table:  # a table refuses it
-        from ..patching import parse_keys, patch
+        from ..patching import check_patchable, parse_keys
 
-        patch(named["patch"], EXAMPLE, keys=parse_keys(output.key), dry_run=True)
+        check_patchable(named["patch"], parse_keys(output.key))
         if not output.dry_run:
             check_writable(named["patch"])
 

@@ -4,7 +4,7 @@ Entry point: `patch` in patcher.py.
 """
 
 from .edit_plan import Change
-from .patcher import PatchResult, patch
+from .patcher import PatchResult, check_patchable, patch
 from .setting_names import parse_keys
 
-__all__ = ["Change", "PatchResult", "parse_keys", "patch"]
+__all__ = ["Change", "PatchResult", "check_patchable", "parse_keys", "patch"]

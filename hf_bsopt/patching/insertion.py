@@ -126,4 +126,15 @@ def _formatted_entry(beside: Site, name: str, value: str) -> str:
     found = re.compile(rf"(.*?){spelling}({_OPERATORS[style]})", re.DOTALL).match(written)
     if found is None:
         return f"{name}={value}" if isinstance(beside.value, Reference) else f"{name}: {value}"
-    return f"{found.group(1)}{name}{found.group(2)}{value}"
+    between = _with_annotation_of(value, found.group(2)) if style == "class" else found.group(2)
+    return f"{found.group(1)}{name}{between}{value}"
+
+
+def _with_annotation_of(value: str, between: str) -> str:
+    """Return what stands between a name and its value, with an annotation that a neighbour's may not be: `: float`."""
+    annotation = re.fullmatch(r"([ \t]*:[ \t]*)(.*?)([ \t]*=[ \t]*)", between, re.DOTALL)
+    kind = "int" if value.isdigit() else "float"
+    words = () if annotation is None else re.findall(r"\w+", annotation.group(2))
+    if annotation is None or (kind in words and not {"int", "float", "str"} - {kind} & {*words}):
+        return between
+    return f"{annotation.group(1)}{kind}{annotation.group(3)}"

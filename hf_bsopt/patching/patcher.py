@@ -32,6 +32,10 @@ FORMATS: dict[str, Callable[[str, str], Document]] = {
 }
 
 
+EXAMPLE = {"batch_size": 8, "gradient_accumulation_steps": 1}
+"""An answer for testing, before the search, if a file can be patched."""
+
+
 @dataclasses.dataclass(frozen=True)
 class PatchResult:
     """The changes that were made, or with ``dry_run`` would be made; ``str()`` is what the command line prints."""
@@ -76,26 +80,41 @@ def patch(
     Raises UsageError for invalid values, and its subclass PatchError if it is not certain what to change. The file is
     then untouched.
     """
-    new_values = check_values(values)
-    names = {as_setting(setting): key for setting, key in (keys or {}).items()}
     file_path = Path(path)
-    read = FORMATS.get(file_path.suffix.lower())
-    original = text_file.read_text_file(file_path)
-    if read is None:
-        suffix = file_path.suffix or "a file without a suffix"
-        raise PatchError(f"{file_path}: only {', '.join(FORMATS)} files can be patched, not {suffix}")
-    document = read(file_path.name, original.text)
-    planned = plan_edits(document, new_values, names)
+    original, document, planned, after = _planned(file_path, values, keys)
     if not planned.edits:
         return PatchResult(file_path, "", (), planned.notes, False, planned.already_set)
-    text = edit_diff.apply_edits(original.text, planned.edits)
-    after = _read_again(document, text, read)
-    _check(document, after, planned)
+    text = after.text
     if not dry_run:
         text_file.replace_text_file(original, text)
     return PatchResult(
         file_path, _diff(document, after, planned), planned.changes, planned.notes, not dry_run, planned.already_set
     )
+
+
+def check_patchable(path: str | os.PathLike[str], keys: Mapping[str, str] | None = None) -> None:
+    """Raise PatchError if no batch size and accumulation could be written into the file, whatever they are."""
+    _planned(Path(path), EXAMPLE, keys, is_example=True)
+
+
+def _planned(
+    path: Path, values: Mapping[str, int | float], keys: Mapping[str, str] | None, *, is_example: bool = False
+) -> tuple[text_file.TextFile, Document, EditPlan, Document]:
+    """Return the file, what is in it, the edits, and what is in it then."""
+    new_values = check_values(values)
+    names = {as_setting(setting): key for setting, key in (keys or {}).items()}
+    read = FORMATS.get(path.suffix.lower())
+    original = text_file.read_text_file(path)
+    if read is None:
+        suffix = path.suffix or "a file without a suffix"
+        raise PatchError(f"{path}: only {', '.join(FORMATS)} files can be patched, not {suffix}")
+    document = read(path.name, original.text)
+    planned = plan_edits(document, new_values, names, is_example=is_example)
+    if not planned.edits:
+        return original, document, planned, document
+    after = _read_again(document, edit_diff.apply_edits(original.text, planned.edits), read)
+    _check(document, after, planned)
+    return original, document, planned, after
 
 
 def _read_again(before: Document, text: str, read: Callable[[str, str], Document]) -> Document:

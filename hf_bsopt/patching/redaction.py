@@ -119,12 +119,12 @@ def _credentials(text: str) -> Iterator[tuple[int, int]]:
         if _looks_random(found.group()):
             yield found.span()
     at = 0
-    while found := _NAMED.search(text, at):
-        if _is_secret(found["name"], found["sep"], found["value"]):
-            yield _inside_quotes(found)
-            at = found.end()
+    while named := _NAMED.search(text, at):
+        if _is_secret(named["name"], named["sep"], named["value"]):
+            yield _inside_quotes(named)
+            at = named.end()
         else:
-            at = found.end("name")
+            at = named.end("name")
 
 
 def _inside_quotes(found: re.Match[str]) -> tuple[int, int]:

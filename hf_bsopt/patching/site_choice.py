@@ -6,7 +6,7 @@ its definition. Two independent definitions are an error that shows both.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..errors import PatchError
@@ -38,15 +38,32 @@ class SiteChoice:
     notes: tuple[str, ...] = ()
     others: tuple[Site, ...] = ()
     """If ``site`` is None: the sites that have the name but not a number, such as "auto"."""
+    computed: tuple[Site, ...] = ()
+    """If ``site`` is None: the sites whose value is computed at run time."""
 
 
 def choose_site(document: Document, setting: Setting, key: str | None, beside: Site | None) -> SiteChoice:
     """Return the site of ``setting`` that training uses.
 
     ``key``: the name from --key, or None. ``beside``: the site of the batch size; of several candidates the one beside
-    it is chosen. Raises PatchError if several candidates remain, and for a value that is computed at run time.
+    it is chosen. Raises PatchError if several candidates remain, and for a number that is changed at run time.
     """
     return _SiteChooser(document, setting).choose(key, beside)
+
+
+def sites_in_use(document: Document, setting: Setting, path: Path, use: Site) -> list[Site]:
+    """Return the sites that the name ``path`` may refer to where ``use`` reads it."""
+    chooser = _SiteChooser(document, setting)
+    return chooser.not_overridden(chooser.targets_of(path, use))
+
+
+def run_time_error(document: Document, setting: Setting, sites: Sequence[Site], addition: str = "") -> PatchError:
+    """Return the error for a value that is computed; ``addition``: a sentence on what it would be."""
+    return PatchError(
+        f"{document.name}: {setting} is known only at run time:\n{document.excerpt([*sites])}\n{addition}"
+        f"Write a number there, or name the value to change with --key {setting}=NAME:LINE. "
+        "The file is untouched."
+    )
 
 
 class _SiteChooser:
@@ -60,7 +77,7 @@ class _SiteChooser:
             found = [site for site in self.document.sites if specificity_rank(self.setting, site.name) is not None]
             found = self._candidates([site for site in found if not self._is_evaluation(site)])
         else:
-            found = self._not_overridden(sites_for_key(self.document.sites, key, self.document))
+            found = self.not_overridden(sites_for_key(self.document.sites, key, self.document))
             if not any(isinstance(site.value, Number) for site in found):
                 found += self._definitions(found)
         numbers = _one_per_number([site for site in found if isinstance(site.value, Number)])
@@ -74,7 +91,7 @@ class _SiteChooser:
         if numbers:
             return SiteChoice(self._checked_for_changes(numbers[0], computed), tuple(self.notes))
         if computed:
-            raise self._run_time_error(computed)
+            return SiteChoice(None, tuple(self.notes), computed=tuple(computed))
         others = tuple(site for site in found if site.kind not in ("variable", "parameter"))
         if key is not None and not any(is_auto(site) for site in others):
             raise PatchError(
@@ -103,7 +120,7 @@ class _SiteChooser:
         """Return the definitions that settings refer to; without those, the sites with a name of the setting; without
         those, the definitions that any other use refers to.
         """
-        live = self._not_overridden(named)
+        live = self.not_overridden(named)
         defaults = [site for site in named if site.kind == "option" and not any(site is other for other in live)]
         unused = self._definitions(defaults)  # the defaults of options that a command line overrides
         strong = [site for site in live if site not in unused]
@@ -118,7 +135,7 @@ class _SiteChooser:
         if any(isinstance(site.value, Number | Computed) for site in strong):
             return strong
         weak = [site for site in live if site not in strong and self._counts(site)]
-        given = self._not_overridden([*self._definitions(uses), *(site for site in weak if site.kind != "parameter")])
+        given = self.not_overridden([*self._definitions(uses), *(site for site in weak if site.kind != "parameter")])
         if any(isinstance(site.value, Number | Computed) for site in given):
             return _unique(given)
         return _unique([*strong, *weak])
@@ -153,11 +170,11 @@ class _SiteChooser:
         if not isinstance(use.value, Reference) or not further:
             return []
         found: list[Site] = []
-        for site in self._not_overridden(self._targets_of(use.value.path, use)):
+        for site in self.not_overridden(self.targets_of(use.value.path, use)):
             found += [site] if not isinstance(site.value, Reference) else self._follow(site, further - 1)
         return found
 
-    def _targets_of(self, path: Path, use: Site) -> list[Site]:
+    def targets_of(self, path: Path, use: Site) -> list[Site]:
         """Return the sites that a reference may refer to: those of the same path, else the option of that name."""
         target = self.document.canonical(path)
         sites = [site for site in self.document.sites if site is not use]
@@ -170,7 +187,7 @@ class _SiteChooser:
 
     # ---- overriding
 
-    def _not_overridden(self, sites: list[Site]) -> list[Site]:
+    def not_overridden(self, sites: list[Site]) -> list[Site]:
         """Return the sites that are neither in a debugging branch nor overridden by a later one."""
         live = []
         for site in sites:
@@ -238,7 +255,7 @@ class _SiteChooser:
         path = self.document.canonical(site.path)
         changes = [other for other in computed if self.document.canonical(other.path) == path]
         if changes:
-            raise self._run_time_error([site, *changes])
+            raise run_time_error(self.document, self.setting, [site, *changes])
         for other in computed:
             self._note(
                 f"{self.setting}: {other.location} computes {other.dotted_name} at run time and is left unchanged"
@@ -250,13 +267,6 @@ class _SiteChooser:
             f"{self.document.name}: {self.setting} is set in {len(sites)} places, and none of them refers to another:\n"
             f"{self.document.excerpt(sites)}\n"
             f"Choose one: {', or '.join(f'--key {self.setting}={site.key}' for site in sites[:4])}\n"
-            "The file is untouched."
-        )
-
-    def _run_time_error(self, sites: list[Site]) -> PatchError:
-        return PatchError(
-            f"{self.document.name}: {self.setting} is known only at run time:\n{self.document.excerpt(sites)}\n"
-            f"Write a number there, or name the value to change with --key {self.setting}=NAME:LINE. "
             "The file is untouched."
         )
 

@@ -10,7 +10,7 @@ import difflib
 import functools
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ..errors import PatchError
@@ -64,6 +64,16 @@ class Computed:
     names: frozenset[str]
     uses_old_value: bool = False
     """True if the name's previous value goes into it: `batch_size *= 2`."""
+    operation: Operation | None = field(default=None, compare=False)
+    """The arithmetic that it is computed with, if it is plain."""
+
+
+@dataclass(frozen=True)
+class Operation:
+    """Arithmetic on values, such as `EFFECTIVE // PER_DEVICE`. ``operator``: as Python writes it, or `max`, `ceil`."""
+
+    operator: str
+    operands: tuple[Value, ...]
 
 
 @dataclass(frozen=True)
