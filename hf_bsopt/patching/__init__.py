@@ -1,4 +1,4 @@
-"""Write the batch size that was found into a script, a notebook, or a YAML or JSON file.
+"""Write the batch size that was found into a script, a notebook, a shell launcher or a configuration file.
 
 Entry point: `patch` in patcher.py.
 """

@@ -123,7 +123,7 @@ class _EditPlanner:
         if old.value == value:
             self.already_set.append(f"{site.dotted_name} is {value} ({site.location})")
             return
-        written = self.formatted(value)
+        written = self.formatted(value, site)
         edit = site.chunk.edit(old.start, old.end, written)
         self._record(edit, site.dotted_name, site.chunk.text[old.start : old.end], written)
 
@@ -141,10 +141,10 @@ class _EditPlanner:
         line = self.document.text.count("\n", 0, edit.start) + 1
         self.planned.append((edit, Change(line, name, old, new)))
 
-    def formatted(self, value: int | float) -> str:
+    def formatted(self, value: int | float, site: Site) -> str:
         """Format a number for Python, JSON and YAML parsers: PyYAML reads 2.0e-05 as a number, 2e-05 as a string."""
         text = repr(value)
-        is_yaml = self.document.name.lower().endswith((".yaml", ".yml"))
+        is_yaml = (site.file or self.document.name).lower().endswith((".yaml", ".yml"))
         return text.replace("e", ".0e") if is_yaml and "e" in text and "." not in text else text
 
     # ---- missing settings
@@ -161,7 +161,7 @@ class _EditPlanner:
             check_no_global_batch_size(self.document, batch.site)
             self.already_set.append("gradient accumulation is not set, which means 1 step")
         else:
-            written = self.formatted(value)
+            written = self.formatted(value, batch.site)
             edit, beside, name = planned_insertion(self.document, setting, written, batch.site)
             self._record(edit, ".".join([*beside.dotted_name.split(".")[:-1], name]), "", written)
             self.inserted += 1

@@ -8,13 +8,14 @@ Imports neither torch nor transformers; YAML needs ruamel.yaml (the extra ``patc
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from .._utils.terminal import printable
 from ..errors import PatchError
-from . import config_files, edit_diff, notebook, text_file
+from . import edit_diff, formats, notebook, text_file
 from .edit_plan import Change, EditPlan, plan_edits
 from .python_sites import python_document
 from .redaction import unmasked
@@ -26,9 +27,7 @@ FORMATS: dict[str, Callable[[str, str], Document]] = {
     ".py": python_document,
     ".pyw": python_document,
     ".ipynb": notebook.notebook_document,
-    ".yaml": config_files.yaml_document,
-    ".yml": config_files.yaml_document,
-    ".json": config_files.json_document,
+    **{suffix: functools.partial(formats.config_document, suffix) for suffix in formats.READERS},
 }
 
 
@@ -70,7 +69,7 @@ def patch(
     keys: Mapping[str, str] | None = None,
     dry_run: bool = False,
 ) -> PatchResult:
-    """Change settings in a script, notebook, YAML or JSON file; every other byte stays the same.
+    """Change settings in a script, notebook, launcher or configuration file; every other byte stays the same.
 
     ``values``: the new values of any of batch_size (micro-batch, in sequences), gradient_accumulation_steps (in
     micro-batches), learning_rate, warmup_steps (in optimizer steps) and max_length (in tokens); ``Report.config`` has

@@ -48,12 +48,19 @@ def choose_site(document: Document, setting: Setting, key: str | None, beside: S
     ``key``: the name from --key, or None. ``beside``: the site of the batch size; of several candidates the one beside
     it is chosen. Raises PatchError if several candidates remain, and for a number that is changed at run time.
     """
-    return _SiteChooser(document, setting).choose(key, beside)
+    if key is None:
+        document = document.only(beside.file if beside is not None else "")
+        return _SiteChooser(document, setting).choose(None, [], beside)
+    found = sites_for_key(document.sites, key, document)
+    found = [site for site in found if not site.file] or found
+    if len({site.file for site in found}) > 1:
+        raise _SiteChooser(document, setting).ambiguous_error(found)
+    return _SiteChooser(document.only(found[0].file), setting).choose(key, found, beside)
 
 
 def sites_in_use(document: Document, setting: Setting, path: Path, use: Site) -> list[Site]:
     """Return the sites that the name ``path`` may refer to where ``use`` reads it."""
-    chooser = _SiteChooser(document, setting)
+    chooser = _SiteChooser(document.only(use.file), setting)
     return chooser.not_overridden(chooser.targets_of(path, use))
 
 
@@ -72,12 +79,13 @@ class _SiteChooser:
         self.setting: Setting = setting
         self.notes: list[str] = []
 
-    def choose(self, key: str | None, beside: Site | None) -> SiteChoice:
+    def choose(self, key: str | None, named: list[Site], beside: Site | None) -> SiteChoice:
+        """Choose among the sites that ``key`` names, or if it is None among all."""
         if key is None:
             found = [site for site in self.document.sites if specificity_rank(self.setting, site.name) is not None]
             found = self._candidates([site for site in found if not self._is_evaluation(site)])
         else:
-            found = self.not_overridden(sites_for_key(self.document.sites, key, self.document))
+            found = self.not_overridden(named)
             if not any(isinstance(site.value, Number) for site in found):
                 found += self._definitions(found)
         numbers = _one_per_number([site for site in found if isinstance(site.value, Number)])
@@ -87,7 +95,7 @@ class _SiteChooser:
         if len(numbers) > 1 and beside is not None:
             numbers = _beside(numbers, beside)
         if len(numbers) > 1:
-            raise self._ambiguous_error(numbers)
+            raise self.ambiguous_error(numbers)
         if numbers:
             return SiteChoice(self._checked_for_changes(numbers[0], computed), tuple(self.notes))
         if computed:
@@ -126,10 +134,11 @@ class _SiteChooser:
         strong = [site for site in live if site not in unused]
         strong = [site for site in strong if site.kind != "parameter" and self._is_strong(site)]
         uses = [site for site in live if isinstance(site.value, Reference)]
-        settings = [site for site in uses if site.kind == "keyword" and self._holds_settings(site)]
+        settings = [site for site in uses if site.kind == "flag" or self._is_setting(site)]
         referred = self._definitions(settings)
         if any(isinstance(site.value, Number | Computed) for site in referred):
-            literal = [site for site in strong if site.kind == "keyword" and isinstance(site.value, Number)]
+            kinds = {site.kind for site in settings}
+            literal = [site for site in strong if site.kind in kinds and isinstance(site.value, Number)]
             self._note_use(settings[0], referred, [site for site in strong if isinstance(site.value, Number)])
             return _unique(referred + literal)
         if any(isinstance(site.value, Number | Computed) for site in strong):
@@ -145,6 +154,9 @@ class _SiteChooser:
         chosen = [site.location for site in referred if isinstance(site.value, Number)]
         if any(site.location not in chosen and site.kind != "keyword" for site in numbers):
             self._note(f"{self.setting}: {use.location} trains with the value of {' and '.join(dict.fromkeys(chosen))}")
+
+    def _is_setting(self, site: Site) -> bool:
+        return site.kind == "keyword" and self._holds_settings(site)
 
     def _is_strong(self, site: Site) -> bool:
         """Return False for an argument of a call that holds no settings, such as DataLoader(…)."""
@@ -262,7 +274,7 @@ class _SiteChooser:
             )
         return site
 
-    def _ambiguous_error(self, sites: list[Site]) -> PatchError:
+    def ambiguous_error(self, sites: list[Site]) -> PatchError:
         return PatchError(
             f"{self.document.name}: {self.setting} is set in {len(sites)} places, and none of them refers to another:\n"
             f"{self.document.excerpt(sites)}\n"

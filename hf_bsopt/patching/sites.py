@@ -6,6 +6,7 @@ The patch chooses the site to change from these.
 from __future__ import annotations
 
 import bisect
+import dataclasses
 import difflib
 import functools
 import re
@@ -21,7 +22,9 @@ Path = tuple[str, ...]
 Kind = Literal["entry", "variable", "attribute", "item", "keyword", "parameter", "option", "flag"]
 """entry: in a dict or a JSON or YAML mapping · attribute: in a class · item: CONFIG["x"] = 1 or cfg.x = 1 · keyword:
 f(x=1) · parameter: def f(x=1) · option: defined with argparse · flag: --x 1 on a command line."""
-Style = Literal["dict", "keywords", "class", "item", "json", "yaml", "yaml flow", "flags", "none"]
+Style = Literal[
+    "dict", "keywords", "class", "item", "json", "jsonnet", "yaml", "yaml flow", "toml", "toml inline", "flags", "none"
+]
 """The syntax in which another entry can be written beside this one; none: no entry can be added."""
 
 COMMAND_LINE = "--"
@@ -149,6 +152,8 @@ class Site:
     """The condition under which the binding happens; DEBUG if that is a debugging switch."""
     is_local: bool = False
     """True inside a function: the binding happens only if that function is called."""
+    file: str = ""
+    """The configuration file that a notebook cell writes, if the site is in one: only --key selects such a site."""
 
     @property
     def name(self) -> str:
@@ -207,6 +212,10 @@ class Document:
             root = aliases[root]
             seen.add(root)
         return (root, *path[1:])
+
+    def only(self, file: str) -> Document:
+        """Return the document with the sites of one file that its cells write; "": with those of none."""
+        return dataclasses.replace(self, sites=tuple(site for site in self.sites if site.file == file))
 
     def excerpt(self, sites: list[Site]) -> str:
         """Return one row for each site: file:line and the text of the line."""

@@ -127,7 +127,7 @@ def test_anything_but_a_text_file_is_refused_with_the_reason(tmp_path: Path) -> 
     (tmp_path / "wrong.py").write_bytes(b"batch_size = 8 # \xff\n")
     (tmp_path / "coding.py").write_bytes(b"# coding: klingon\nbatch_size = 8\n")
     (tmp_path / "wide.json").write_bytes('{"batch_size": 8}'.encode("utf-16"))
-    (tmp_path / "train.toml").write_text("batch_size = 8")
+    (tmp_path / "train.ini").write_text("batch_size = 8")
     (tmp_path / "train").write_text(SOURCE)
     expected = {
         "train.py": "is a folder",
@@ -139,7 +139,7 @@ def test_anything_but_a_text_file_is_refused_with_the_reason(tmp_path: Path) -> 
         "wrong.py": "invalid or missing encoding|not text in utf-8",
         "coding.py": "unknown encoding",
         "wide.json": "a binary file",
-        "train.toml": r"only \.py, .* files can be patched, not \.toml",
+        "train.ini": r"only \.py, .* files can be patched, not \.ini",
         "train": "a file without a suffix",
         "x\0.py": "can't be read",
     }
