@@ -88,7 +88,7 @@ def _commands(source: str) -> Iterator[tuple[int, int, str]]:
 
 def _after_heredocs(text: str, at: int, words: list[str]) -> int:
     for word in words:
-        found = re.compile(rf"^[ \t]*{re.escape(word)}[ \t]*$", re.MULTILINE).search(text, at)
+        found = re.compile(rf"^[ \t]*{re.escape(word)}[ \t\r]*$", re.MULTILINE).search(text, at)
         at = found.end() if found else len(text)
     return at
 
