@@ -23,8 +23,6 @@ from .training_arguments import read_training_arguments
 SEVERAL = {"max_length": (int, "; several give a report each")}
 """Options that the command line takes several times, with an addition to their help."""
 WRITTEN = ("json", "html", "plot", "patch")
-EXAMPLE = {"batch_size": 8, "gradient_accumulation_steps": 1}
-"""An answer for testing, before the search, if a file can be patched."""
 
 
 @dataclass(frozen=True)
@@ -254,20 +252,29 @@ def _check_output(output: OutputFlags, *, has_dataset: bool, lengths: int) -> No
 
 def _check_files(output: OutputFlags, *, is_table: bool) -> None:
     """Raise UsageError if a file cannot be written: before a search that may take minutes, not after it."""
-    from .._utils.files import writable
+    from .._utils.files import check_writable
 
     named = {name: Path(getattr(output, name)) for name in WRITTEN if getattr(output, name) is not None}
     for (name, path), (other, same) in itertools.combinations(named.items(), 2):
-        if path.resolve() == same.resolve():
+        if _is_same_file(path, same):
             raise UsageError(f"--{name} and --{other} name one file, {path}: one would replace what the other writes")
     for name in ("json", "html"):
         if name in named:
-            writable(named[name])
+            check_writable(named[name])
     if "plot" in named:
         from ..report.plots import check_file
 
         check_file(named["plot"])
     if "patch" in named and not is_table:  # a table refuses it
-        from ..patching import parse_keys, patch
+        from ..patching import check_patchable, parse_keys
 
-        patch(named["patch"], EXAMPLE, keys=parse_keys(output.key), dry_run=True)
+        check_patchable(named["patch"], parse_keys(output.key))
+        if not output.dry_run:
+            check_writable(named["patch"])
+
+
+def _is_same_file(path: Path, other: Path) -> bool:
+    try:
+        return path.resolve() == other.resolve()
+    except (OSError, ValueError, RuntimeError):  # each is refused with its own name
+        return False

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from .. import virtual_gpu
 from .._utils.argument_parser import ArgumentParser
 from .._utils.package_versions import package_version
+from .._utils.terminal import show
 from ..parallel.launch import Launch
 from .exit_codes import FOUND
 
@@ -18,7 +19,7 @@ PACKAGES = ("hf-bsopt", "torch", "transformers", "accelerate", "peft", "bitsandb
 def run(argv: Sequence[str], launch: Launch) -> int:
     """Run the subcommand and return its exit code."""
     ArgumentParser("hf-bsopt env", DESCRIPTION).parse_args(argv)
-    print(environment())
+    show(environment())
     return FOUND
 
 

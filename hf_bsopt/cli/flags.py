@@ -73,7 +73,7 @@ class OutputFlags:
     html: str | None = flag()
     """write the report to this file as a page of its own, with pictures"""
     patch: str | None = flag()
-    """change the batch size in this script, notebook, YAML or JSON: see docs/patching.md"""
+    """change the batch size in this script, notebook, launcher or configuration: see docs/patching.md"""
     key: list[str] = flag([])
     """where in it, if it is not found by its name: NAME, or accumulation=NAME, NAME:LINE"""
     dry_run: bool = flag(False)

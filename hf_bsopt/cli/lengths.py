@@ -9,6 +9,7 @@ from pathlib import Path
 
 from .._utils import progress
 from .._utils.files import write_atomically
+from .._utils.terminal import show
 from ..datasets.length_report import LengthsReport, dataset_lengths
 from ..errors import UsageError
 from ..parallel.launch import Launch
@@ -53,10 +54,15 @@ def run(argv: Sequence[str], launch: Launch) -> int:
     with progress.silent(arguments.output.quiet or not launch.is_main_process):
         lengths = measure_lengths(arguments)
     if not arguments.output.quiet:
-        print(lengths)
+        show(lengths)
     if arguments.output.json is not None and launch.is_main_process:
         text = json.dumps(lengths.to_dict(), indent=2, ensure_ascii=False)
-        write_atomically(Path(arguments.output.json), text + "\n")
+        try:
+            write_atomically(Path(arguments.output.json), text + "\n")
+        except UsageError:
+            if arguments.output.quiet:
+                show(lengths)  # the file was to be the only output
+            raise
     return FOUND
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .._utils import progress
 from .._utils.files import write_atomically
+from .._utils.terminal import show
 from ..errors import UsageError
 from ..parallel.launch import Launch
 from ..tables.table import batch_size_table
@@ -74,7 +75,7 @@ def print_table(arguments: Arguments) -> bool:
         arguments.max_lengths,
         options=arguments.options,
     )
-    print(FORMATS[arguments.table.format](frame))
+    show(FORMATS[arguments.table.format](frame))
     if arguments.output.json is not None:
         rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
         text = json.dumps({"version": 1, **frame.attrs, "table": rows}, indent=2, ensure_ascii=False)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from .._utils.cache_folder import user_cache_folder
-from .._utils.files import write_atomically
+from .._utils.files import read_text, write_atomically
 from ..errors import UsageError
 from ..records import Trial
 
@@ -64,7 +64,7 @@ class AnswerCache:
         question = _canonical(key)
         path = self._path(question)
         try:
-            return _parse(path.read_text(encoding="utf-8"), question)
+            return _parse(read_text(path, follows_links=False), question)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, RecursionError) as error:
@@ -79,7 +79,7 @@ class AnswerCache:
         content = {"format": FORMAT, "key": json.loads(question), "answer": dataclasses.asdict(answer)}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, json.dumps(content, indent=1) + "\n")
+            write_atomically(path, json.dumps(content, indent=1) + "\n", follows_links=False)
         except (OSError, UsageError) as error:
             logger.info("the answer is not cached for the next run: %s", error)
 

@@ -31,6 +31,7 @@ from .step import (
     turn_on_checkpointing,
 )
 from .worst_case import WorstCase, worst_case
+from .yielded_examples import worst_of_batches, worst_of_stream
 
 if TYPE_CHECKING:
     from torch import nn
@@ -122,15 +123,14 @@ def trainer_workload(trainer: Trainer, max_length: int | None = None) -> Trainer
     check_module(trainer.model)
     notes = own_methods_of(trainer)
     worst, evaluated = None, None
-    if _has_length(trainer.train_dataset):
-        worst = _worst_of(trainer, trainer.get_train_dataloader)
+    if _has_length(trainer.train_dataset) or not _takes_tokens(trainer.model):
+        worst = _worst_of(trainer, trainer.get_train_dataloader, trainer._train_batch_size)
         notes.append(worst.note)
-        if worst.read < worst.total:
+        if worst.total is None or worst.read < worst.total:
             notes.append("an example longer than all that were read may run out of memory later")
         evaluated = _worst_evaluation(trainer)
         shapes = infer_shapes(worst.batch)
     else:
-        _check_takes_tokens(trainer.model)
         length, source = _length(trainer, max_length)
         shapes = _shapes_of_tokens(trainer.model, length)
         notes.append(f"the dataset has no length: sized for sequences of {length} tokens, {source}")
@@ -160,15 +160,18 @@ def _has_length(dataset: Any) -> bool:
     return not isinstance(dataset, IterableDataset) and hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
 
 
-def _worst_of(trainer: Trainer, make_dataloader: Callable[[], Any]) -> WorstCase:
+def _worst_of(trainer: Trainer, make_dataloader: Callable[[], Any], batch_size: int | None = None) -> WorstCase:
     """Return the worst case of the dataloader that the trainer itself would make, overridden methods included. The
-    dataloader is not kept.
+    dataloader is not kept. ``batch_size``: what a dataloader without a dataset has to yield.
     """
     dataloaders = trainer.accelerator._dataloaders  # prepare() appends to it; there is no public list
     before = len(dataloaders)
     loader = make_dataloader()
     del dataloaders[before:]
-    return worst_case(loader.dataset, with_own_generators(loader.collate_fn))
+    dataset, collate = getattr(loader, "dataset", None), getattr(loader, "collate_fn", None)
+    if dataset is None or collate is None:
+        return worst_of_batches(make_dataloader, batch_size)
+    return (worst_case if _has_length(dataset) else worst_of_stream)(dataset, with_own_generators(collate))
 
 
 def _worst_evaluation(trainer: Trainer) -> WorstCase | None:
@@ -182,7 +185,7 @@ def _worst_evaluation(trainer: Trainer) -> WorstCase | None:
             worst.append(_worst_of(trainer, functools.partial(trainer.get_eval_dataloader, dataset)))
     if not worst:
         return None
-    return replace(max(worst, key=lambda case: case.length), total=max(case.total for case in worst))
+    return replace(max(worst, key=lambda case: case.length), total=max(case.total or 0 for case in worst) or None)
 
 
 @contextlib.contextmanager
@@ -199,14 +202,11 @@ def _without_saved_dataloaders(trainer: Trainer) -> Iterator[None]:
             vars(trainer)[EVAL_DATALOADERS] = saved
 
 
-def _check_takes_tokens(model: nn.Module) -> None:
+def _takes_tokens(model: nn.Module) -> bool:
+    """Return whether batches for the model can be made from a number of tokens alone."""
     taken = inspect.signature(model.forward).parameters
     takes_any = "input_ids" in taken or any(one.kind is one.VAR_KEYWORD for one in taken.values())
-    if not takes_any or getattr(model, "main_input_name", "input_ids") != "input_ids":
-        raise UsageError(
-            f"the train_dataset has no length and {type(model).__name__} takes no input_ids, so the shapes of its "
-            f"batches are unknown: call find_batch_size with a Trainer on a part of the data that has a length"
-        )
+    return takes_any and getattr(model, "main_input_name", "input_ids") == "input_ids"
 
 
 def _length(trainer: Trainer, requested: int | None) -> tuple[int, str]:

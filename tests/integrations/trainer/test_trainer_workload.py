@@ -200,11 +200,15 @@ def test_iterable_dataset_for_a_module_gets_the_arguments_of_forward(tmp_path: P
     assert shapes(workload.batch(2, "meta")) == {"input_ids": (2, 6), "labels": (2, 6)}
 
 
-def test_iterable_dataset_without_tokens_is_rejected(tmp_path: Path) -> None:
-    small = ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32)
-    pictures = ViTForImageClassification(small)
-    with pytest.raises(UsageError, match="ViTForImageClassification takes no input_ids"):
-        trainer_workload(trainer(tmp_path, pictures, dataset=Stream()), max_length=6)
+def test_iterable_dataset_without_examples_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="the train_dataset yields no example"):
+        trainer_workload(trainer(tmp_path, pictures_model(), dataset=Stream()), max_length=6)
+
+
+def pictures_model() -> ViTForImageClassification:
+    return ViTForImageClassification(
+        ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32)
+    )
 
 
 def kind_of(kind: Any) -> nn.Module:
