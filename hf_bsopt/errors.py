@@ -92,10 +92,13 @@ class NothingFitsError(BatchSizeError):
     """Not even a micro-batch of one sequence fits; the message says how much memory it would need.
 
     question: the search that failed (hf_bsopt.search.answer.Question), for `advise`; None if it was real steps that ran
-    out of memory rather than the prediction.
+    out of memory rather than the prediction. largest: the largest size that fits the device at all, over the target; 0
+    if none does. checked: the answer to ``check``.
     """
 
     question: Any = None
+    largest: int = 0
+    checked: Trial | None = None
 
 
 class ReachedZeroError(NothingFitsError, RuntimeError):

@@ -227,7 +227,7 @@ def _verify(answer: Answer, predicted: PredictedSize, verifier: Verifier, worklo
 
     verification = verifier.verify(predicted.decision.batch_size, allowed, predictor)
     if not verification.batch_size:
-        raise nothing_fits(verification, verifier.fraction, predictor.device.name)
+        raise nothing_fits(verification, verifier, search.check)
     decision = _decision_after(predicted.decision, verification, predictor.device)
     if search.throughput:
         decision = _fastest(decision, verifier, allowed)
