@@ -23,6 +23,7 @@ The command line answers a `UsageError` with exit code 2 and a `NothingFitsError
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -91,10 +92,13 @@ class NothingFitsError(BatchSizeError):
     """Not even a micro-batch of one sequence fits; the message says how much memory it would need.
 
     question: the search that failed (hf_bsopt.search.answer.Question), for `advise`; None if it was real steps that ran
-    out of memory rather than the prediction.
+    out of memory rather than the prediction. largest: the largest size that fits the device at all, over the target; 0
+    if none does. checked: the answer to ``check``.
     """
 
     question: Any = None
+    largest: int = 0
+    checked: Trial | None = None
 
 
 class ReachedZeroError(NothingFitsError, RuntimeError):
@@ -109,13 +113,28 @@ class AgreementError(BatchSizeError):
     """The ranks could not agree; the message says why.
 
     ranks: the ranks that failed or did not respond, as far as is known. reported_by: the rank that reported the failure
-    first, None if this rank found it by itself.
+    first, None if this rank found it by itself. messages: what the ranks that did respond had sent, by rank.
+    is_stopped: the ranks did not fail: they ended, are silent or did not respond, or were interrupted by Ctrl-C.
     """
 
-    def __init__(self, message: str, ranks: tuple[int, ...] = (), reported_by: int | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        ranks: tuple[int, ...] = (),
+        reported_by: int | None = None,
+        messages: Mapping[int, str] | None = None,
+        *,
+        is_stopped: bool = False,
+    ) -> None:
         super().__init__(message)
         self.ranks = ranks
         self.reported_by = reported_by
+        self.messages = dict(messages or {})
+        self.is_stopped = is_stopped
+
+    def explained(self, message: str) -> AgreementError:
+        """Return the same error with another message."""
+        return AgreementError(message, self.ranks, self.reported_by, self.messages, is_stopped=self.is_stopped)
 
 
 class SearchInterrupted(KeyboardInterrupt):

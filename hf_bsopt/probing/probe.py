@@ -44,7 +44,7 @@ def probe(workload: Trainable, batch_size: int, device: Device, phase: Phase = "
     detail = ""
     try:
         run.phases[phase]()
-        outcome, detail = run.verdict()
+        outcome, detail = run.verdict(memory.used_bytes())
     except NoStepError as error:
         outcome, detail = "no step", str(error)
     except Exception as error:
@@ -92,6 +92,7 @@ class _Run:
         self._workload = workload
         self._batch_size = batch_size
         self._kind = device.spec.kind
+        self._total_bytes = device.spec.total_bytes
         self._schedule: Schedule = device.schedule
         self._memory = memory
         self._last_step_retried = False
@@ -102,13 +103,17 @@ class _Run:
             "generation": self.generate,
         }
 
-    def verdict(self) -> tuple[Outcome, str]:
-        """Return (outcome, detail) of a run without an error, which may still not fit."""
+    def verdict(self, used_bytes: int) -> tuple[Outcome, str]:
+        """Return (outcome, detail) of a run without an error, which may still not fit: the limit of a process is not
+        exact (RLIMIT_DATA does not count libraries).
+        """
         spilled = self._memory.spilled()
         if spilled:
             return "spill", spilled
         if self._last_step_retried:
             return "retries", f"the allocator still had to release its cache {SETTLING_STEPS} steps after the first"
+        if self._total_bytes is not None and used_bytes > self._total_bytes:
+            return "over limit", f"it used {used_bytes / 2**30:.2f} GiB of {self._total_bytes / 2**30:.2f} GiB"
         return "fits", ""
 
     def train(self) -> None:

@@ -47,7 +47,7 @@ def verify_phase(
     phase_verifier = verifier.for_phase(phase, predictor.workload)
     verification = phase_verifier.verify(predicted.batch_size, allowed, predictor)
     if not verification.batch_size:
-        raise nothing_fits(verification, verifier.fraction, device.name)
+        raise nothing_fits(verification, phase_verifier)
     asked = search.check_evaluation if phase == "evaluation" else None
     checked = None if asked is None else phase_verifier.run(asked)
     return PhaseAnswer(verification.batch_size, phase_verifier.run(verification.batch_size), checked)

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 from ..errors import DeviceError, ProbeError, RehearsalError, SearchInterrupted, UsageError
 from ..memory.memory_profile import memory_profile
 from ..options import MAX_BATCH_SIZE, DeviceOptions, SearchOptions
-from ..parallel.ranks import agreed, first_device_is
+from ..parallel.agreement import failures_reported
+from ..parallel.ranks import agreed, check_same, first_device_is
 from ..probing import ProbeClient
 from ..records import Bound, Decision, GpuSpec, Trial
 from ..workloads.trainable import Phase, Trainable
@@ -35,6 +36,17 @@ from .verify import Verification, verify
 
 if TYPE_CHECKING:
     import torch
+
+EFFECTIVE_BATCH_OPTIONS = (
+    "effective_batch_size",
+    "total_tokens",
+    "gradient_accumulation_steps",
+    "num_processes",
+    "learning_rate",
+    "base_batch_size",
+    "lr_scaling",
+)
+"""Options that decide the effective batch and its learning rate: the same on all ranks."""
 
 Describe = Callable[[GpuSpec], Trainable]
 """Makes the workload for a device; its precision may depend on the device."""
@@ -123,14 +135,24 @@ def run_on_every_rank(
     """Call :func:`run` on every rank of a distributed run: all get the size that fits the smallest GPU.
 
     ``local_device``: the device of this rank, which its probes then see as their first one. In a single
-    process it is :func:`run`. Raises AgreementError if another rank failed.
+    process it is :func:`run`. Raises AgreementError if another rank failed, or if the ranks would train with different
+    effective batches.
     """
 
     def run_here(limit: int | None) -> Answer:
         with first_device_is(local_device):
             return run(describe, device, replace(search, batch_size=limit))
 
-    return agreed(run_here, search.batch_size, device.probe_timeout)
+    with failures_reported():
+        asked = {name: getattr(search, name) for name in EFFECTIVE_BATCH_OPTIONS}
+        check_same(asked, device.probe_timeout)
+        answer = agreed(run_here, search.batch_size, device.probe_timeout)
+        plan = answer.plan
+        check_same(
+            {"the micro-batch": plan.micro_batch, "the accumulation": plan.accumulation},
+            device.probe_timeout,
+        )
+    return answer
 
 
 @contextlib.contextmanager
@@ -203,7 +225,7 @@ def _verify(answer: Answer, predicted: PredictedSize, verifier: Verifier, worklo
 
     verification = verifier.verify(predicted.decision.batch_size, allowed, predictor)
     if not verification.batch_size:
-        raise nothing_fits(verification, verifier.fraction, predictor.device.name)
+        raise nothing_fits(verification, verifier, search.check)
     decision = _decision_after(predicted.decision, verification, predictor.device)
     if search.throughput:
         decision = _fastest(decision, verifier, allowed)

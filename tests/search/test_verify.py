@@ -151,7 +151,7 @@ def test_nothing_is_run_after_a_failure_other_than_memory(outcome: Outcome) -> N
     assert (result.batch_size, result.trials, result.failure) == (0, (failed,), failed)
 
 
-@pytest.mark.parametrize("outcome", ["retries", "spill"])
+@pytest.mark.parametrize("outcome", ["retries", "spill", "over limit"])
 def test_a_size_that_ran_with_retries_or_host_memory_does_not_fit(outcome: Outcome) -> None:
     def probe(size: int) -> Trial:
         used = 2000 + 100 * size

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Unpack, cast
 from ...errors import UsageError
 from ...option_keywords import TrainerKeywords
 from ...options import DeviceOptions, Options, SearchOptions
-from ...parallel.agreement import exchange
+from ...parallel.agreement import exchange, failures_reported
 from ...report.report import Report
 from ...search.answer import PhaseAnswer
 from ...search.pipeline import run_on_every_rank
 from ..preserve_state import model_on_host, preserve_random_state
 from .loss_scale import divide, is_divided, is_mean_of_micro_batch
+from .uneven_steps import UnevenSteps
 from .workload import TrainerWorkload, trainer_workload
 
 if TYPE_CHECKING:
@@ -42,8 +43,9 @@ def find_batch_size(trainer: Trainer, **keywords: Unpack[TrainerKeywords]) -> Re
     then.
     """
     options = Options.of(keywords, "trainer")
-    report = report_of(trainer, options)
-    apply(report, trainer, options)
+    with failures_reported():
+        report = report_of(trainer, options)
+        apply(report, trainer, options)
     return report
 
 
@@ -114,11 +116,13 @@ def _agreed_evaluation(answer: PhaseAnswer | None, asked: int, timeout_seconds: 
 
 
 def set_size(trainer: Trainer, micro_batch: int, accumulation: int, workload: TrainerWorkload) -> None:
-    """Set both, and make Trainer average over the micro-batches if the loss does not do it by itself."""
+    """Set both. Make Trainer average over the micro-batches if the loss does not do it by itself."""
     args = trainer.args
     is_added_up = accumulation > 1 and not is_divided(trainer, items=1)
     if is_added_up and is_mean_of_micro_batch(trainer, workload.build(), workload.batch(2, "meta")):
         divide(trainer)
+    if accumulation > 1 and accumulation != args.gradient_accumulation_steps:
+        UnevenSteps(trainer).begin()
     args.per_device_train_batch_size = micro_batch
     args.gradient_accumulation_steps = accumulation
     trainer._train_batch_size = args.train_batch_size  # frozen in Trainer.__init__, read by the dataloader
