@@ -26,7 +26,11 @@ class FindKeywords(TypedDict, total=False):
     lora_r: int
     lora_targets: tuple[str, ...] | None
     lora_target_modules: tuple[str, ...] | None
+    lora_dropout: float | None
+    lora_alpha: float | None
     load_in_4bit: bool
+    prepare_kbit: bool
+    prepare_model_for_kbit_training: bool
     num_labels: int | None
     generate: int
     pretrained: bool

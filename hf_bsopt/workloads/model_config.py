@@ -164,7 +164,17 @@ def position_limit(config: PreTrainedConfig) -> int | None:
 
 def supports_sdpa(config: PreTrainedConfig, task: str) -> bool:
     """Return True if transformers has scaled_dot_product_attention for this architecture."""
+    return bool(model_class(config, task)._supports_sdpa)
+
+
+def has_stacked_experts(config: PreTrainedConfig, task: str) -> bool:
+    """Return True for a mixture of experts that holds the weights of all experts in one parameter (transformers 5)."""
+    return bool(model_class(config, task)._can_set_experts_implementation())
+
+
+def model_class(config: PreTrainedConfig, task: str) -> Any:
+    """Return the class of the model with the head for this task."""
     import transformers
 
-    model_class: Any = getattr(transformers, AUTO_CLASSES[task])._model_mapping[type(config)]
-    return bool(model_class._supports_sdpa)
+    found = getattr(transformers, AUTO_CLASSES[task])._model_mapping[type(config)]
+    return found[0] if isinstance(found, tuple) else found

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
-from .checks import check_choice, require_package
+from .checks import check_choice
 from .model_config import AUTO_CLASSES, check_head, default_task, position_limit, supports_sdpa
-from .optimizers import OPTIMIZER_ALIASES, OPTIMIZERS
-from .step_settings import PRECISIONS
+from .optimizers import optimizer_name
+from .step_settings import precision_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -66,8 +66,7 @@ def choose_precision(requested: str | None) -> tuple[str, str]:
     """Return the precision and the reason."""
     if requested is None:
         return "fp16", "precision fp16: supported by every GPU since the T4"
-    check_choice("precision", requested, tuple(PRECISIONS))
-    return requested, ""
+    return precision_name(requested), ""
 
 
 def choose_weights_dtype(
@@ -108,16 +107,13 @@ def choose_optimizer(requested: str | None) -> tuple[str, str]:
     """Return the optimizer, aliases resolved, and the reason."""
     if requested is None:
         return "adamw_torch_fused", "optimizer adamw_torch_fused: Trainer's default"
-    optimizer = OPTIMIZER_ALIASES.get(requested, requested)
-    check_choice("optimizer", optimizer, tuple(OPTIMIZERS))
-    if "8bit" in optimizer:
-        require_package("bitsandbytes", optimizer)
-    return optimizer, ""
+    return optimizer_name(requested), ""
 
 
 def choose_attention(config: PreTrainedConfig, requested: str | None, task: str) -> tuple[str, str]:
     """Return the attention implementation and the reason; eager if the architecture has no other."""
-    check_choice("attention", requested or "sdpa", ATTENTIONS)
+    if requested is not None:
+        check_choice("attention", requested, ATTENTIONS)
     if requested == "eager" or supports_sdpa(config, task):
         return (requested, "") if requested else ("sdpa", "attention sdpa: transformers' default")
     return "eager", f"attention eager: transformers has no other implementation for {config.model_type}"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from .checks import check_choice
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +20,15 @@ PRECISIONS: dict[str, str] = {
     "fp16-weights": "weights, gradients and optimizer in fp16",
     "bf16-weights": "weights, gradients and optimizer in bf16",
 }
+OF_DTYPE = {"float16": "fp16", "half": "fp16", "bfloat16": "bf16", "float32": "fp32", "float": "fp32", "no": "fp32"}
+"""Mixed precision by the name of its dtype, for those who pass ``torch.float16``; accelerate's ``no`` is fp32."""
+
+
+def precision_name(requested: str) -> Precision:
+    """Return the precision that is meant. Raises UsageError with the nearest."""
+    name = OF_DTYPE.get(requested, requested)
+    check_choice("precision", name, tuple(PRECISIONS))
+    return cast("Precision", name)
 
 
 @dataclass(frozen=True)

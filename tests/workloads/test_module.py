@@ -84,7 +84,7 @@ def test_weights_of_several_dtypes_are_trained_in_bf16_by_default() -> None:
         (Classifier().bfloat16(), "fp16", "gradient scaler"),
         (Classifier(), "bf16-weights", r"\.bfloat16\(\)"),
         (Classifier().half(), "bf16-weights", r"\.bfloat16\(\)"),
-        (Classifier(), "float16", "did you mean"),
+        (Classifier(), "float16-weights", "did you mean"),
     ],
 )
 def test_a_precision_that_does_not_suit_the_weights_is_refused(module: nn.Module, precision: str, words: str) -> None:

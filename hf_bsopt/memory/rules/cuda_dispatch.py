@@ -22,6 +22,7 @@ from ...records import GpuSpec
 from .autocast import KEY as AUTOCAST_KEY
 from .autocast import Autocast
 from .device_queries import DeviceQueries
+from .experts import can_use_grouped_product, grouped_product
 from .host import HOST_OPERATORS, additive
 
 aten = torch.ops.aten
@@ -44,7 +45,7 @@ def as_device(device: GpuSpec, queries: DeviceQueries | None = None) -> Iterator
         clear_cache()
 
     with contextlib.ExitStack() as stack:
-        for module, name, replacement in _replacements():
+        for module, name, replacement in _replacements(queries):
             stack.enter_context(mock.patch.object(module, name, replacement))
         stack.enter_context(mock.patch.object(torch, "clear_autocast_cache", clear_both_caches))
         library = torch.library.Library("aten", "IMPL")
@@ -54,6 +55,7 @@ def as_device(device: GpuSpec, queries: DeviceQueries | None = None) -> Iterator
             autocast.register(library)
             for operator, kernel in (HOST_OPERATORS if device.kind != "cuda" else _operators(queries)).items():
                 library.impl(operator, kernel, "AutogradMeta")
+            library.impl("_grouped_mm", grouped_product, "Meta")
         was_on = torch.is_autocast_enabled("cuda")
         stack.callback(torch.set_autocast_enabled, "cuda", was_on)
         stack.enter_context(torch._C._IncludeDispatchKeyGuard(AUTOCAST_KEY))
@@ -70,7 +72,7 @@ def _operators(queries: DeviceQueries) -> dict[str, Any]:
     }
 
 
-def _replacements() -> Iterator[tuple[Any, str, Any]]:
+def _replacements(queries: DeviceQueries) -> Iterator[tuple[Any, str, Any]]:
     """Yield (module, name, replacement) for the Python functions that check for a CUDA device."""
     devices = ["cuda", "meta", "cpu"]
     for name in ("torch.optim.optimizer", "torch.utils._foreach_utils"):
@@ -89,6 +91,9 @@ def _replacements() -> Iterator[tuple[Any, str, Any]]:
         yield paging, "fill", lambda tensor, value, device=None, prefetch=True: None
     # shape functions assume that a mask selects all elements
     yield importlib.import_module("torch.fx.experimental._config"), "meta_nonzero_assume_all_nonzero", True
+    experts = sys.modules.get("transformers.integrations.moe")
+    if experts is not None:
+        yield experts, "_can_use_grouped_mm", can_use_grouped_product(queries)
     generic = sys.modules.get("transformers.utils.generic")
     if generic is not None:  # maybe_autocast("meta", enabled=False) would leave autocast on
         yield generic, "nullcontext", lambda: torch.autocast("cuda", enabled=False)

@@ -165,7 +165,7 @@ def test_a_product_with_a_4_bit_weight_dequantizes_it_for_the_call() -> None:
         config = LlamaConfig(
             hidden_size=256, intermediate_size=1024, num_hidden_layers=1, num_attention_heads=4, vocab_size=64
         )
-        model = quantized(LlamaForCausalLM(config).to(BRAIN), BRAIN)
+        model = quantized(LlamaForCausalLM(config).to(BRAIN), BRAIN, is_prepared=False)
         return model.model.layers[0].mlp.up_proj
 
     def step(layer: nn.Module, batch_size: int) -> None:
