@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from .rebinding import rebind_attributes
+
 META = torch.device("meta")
 
 
@@ -76,4 +78,11 @@ def _with_empty_tensors(module: nn.Module, device: torch.device) -> nn.Module:
             memo[id(tensor)] = nn.Parameter(empty, requires_grad=tensor.requires_grad)
         else:
             memo[id(tensor)] = empty
-    return copy.deepcopy(module, memo)
+    return deep_copy(module, memo)
+
+
+def deep_copy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """Return a deep copy whose own functions, such as a ``forward`` that was replaced on the instance, run the copy."""
+    copied = copy.deepcopy(module, memo)
+    rebind_attributes(copied, memo)
+    return copied

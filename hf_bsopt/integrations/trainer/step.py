@@ -26,8 +26,11 @@ def clean_copy_on_meta(module: nn.Module) -> Any:
     from accelerate.hooks import remove_hook_from_submodules
 
     model: Any = copy_on_meta(module)
-    if "_original_forward" in vars(model):  # Accelerator.prepare_model
-        del model._original_forward, model.forward
+    original = vars(model).pop("_original_forward", None)  # Accelerator.prepare_model
+    if original is not None:
+        del model.forward
+        if getattr(original, "__func__", None) is not type(model).forward:  # replaced on the instance before it
+            model.forward = original
     remove_hook_from_submodules(model)  # accelerate's, which move tensors to the device of a device_map
     _remove_own_hooks(model)
     return model
