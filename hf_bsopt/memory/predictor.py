@@ -11,8 +11,9 @@ from torch import nn
 
 from .._utils import progress
 from ..records import GpuSpec, Trial
+from ..workloads.meta_device import tensors_of
 from ..workloads.trainable import Phase, Trainable
-from ..workloads.training_step import STEPS, TrainingStep, evaluation_step, has_batch_norm, smallest_batch
+from ..workloads.training_step import STEPS, TrainingStep, has_batch_norm, smallest_batch
 from .generation import generate_last_tokens
 from .replay.timeline import Timeline
 from .tracing.tracer import label, trace
@@ -58,6 +59,8 @@ class Predictor:
                 steps.clear()
                 step = steps[id(model)] = TrainingStep(model, self.workload.settings, overrides=self.workload.overrides)
                 label(step.buckets, "gradients")
+                for module in step.other_modules:
+                    label(tensors_of(module), "weights")
             step.worst_case(self.workload, batch_size, "meta")
 
         def after_training(model: nn.Module, batch_size: int) -> None:
@@ -67,7 +70,7 @@ class Predictor:
                     train(model, smallest_batch(model))
             elif self._phase == "evaluation":
                 batch = self.workload.batch(batch_size, "meta")
-                outputs.append(evaluation_step(model, self.workload.settings.precision, batch))
+                outputs.append(steps[id(model)].evaluate(batch))
             else:
                 generate_last_tokens(model, self.workload, batch_size)
 

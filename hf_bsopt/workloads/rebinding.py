@@ -31,13 +31,19 @@ class Rebinder:
 
     ``copies``: id of an original → its copy, as in the memo of ``copy.deepcopy``; the originals have to be alive.
     ``copy_of(value)``: a copy of a module or tensor that is not among them, or the value itself to leave it.
+    ``others``: id → copy of objects of any kind.
     """
 
-    def __init__(self, copies: dict[int, Any], copy_of: Callable[[Any], Any] = lambda value: value) -> None:
+    def __init__(
+        self,
+        copies: dict[int, Any],
+        copy_of: Callable[[Any], Any] = lambda value: value,
+        others: dict[int, Any] | None = None,
+    ) -> None:
         self._copies = copies
         self._copy_of = copy_of
         self._are_copies = {id(value) for value in copies.values() if isinstance(value, (nn.Module, torch.Tensor))}
-        self._rebuilt: dict[int, Any] = {}
+        self._rebuilt: dict[int, Any] = dict(others or {})
         self._searched: list[Any] = []  # alive, so that no id is used twice
 
     def __call__(self, value: Any) -> Any:

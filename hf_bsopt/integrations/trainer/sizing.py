@@ -72,6 +72,7 @@ def _search_options(trainer: Trainer, options: Options, workload: TrainerWorkloa
     return replace(
         asked,
         fill=False,
+        evaluation=asked.evaluation and (workload.evaluated is not None or workload.overrides.begin_own_step is None),
         dataset_size=None if workload.worst is None else workload.worst.total,
         effective_batch_size=asked.effective_batch_size or (None if asked.fill else effective),
         num_processes=args.n_gpu if args.n_gpu > 1 else args.world_size,
