@@ -81,6 +81,8 @@ def _replacements() -> Iterator[tuple[Any, str, Any]]:
     yield torch.cuda.amp.common, "amp_definitely_not_available", lambda: False
     yield torch.cuda, "is_bf16_supported", lambda including_emulation=True: True
     yield torch.amp.autocast_mode.autocast, "__init__", _autocast_on_meta
+    for name in ("is_autocast_enabled", "get_autocast_dtype"):
+        yield torch, name, _of_cuda(getattr(torch, name))
     # activation checkpointing saves and restores the autocast state of this device type
     yield importlib.import_module("torch.utils.checkpoint"), "_infer_device_type", lambda *args: "cuda"
     paging = sys.modules.get("bitsandbytes.functional")
@@ -98,6 +100,15 @@ def _get_paged(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return a paged optimizer's state, not recorded: managed memory is outside the caching allocator."""
     with _disable_current_modes():
         return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _of_cuda(query: Any) -> Any:
+    """Return a query about autocast that answers for CUDA when it is asked about ``meta``."""
+
+    def call(device_type: str = "cuda") -> Any:
+        return query("cuda" if device_type == "meta" else device_type)
+
+    return call
 
 
 _autocast_init = torch.amp.autocast_mode.autocast.__init__

@@ -79,7 +79,10 @@ class Recorder(TorchDispatchMode):
         if operation.rule is None or self._device.kind != "cuda" or not _on_device(args):
             return self._run(operation, args, kwargs)
         workspace = functools.partial(self._hold_workspace, operation.name)
-        return operation.rule(workspace, lambda: self._run(operation, args, kwargs), *args, **kwargs)
+        output = operation.rule(workspace, lambda: self._run(operation, args, kwargs), *args, **kwargs)
+        if isinstance(output, torch.Tensor):
+            self.record(output, operation.name)  # it may have another storage than what was run
+        return output
 
     def _fills_fresh_zeros(self, args: Any) -> bool:
         """Return whether a backward pass writes a gradient into the zeros that were just allocated for it."""
