@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ...records import GpuSpec
+from . import triton_kernels
 from .autocast import KEY as AUTOCAST_KEY
 from .autocast import Autocast
 from .device_queries import DeviceQueries
@@ -44,8 +45,9 @@ def as_device(device: GpuSpec, queries: DeviceQueries | None = None) -> Iterator
         clear_cache()
 
     with contextlib.ExitStack() as stack:
-        for module, name, replacement in _replacements():
-            stack.enter_context(mock.patch.object(module, name, replacement))
+        for module, name, replacement in _replacements(device):
+            is_new = not hasattr(module, name)
+            stack.enter_context(mock.patch.object(module, name, replacement, create=is_new))
         stack.enter_context(mock.patch.object(torch, "clear_autocast_cache", clear_both_caches))
         library = torch.library.Library("aten", "IMPL")
         stack.callback(library._destroy)
@@ -70,13 +72,15 @@ def _operators(queries: DeviceQueries) -> dict[str, Any]:
     }
 
 
-def _replacements() -> Iterator[tuple[Any, str, Any]]:
+def _replacements(device: GpuSpec) -> Iterator[tuple[Any, str, Any]]:
     """Yield (module, name, replacement) for the Python functions that check for a CUDA device."""
     devices = ["cuda", "meta", "cpu"]
     for name in ("torch.optim.optimizer", "torch.utils._foreach_utils"):
         module = importlib.import_module(name)
         yield module, "_get_foreach_kernels_supported_devices", lambda: list(devices)
         yield module, "_get_fused_kernels_supported_devices", lambda: list(devices)
+    if device.kind == "cuda":
+        yield from triton_kernels.replacements()
     # a CPU build of torch turns autocast("cuda") and GradScaler("cuda") off
     yield torch.cuda.amp.common, "amp_definitely_not_available", lambda: False
     yield torch.cuda, "is_bf16_supported", lambda including_emulation=True: True

@@ -179,7 +179,8 @@ def _matmul(workspace: Workspace, run: Run, *args: Any, **_: Any) -> Any:
 
 def _reduced_loss(extra: int) -> KernelRule:
     """Return the rule of a loss whose scalar keeps the storage of the loss per element, into which it is computed: the
-    output is made in the size of the input and then resized (BinaryOps.cpp, TORCH_META_FUNC(mse_loss)). ``extra``: tensors of that size held besides. Measured on the virtual GPU, torch 2.11.
+    output is made in the size of the input and then resized (BinaryOps.cpp, TORCH_META_FUNC(mse_loss)). ``extra``:
+    tensors of that size held besides. Measured on the virtual GPU, torch 2.11.
     """
 
     def rule(workspace: Workspace, run: Run, tensor: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Any:
