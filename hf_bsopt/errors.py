@@ -30,6 +30,12 @@ if TYPE_CHECKING:
     from .records import Trial
 
 
+REHEARSE = (
+    "It can be rehearsed, which runs the script as it is on a virtual GPU: hf-bsopt rehearse --gpu T4 -- train.py"
+)
+"""The next step after a step that cannot be predicted, for the message."""
+
+
 class BatchSizeError(Exception):
     """The base class: ``except BatchSizeError`` catches every error that this package raises on purpose."""
 

@@ -156,14 +156,16 @@ class Predictor:
     def _usage_line(self) -> tuple[float, float]:
         """(fixed bytes, bytes per sequence), estimated from two replays near the sizes that fill the device."""
         assert self.device.total_bytes is not None
-        if self.timeline is self._by_size:  # each size is traced: large ones take long, and need not be near the line
-            low, high = (self.unlimited(size) for size in SIZES_OF_A_GUESS)
-            per_sequence = max(1.0, (high - low) / (SIZES_OF_A_GUESS[1] - SIZES_OF_A_GUESS[0]))
-            return high - per_sequence * SIZES_OF_A_GUESS[1], per_sequence
+        if self.timeline is self._by_size:  # each size is traced, and those near the answer say most about it
+            line = self._line_through(*SIZES_OF_A_GUESS)
+            near = int((self.device.total_bytes - line[0]) / line[1])
+            return self._line_through(near, 2 * near) if near > SIZES_OF_A_GUESS[1] else line
         live_at_1, live_at_9 = (self.timeline.live_bytes(size, self.device) for size in (1, 9))
         available = self.device.total_bytes - self.device.context_bytes - live_at_1
         larger = max(2, 1 + int(8 * available / max(1, live_at_9 - live_at_1)))
-        smaller = larger // 2
+        return self._line_through(larger // 2, larger)
+
+    def _line_through(self, smaller: int, larger: int) -> tuple[float, float]:
         low, high = self.unlimited(smaller), self.unlimited(larger)
         per_sequence = max(1.0, (high - low) / (larger - smaller))
         return high - per_sequence * larger, per_sequence

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import UsageError
+from ..errors import REHEARSE, UsageError
 from .optimizers import make_optimizer
 from .step_settings import NO_OVERRIDES, Precision, StepOverrides, StepSettings
 from .trainable import Trainable
@@ -163,7 +163,8 @@ def loss_of(outputs: Any) -> torch.Tensor:
         loss = outputs[0] if outputs else None
     if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
         raise UsageError(
-            'the model returns no loss: forward has to return it as "loss", as the first output or as the only one'
+            'the model returns no loss: forward has to return it as "loss", as the first output or as the only one. '
+            f"Its inputs may lack the labels (example_batch, or the data collator of a Trainer). {REHEARSE}"
         )
     return loss
 

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import nn
 
-from ...errors import BatchSizeError, TraceError
-from ...memory.tracing.recorder import REHEARSE
+from ...errors import REHEARSE, BatchSizeError, TraceError
 from ...workloads.meta_device import META, fill_randomly, with_empty_tensors
 from ...workloads.rebinding import Rebinder
 from ...workloads.step_settings import Precision
@@ -58,7 +57,7 @@ class OwnStep:
         device = next(model.parameters()).device
         trainer, others = self._with(model, device, self.precision, device_type)
         vars(model)["forward"] = _prepared(model, self.precision, device_type)
-        model.generate = _Refusal(_name_of(trainer))  # type: ignore[assignment]
+        model.generate = _Refusal(name_of(trainer))  # type: ignore[assignment]
         trainer.accelerator = _accelerator(trainer, device, scaler)
         trainer.args = copy.copy(trainer.args)
         vars(trainer.args)["_setup_devices"] = device
@@ -148,8 +147,7 @@ class RunningStep:
         except Exception as error:  # the user's code may raise anything
             way = REHEARSE if phase == "training" else "evaluation=False leaves it out"
             raise TraceError(
-                f"the {phase} step of {_name_of(self._trainer)} cannot be traced: {type(error).__name__}: {error}. "
-                f"{way}"
+                f"the {phase} step of {name_of(self._trainer)} cannot be traced: {type(error).__name__}: {error}. {way}"
             ) from error
 
 
@@ -292,7 +290,8 @@ def _accelerator(trainer: Trainer, device: torch.device, scaler: torch.amp.GradS
     return made
 
 
-def _name_of(trainer: Trainer) -> str:
+def name_of(trainer: Trainer) -> str:
+    """Return the name of a trainer's class, with that of its package."""
     kind = type(trainer)
     package = kind.__module__.partition(".")[0]
-    return kind.__name__ if package == "__main__" else f"{package}'s {kind.__name__}"
+    return kind.__name__ if package in ("__main__", "transformers") else f"{package}'s {kind.__name__}"

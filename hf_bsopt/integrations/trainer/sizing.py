@@ -141,6 +141,8 @@ def check(trainer: Trainer) -> None:
         )
     if trainer.train_dataset is None:
         raise UsageError("this Trainer has no train_dataset: its longest examples decide the batch size")
+    if hasattr(trainer.train_dataset, "__len__") and not len(trainer.train_dataset):
+        raise UsageError("the train_dataset has no examples: its longest ones decide the batch size")
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
         name = "DeepSpeed" if trainer.is_deepspeed_enabled else "FSDP"
         raise UsageError(

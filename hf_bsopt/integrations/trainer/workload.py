@@ -21,7 +21,7 @@ from .collator_shapes import (
     move_batch,
     with_own_generators,
 )
-from .own_step import OwnStep, own_methods_of, own_step_of
+from .own_step import OwnStep, name_of, own_methods_of, own_step_of
 from .step import (
     checkpoint_kwargs_of,
     clean_copy_on_meta,
@@ -128,7 +128,8 @@ def trainer_workload(trainer: Trainer, max_length: int | None = None) -> Trainer
     notes = []
     own = own_methods_of(trainer)
     if own:
-        notes.append(f"{' and '.join(own)} of {type(trainer).__name__} are traced as they are")
+        are = "is traced as it is" if len(own) == 1 else "are traced as they are"
+        notes.append(f"{' and '.join(own)} of {type(trainer).__name__} {are}")
     worst, evaluated = None, None
     if _has_length(trainer.train_dataset):
         worst = _worst_of(trainer, trainer.get_train_dataloader)
@@ -136,7 +137,7 @@ def trainer_workload(trainer: Trainer, max_length: int | None = None) -> Trainer
         if worst.read < worst.total:
             notes.append("an example longer than all that were read may run out of memory later")
         evaluated = _worst_evaluation(trainer)
-        shapes = infer_shapes(worst.batch)
+        shapes = infer_shapes(worst.batch, name_of(trainer))
     else:
         _check_takes_tokens(trainer.model)
         length, source = _length(trainer, max_length)

@@ -15,7 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.torch_version import TorchVersion
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ...errors import TraceError
+from ...errors import REHEARSE, TraceError
 from ...records import GpuSpec
 from ...workloads.meta_device import META
 from ..replay.recording import Formula, Recording
@@ -26,9 +26,6 @@ from .in_place import IN_PLACE_VARIANT, LinearCalls, is_in_place_gradient_sum, s
 from .step_phases import PhaseTracker
 
 aten = torch.ops.aten
-REHEARSE = (
-    "It can be rehearsed, which runs the script as it is on a virtual GPU: hf-bsopt rehearse --gpu T4 -- train.py"
-)
 
 WORKSPACE_IS_SHARED, WORKSPACE_IS_RETURNED = TorchVersion("2.12"), TorchVersion("2.15")
 """The torch releases that changed cuBLAS workspaces; 2.8, 2.11, 2.12, 2.14 and 2.15 were checked on the virtual GPU."""
