@@ -11,6 +11,7 @@
     │   └── RehearsalError               no virtual device is possible on this machine, or a process on it failed
     ├── DeviceError                      the device cannot be used: there is none, or torch has no kernels for it
     ├── TraceError                       the training step could not be traced operation by operation
+    │   └── NotLinearError               it runs other operations, or needs more than in proportion, at another size
     ├── RecoveryError                    a step that ran out of memory cannot be repeated
     ├── AgreementError                   the ranks of a distributed run could not agree
     └── NothingFitsError                 not even one sequence fits the device
@@ -28,6 +29,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .records import Trial
+
+
+REHEARSE = (
+    "It can be rehearsed, which runs the script as it is on a virtual GPU: hf-bsopt rehearse --gpu T4 -- train.py"
+)
+"""The next step after a step that cannot be predicted, for the message."""
 
 
 class BatchSizeError(Exception):
@@ -86,6 +93,10 @@ class RehearsalError(ProbeError):
 
 class TraceError(BatchSizeError):
     """A training step did something that cannot be traced without a device; the message names the operation."""
+
+
+class NotLinearError(TraceError):
+    """A training step whose memory at one batch size does not follow from that at others."""
 
 
 class NothingFitsError(BatchSizeError):

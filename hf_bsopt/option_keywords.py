@@ -79,6 +79,7 @@ class TrainerKeywords(TypedDict, total=False):
     multiple_of: int
     batch_size: int | None
     per_device_train_batch_size: int | None
+    check: int | None
     effective_batch_size: int | None
     fill: bool
     lr_scaling: LearningRateScaling

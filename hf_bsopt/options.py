@@ -40,6 +40,8 @@ EVERYTHING: tuple[Subject, ...] = ("name", "module", "trainer", "accelerate")
 BY_NAME: tuple[Subject, ...] = ("name",)
 DESCRIBED: tuple[Subject, ...] = ("name", "module")
 """A Trainer or an Accelerator has its own value."""
+SIZED: tuple[Subject, ...] = ("name", "module", "trainer")
+"""An Accelerator has no Report to answer in."""
 NOT_TRAINER: tuple[Subject, ...] = ("name", "module", "accelerate")
 
 
@@ -145,7 +147,7 @@ class SearchOptions:
     """upper limit on the micro-batch"""
     dataset_size: int | None = option(at_least=1, for_=NOT_TRAINER)
     """number of training sequences: no micro-batch is larger than a process's share of them"""
-    check: int | None = option(at_least=1, at_most=LARGEST_CHECKED, for_=DESCRIBED)
+    check: int | None = option(at_least=1, at_most=LARGEST_CHECKED, for_=SIZED)
     """does this micro-batch fit, and how full is the device then?"""
     effective_batch_size: int | None = option(at_least=1)
     """sequences per optimizer step, over all processes; kept exactly"""

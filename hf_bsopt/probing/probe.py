@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ..records import Outcome, Peak, Trial
 from ..workloads.meta_device import initialized
 from ..workloads.trainable import Phase, Trainable
-from ..workloads.training_step import TrainingStep, evaluation_step, generation_step, smallest_batch
+from ..workloads.training_step import TrainingStep, generation_step, smallest_batch
 from .devices import Device, Schedule
 from .memory import DeviceMemory
 from .oom import out_of_memory
@@ -134,18 +134,15 @@ class _Run:
 
     def evaluate(self) -> None:
         """Run evaluation batches with the optimizer's state in memory, keeping the logits for the metrics."""
-        model = self._build_and_train()
+        step = self._build_and_train()
         kept: list[torch.Tensor] = []
         for _ in range(EVALUATED_BATCHES):
             batch = self._workload.batch(self._batch_size, self._kind)
-            self._timed(lambda batch=batch: kept.append(self._evaluated(model, batch)))  # type: ignore[misc]
-
-    def _evaluated(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        return evaluation_step(model, self._workload.settings.precision, batch, self._kind)
+            self._timed(lambda batch=batch: kept.append(step.evaluate(batch)))  # type: ignore[misc]
 
     def generate(self) -> None:
         """Generate with the optimizer's state in memory, as Trainer does in its evaluation."""
-        model = self._build_and_train()
+        model = self._build_and_train().model
         batch = self._workload.batch(self._batch_size, self._kind)
         precision, count = self._workload.settings.precision, self._workload.new_tokens
         self._timed(lambda: generation_step(model, precision, batch, count, self._kind))
@@ -159,13 +156,13 @@ class _Run:
         self._memory.start()
         return model
 
-    def _build_and_train(self) -> nn.Module:
-        """Return the model after a few steps at the smallest size, which create the optimizer's state."""
+    def _build_and_train(self) -> TrainingStep:
+        """Return the step after a few at the smallest size, which create the optimizer's state."""
         model = self._build()
         step = TrainingStep(model, self._workload.settings, self._kind, self._workload.overrides)
         self._run_steps(step, smallest_batch(model), self._schedule.warmup_steps)
         self.seconds = []
-        return model
+        return step
 
     def _run_steps(self, step: TrainingStep, batch_size: int, count: int, *, padded: bool = True) -> None:
         """Train until the optimizer has stepped ``count`` times. Raise NoStepError if too many steps are skipped."""

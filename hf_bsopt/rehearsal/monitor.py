@@ -28,7 +28,6 @@ NO_COMPILE = (
     "torch.compile tunes its kernels by running them, which the virtual device cannot do: rehearse without it "
     "(torch_compile=False), which needs about as much memory or more"
 )
-NO_TRITON = "Triton kernels cannot be launched on the virtual device: rehearse without them (use_liger_kernel=False)"
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class StepMonitor:
         self.no_side_effects.install()
         self.trainer.install(self.no_side_effects)
         data_dependent_ops.install(torch_too=False)
-        after_import({"torch": self._hook_torch, "triton.runtime.jit": _refuse_triton})
+        after_import({"torch": self._hook_torch, **TRITON_HOOKS})
         if self.settings.timeout_seconds > 0:
             timer = threading.Timer(self.settings.timeout_seconds, self._on_timeout)
             timer.daemon = True
@@ -218,8 +217,19 @@ def _refuse_compile(torch: Any) -> None:
     torch.compile = compile
 
 
-def _refuse_triton(jit: Any) -> None:
-    def refused(*_: Any, **__: Any) -> NoReturn:
-        raise RuntimeError(NO_TRITON)
+def _launch_no_kernels(jit: Any) -> None:
+    """Let a Triton kernel be called and not compiled or launched, as no kernel computes on the virtual device. What it
+    writes into was allocated by its caller, so that memory is as on a GPU. Liger, trl and fla have such kernels.
+    """
+    jit.JITFunction.run = _do_nothing
 
-    jit.JITFunction.run = refused
+
+def _tune_no_kernels(autotuner: Any) -> None:
+    autotuner.Autotuner.run = _do_nothing
+
+
+def _do_nothing(*_: Any, **__: Any) -> None:
+    return None
+
+
+TRITON_HOOKS = {"triton.runtime.jit": _launch_no_kernels, "triton.runtime.autotuner": _tune_no_kernels}

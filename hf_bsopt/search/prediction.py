@@ -125,15 +125,18 @@ def _decide(predictor: Predictor, search: SearchOptions) -> Decision:
         raise UsageError("a batch size needs a device with a memory limit")
     limit, bound = upper_limit(search)
     try:
-        return decide(
-            predictor,
-            total_bytes=total,
-            target=search.target,
-            multiple_of=search.multiple_of,
-            limit=limit,
-            limit_bound=bound,
-            guess=predictor.guess,
-        )
+        while True:
+            decision = decide(
+                predictor,
+                total_bytes=total,
+                target=search.target,
+                multiple_of=search.multiple_of,
+                limit=limit,
+                limit_bound=bound,
+                guess=predictor.guess,
+            )
+            if predictor.confirm(decision.batch_size):
+                return decision
     except NothingFitsError:
         raise _nothing_fits(predictor, total, search) from None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import difflib
 import inspect
@@ -124,11 +123,11 @@ def module_workload(
 
 def copy_on_meta(module: nn.Module) -> nn.Module:
     """Return a copy of the module on ``meta``. Raises UsageError if it holds something that cannot be copied."""
-    from .meta_device import on_meta
+    from .meta_device import deep_copy, on_meta
 
     try:
         model = on_meta(module)
-        return copy.deepcopy(module) if model is module else model
+        return deep_copy(module, {}) if model is module else model
     # raised by pickle and copy for a lock, a file or a connection, and by torch for lazy parameters
     except Exception as error:
         raise UsageError(

@@ -74,6 +74,7 @@ def _search_options(trainer: Trainer, options: Options, workload: TrainerWorkloa
     return replace(
         asked,
         fill=False,
+        evaluation=asked.evaluation and (workload.evaluated is not None or workload.overrides.begin_own_step is None),
         dataset_size=None if workload.worst is None else workload.worst.total,
         effective_batch_size=asked.effective_batch_size or (None if asked.fill else effective),
         num_processes=args.n_gpu if args.n_gpu > 1 else args.world_size,
@@ -144,6 +145,8 @@ def check(trainer: Trainer) -> None:
         )
     if trainer.train_dataset is None:
         raise UsageError("this Trainer has no train_dataset: its longest examples decide the batch size")
+    if hasattr(trainer.train_dataset, "__len__") and not len(trainer.train_dataset):
+        raise UsageError("the train_dataset has no examples: its longest ones decide the batch size")
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
         name = "DeepSpeed" if trainer.is_deepspeed_enabled else "FSDP"
         raise UsageError(

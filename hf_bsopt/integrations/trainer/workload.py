@@ -21,12 +21,12 @@ from .collator_shapes import (
     move_batch,
     with_own_generators,
 )
+from .own_step import OwnStep, name_of, own_methods_of, own_step_of
 from .step import (
     checkpoint_kwargs_of,
     clean_copy_on_meta,
     optimizer_of,
     own_loss_of,
-    own_methods_of,
     precision_of,
     turn_on_checkpointing,
 )
@@ -66,9 +66,10 @@ class TrainerWorkload(ModuleWorkload):
     @property
     def is_custom(self) -> bool:
         """True if memory may not grow linearly. Batches with all sequences in one row count: attention over the whole
-        row can grow with its square.
+        row can grow with its square. So does a step of the trainer's own.
         """
-        return not type(self.module).__module__.startswith(WELL_KNOWN) or is_in_one_row(self.shapes)
+        is_well_known = type(self.module).__module__.startswith(WELL_KNOWN)
+        return self.overrides.begin_own_step is not None or not is_well_known or is_in_one_row(self.shapes)
 
     @property
     def evaluation_examples(self) -> int | None:
@@ -102,7 +103,11 @@ class TrainerWorkload(ModuleWorkload):
         return replace(self, worst=self.evaluated, shapes=infer_shapes(self.evaluated.batch))
 
     def portable(self) -> Self:
-        return replace(self, module=self.build(), example=build_batch(self.shapes, 1, "meta"), evaluated=None)
+        module, own = self.build(), self.overrides.begin_own_step
+        step = own.portable(module) if isinstance(own, OwnStep) else own
+        overrides = replace(self.overrides, begin_own_step=step)
+        example = build_batch(self.shapes, 1, "meta")
+        return replace(self, module=module, example=example, evaluated=None, overrides=overrides)
 
     def describe(self) -> list[tuple[str, str]]:
         rows = [row for row in super().describe() if row[0] != "batch"]
@@ -121,7 +126,11 @@ def trainer_workload(trainer: Trainer, max_length: int | None = None) -> Trainer
     """
     args = trainer.args
     check_module(trainer.model)
-    notes = own_methods_of(trainer)
+    notes = []
+    own = own_methods_of(trainer)
+    if own:
+        are = "is traced as it is" if len(own) == 1 else "are traced as they are"
+        notes.append(f"{' and '.join(own)} of {type(trainer).__name__} {are}")
     worst, evaluated = None, None
     if _has_length(trainer.train_dataset) or not _takes_tokens(trainer.model):
         worst = _worst_of(trainer, trainer.get_train_dataloader, trainer._train_batch_size)
@@ -129,7 +138,7 @@ def trainer_workload(trainer: Trainer, max_length: int | None = None) -> Trainer
         if worst.total is None or worst.read < worst.total:
             notes.append("an example longer than all that were read may run out of memory later")
         evaluated = _worst_evaluation(trainer)
-        shapes = infer_shapes(worst.batch)
+        shapes = infer_shapes(worst.batch, name_of(trainer))
     else:
         length, source = _length(trainer, max_length)
         shapes = _shapes_of_tokens(trainer.model, length)
@@ -140,12 +149,14 @@ def trainer_workload(trainer: Trainer, max_length: int | None = None) -> Trainer
             f"counted; accelerate launch --num_processes {args.n_gpu} trains faster and evenly"
         )
     optimizer, make_optimizer = optimizer_of(trainer)
+    precision = precision_of(trainer)
+    step = own_step_of(trainer, precision)
     return TrainerWorkload(
         module=trainer.model,
         example=build_batch(shapes, 2, "meta"),
-        settings=StepSettings(precision_of(trainer), optimizer, float(args.max_grad_norm or 0)),
+        settings=StepSettings(precision, optimizer, float(args.max_grad_norm or 0)),
         defaults=tuple(notes),
-        overrides=StepOverrides(own_loss_of(trainer), make_optimizer),
+        overrides=StepOverrides(own_loss_of(trainer) if step is None else None, make_optimizer, step),
         shapes=shapes,
         worst=worst,
         evaluated=evaluated,

@@ -23,6 +23,7 @@ from ...workloads.meta_device import META, on_meta, tensors_of
 from ...workloads.training_step import STEPS
 from ..replay.recording import Recording
 from ..replay.timeline import A100_LIKE, Timeline
+from ..replay.timeline_by_size import TimelineBySize
 from ..rules.cuda_dispatch import as_device
 from ..rules.device_queries import DeviceQueries
 from .recorder import Recorder
@@ -72,6 +73,23 @@ def trace(
     if verify:
         timeline.verify(record_at(VERIFIED_BATCH_SIZE, gpu, DeviceQueries(gpu)), VERIFIED_BATCH_SIZE)
     return timeline
+
+
+def trace_each_size(
+    build: Callable[[], nn.Module],
+    step: Callable[[nn.Module, int], object],
+    *,
+    device: GpuSpec | None = None,
+    torch_version: str | None = None,
+) -> TimelineBySize:
+    """Return the timeline of a step that is traced anew at each batch size that is asked for; the arguments are those
+    of :func:`trace`.
+    """
+
+    def record(batch_size: int, gpu: GpuSpec) -> Recording:
+        return _record(build, step, batch_size, Recorder(gpu, torch_version), gpu)
+
+    return TimelineBySize(record, device or A100_LIKE)
 
 
 def label(tensors: Iterable[torch.Tensor], category: str) -> None:

@@ -1,4 +1,4 @@
-"""Call torch.compile and Triton, which the virtual device cannot run, and print the errors."""
+"""Call torch.compile, which the virtual device cannot run, and print the errors; then two Triton kernels."""
 
 from __future__ import annotations
 
@@ -26,6 +26,12 @@ def kernel(pointer: Any, size: tl.constexpr) -> None:
     tl.store(pointer + tl.arange(0, size), 1.0)
 
 
+@triton.autotune([triton.Config({"size": 16}), triton.Config({"size": 32})], key=[])
+@triton.jit
+def tuned(pointer: Any, size: tl.constexpr) -> None:
+    tl.store(pointer + tl.arange(0, size), 1.0)
+
+
 def in_place() -> Any:
     model = nn.Linear(4, 4).cuda()
     model.compile()
@@ -47,3 +53,4 @@ answer("a function", lambda: compiled(x))
 answer("a function with options", lambda: compiled_with_options(x))
 answer("a module in place", in_place)
 answer("a kernel", lambda: kernel[(1,)](x, 16))
+answer("a tuned kernel", lambda: tuned[(1,)](x))
