@@ -27,11 +27,11 @@ from typing import Any, BinaryIO, NoReturn, Protocol
 from .._utils.pickling import unpickled
 from ..errors import DeviceError
 from ..records import Outcome, Trial
+from ..virtual_gpu.processes import end_with_parent
 from ..workloads.meta_device import META
 from ..workloads.trainable import Phase
 from .devices import Device
 from .preflight import Preflight
-from .start_worker import end_with
 
 READY = "ready"
 FULL_DEVICE_HINT = "not even an empty process fits on the device; end the other processes on it (nvidia-smi lists them)"
@@ -138,7 +138,7 @@ def run_in_fork(request: Request) -> Any:
     worker = os.getpid()
     child = os.fork()
     if child == 0:
-        end_with(worker)
+        end_with_parent(worker)
         os.close(reading)
         if request.device.needs_fresh_process:
             _start_again(request, writing)

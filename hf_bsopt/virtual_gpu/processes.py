@@ -23,10 +23,15 @@ def with_package(environment: Mapping[str, str], extra_paths: Sequence[str] = ()
     return {**environment, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
 
 
-def end_with_parent() -> None:
-    """Have the kernel kill this process when its parent ends, for whatever reason. Only Linux can do that."""
+def end_with_parent(parent: int | None = None) -> None:
+    """Have the kernel kill this process when its parent ends, for whatever reason. Only Linux can do that.
+
+    ``parent``: the parent's process number; if it has ended before this call, this process ends now.
+    """
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if parent is not None and os.getppid() != parent:
+            os._exit(1)
 
 
 def check_device() -> None:
