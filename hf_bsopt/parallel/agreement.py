@@ -160,11 +160,11 @@ def failures_logged(explain: Callable[[AgreementError], str]) -> Iterator[None]:
             logger.warning("%s", explain(AgreementError(hang)))
         return failure is not None
 
-    heartbeat.watch(look)
+    before = heartbeat.watch(look)
     try:
         yield
     finally:
-        heartbeat.watch(None)
+        heartbeat.watch(before)
 
 
 def start_heartbeat() -> None:

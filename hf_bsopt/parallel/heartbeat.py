@@ -59,9 +59,10 @@ class Heartbeat:
             self._thread.join(timeout=BEAT_SECONDS)
         atexit.unregister(self.end)
 
-    def watch(self, look: Callable[[], bool] | None) -> None:
-        """Call ``look`` after each beat until it returns True; None stops that."""
-        self._watched = look
+    def watch(self, look: Callable[[], bool] | None) -> Callable[[], bool] | None:
+        """Call ``look`` after each beat until it returns True; None stops that. Return what was called before."""
+        before, self._watched = self._watched, look
+        return before
 
     def lost(self, ranks: Iterable[int]) -> dict[int, str]:
         """Return those of the ranks that ended or are silent, each with a sentence that says so. A rank that never

@@ -210,7 +210,7 @@ def test_out_of_memory_after_the_first_forward_names_rank_cause_and_size_on_both
         kind, message, _, seconds = answer.value
         assert kind == "AgreementError"
         assert message.startswith(f"64 sequences ran out of memory on rank 1 ({CAUSE}")
-        assert "start again with 32, on all ranks: rank 0 of 2 did not respond" in message
+        assert "start again with 57, on all ranks: rank 0 of 2 did not respond" in message
         assert seconds < LIMIT_SECONDS
 
 

@@ -28,6 +28,8 @@ from .oom_observer import OomObserver
 
 PATIENT_SECONDS = 600.0
 """Timeout at the end of the first forward pass, which can take longer on one rank than on another."""
+KEPT_AS = "_hf_bsopt_{}"
+"""Attribute of an instance that has the state of a decorated method."""
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
@@ -65,11 +67,34 @@ class Executable(Generic[Result]):
     ) -> None:
         functools.update_wrapper(self, function)
         self._function = function
-        self._size = starting_batch_size
+        self._start = self._size = starting_batch_size
+        self._name = getattr(function, "__name__", "")
+        self._owner: tuple[Any, str] | None = None
         self._reduce = reduce_batch_size_fn
         self._attempts: tuple[Attempt, ...] = ()
         self._contradictions = 0
         self._observer: OomObserver | None = None
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Executable[Result]:
+        """Return the method of ``instance``, with sizes of its own. The size comes after ``self``, or before it where
+        the method is declared so: accelerate passes it first.
+        """
+        if instance is None:
+            return self
+        kept = getattr(instance, "__dict__", {})  # an instance without one begins anew each time
+        bound: Executable[Result] | None = kept.get(KEPT_AS.format(self._name))
+        if bound is None or bound._owner is None or bound._owner[0] is not instance:  # that of one it was copied from
+            bound = Executable(_bound(self._function, instance), self._start, self._reduce)
+            bound._owner = (instance, self._name)
+            kept[KEPT_AS.format(self._name)] = bound
+        return bound
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        """Pickle by name, as functions are."""
+        return self.__qualname__ if self._owner is None else (getattr, self._owner)
 
     @property
     def report(self) -> SearchReport:
@@ -186,7 +211,7 @@ class Executable(Generic[Result]):
         parameters = inspect.signature(self._function).parameters
         if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters.values()):
             return
-        names = list(parameters)
+        names = [name for name, parameter in parameters.items() if parameter.kind is not parameter.KEYWORD_ONLY]
         if len(names) < len(args) + 1:
             name = getattr(self._function, "__name__", "function")
             rest = ", ".join(f"{known}={value}" for known, value in zip(names[1:], args[1:], strict=False))
@@ -194,6 +219,22 @@ class Executable(Generic[Result]):
                 f"Batch size was passed into `{name}` as the first argument when called. The decorator passes it: "
                 f"remove it, as in `{name}({rest})`"
             )
+
+
+def _bound(function: Callable[..., Result], instance: Any) -> Callable[..., Result]:
+    """Return a method as a function whose first argument is the batch size."""
+    signature = inspect.signature(function)
+    names = list(signature.parameters)
+    is_self_first = names[:1] in (["self"], ["cls"])
+    others = [signature.parameters[name] for name in (names[1:] if is_self_first else names[:1] + names[2:])]
+
+    def method(batch_size: int, *args: Any, **kwargs: Any) -> Result:
+        first = (instance, batch_size) if is_self_first else (batch_size, instance)
+        return function(*first, *args, **kwargs)
+
+    functools.update_wrapper(method, function)
+    method.__signature__ = signature.replace(parameters=others)  # type: ignore[attr-defined]
+    return method
 
 
 @dataclass(frozen=True)
