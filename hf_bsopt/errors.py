@@ -23,6 +23,7 @@ The command line answers a `UsageError` with exit code 2 and a `NothingFitsError
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -30,7 +31,13 @@ if TYPE_CHECKING:
 
 
 class BatchSizeError(Exception):
-    """The base class: ``except BatchSizeError`` catches every error that this package raises on purpose."""
+    """The base class: ``except BatchSizeError`` catches every error that this package raises on purpose.
+
+    In its message, words of more than 400 characters (a path, a value) are shortened.
+    """
+
+    def __str__(self) -> str:
+        return re.sub(r"(\S{200})\S{101,}(\S{100})", r"\1…\2", super().__str__())
 
 
 class UsageError(BatchSizeError, ValueError):
