@@ -11,7 +11,6 @@ from __future__ import annotations
 import difflib
 import functools
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping
 from importlib import resources
@@ -117,7 +116,7 @@ def check_keys(keys: Mapping[str, str]) -> dict[Setting, str]:
     """Return the name for each setting. Raise UsageError for anything else than names."""
     if not isinstance(keys, Mapping):
         raise UsageError(f"keys is a mapping such as {{'batch_size': 'CONFIG.train_bs'}}, not {keys!r:.80}")
-    wrong = [name for name in keys.values() if not isinstance(name, str) or not name.strip()]
+    wrong = [name for name in keys.values() if not isinstance(name, str)]
     if wrong:
         raise UsageError(f"a key is the name of a value in the file, such as 'CONFIG.train_bs', not {wrong[0]!r:.80}")
     return {as_setting(setting): name for setting, name in keys.items()}
@@ -137,8 +136,7 @@ def check_values(values: Mapping[str, object]) -> dict[Setting, int | float]:
         value = named[setting]
         is_rate = setting == "learning_rate"
         least = 0 if setting == "warmup_steps" else 1
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or (isinstance(value, float) and not math.isfinite(value)) or abs(value) > LARGEST_VALUE:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST_VALUE:
             raise UsageError(f"{setting} must be a number, not {value!r:.80}")
         if is_rate and value <= 0:
             raise UsageError(f"learning_rate must be above 0, not {value}")
