@@ -92,8 +92,9 @@ def run_patch(seed: int, folder: Path) -> tuple[str, str | None]:
         result = str(error)
     except BaseException as error:
         return shown, f"{type(error).__name__} escaped: {str(error)[:200]}"
-    if "SECRET" in result or len(result) > 20_000:
-        return shown, f"{len(result)} characters are shown"
+    is_intact = any("SECRET" in script and script in text for script in SCRIPTS)  # else a name may not be a password's
+    if (is_intact and "SECRET" in result) or len(result) > 20_000:
+        return shown, f"{len(result)} characters are shown, or a credential"
     return shown, check_folder(folder, {str(path): path.read_bytes()}, set())
 
 
