@@ -24,6 +24,7 @@ The command line answers a `UsageError` with exit code 2 and a `NothingFitsError
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,13 @@ REHEARSE = (
 
 
 class BatchSizeError(Exception):
-    """The base class: ``except BatchSizeError`` catches every error that this package raises on purpose."""
+    """The base class: ``except BatchSizeError`` catches every error that this package raises on purpose.
+
+    In its message, words of more than 400 characters (a path, a value) are shortened.
+    """
+
+    def __str__(self) -> str:
+        return re.sub(r"(\S{200})\S{101,}(\S{100})", r"\1…\2", super().__str__())
 
 
 class UsageError(BatchSizeError, ValueError):

@@ -89,6 +89,22 @@ def replace_file(target: Path, content: bytes, check: Callable[[], None] = lambd
         raise
 
 
+def is_there(name: str) -> bool:
+    """Return whether there is a file or folder of this name; False for a name that no file can have."""
+    try:
+        return Path(name).exists()
+    except (OSError, ValueError):
+        return False
+
+
+def is_folder(name: str) -> bool:
+    """Return whether there is a folder of this name; False for a name that no file can have."""
+    try:
+        return Path(name).is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def read_text(path: Path, *, follows_links: bool = True) -> str:
     """Return the text of a file in UTF-8. Waits for no pipe and reads no device.
 

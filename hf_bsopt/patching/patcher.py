@@ -14,12 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from .._utils.terminal import printable
-from ..errors import PatchError
+from ..errors import PatchError, UsageError
 from . import edit_diff, formats, notebook, text_file
 from .edit_plan import Change, EditPlan, plan_edits
 from .python_sites import python_document
 from .redaction import unmasked
-from .setting_names import as_setting, check_values
+from .setting_names import check_keys, check_values
 from .shown_edits import shown_edits
 from .sites import Document, Edit, Number
 
@@ -79,7 +79,7 @@ def patch(
     Raises UsageError for invalid values, and its subclass PatchError if it is not certain what to change. The file is
     then untouched.
     """
-    file_path = Path(path)
+    file_path = _path_of(path)
     original, document, planned, after = _planned(file_path, values, keys)
     if not planned.edits:
         return PatchResult(file_path, "", (), planned.notes, False, planned.already_set)
@@ -93,7 +93,13 @@ def patch(
 
 def check_patchable(path: str | os.PathLike[str], keys: Mapping[str, str] | None = None) -> None:
     """Raise PatchError if no batch size and accumulation could be written into the file, whatever they are."""
-    _planned(Path(path), EXAMPLE, keys, is_example=True)
+    _planned(_path_of(path), EXAMPLE, keys, is_example=True)
+
+
+def _path_of(path: object) -> Path:
+    if not isinstance(path, str | os.PathLike):
+        raise UsageError(f"the file to patch is named by a string or a Path, not by {path!r:.80}")
+    return Path(path)
 
 
 def _planned(
@@ -101,7 +107,7 @@ def _planned(
 ) -> tuple[text_file.TextFile, Document, EditPlan, Document]:
     """Return the file, what is in it, the edits, and what is in it then."""
     new_values = check_values(values)
-    names = {as_setting(setting): key for setting, key in (keys or {}).items()}
+    names = check_keys(keys or {})
     read = FORMATS.get(path.suffix.lower())
     original = text_file.read_text_file(path)
     if read is None:

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .._utils.files import is_folder
 from ..data import catalog
 from ..errors import UnknownModelError, UsageError
 
@@ -40,7 +41,7 @@ def load_config(model: str, *, trust_remote_code: bool = False) -> PreTrainedCon
     """
     from transformers import AutoConfig
 
-    if Path(model).is_dir() or model.endswith("config.json"):
+    if is_folder(model) or model.endswith("config.json"):
         return _config_of_folder(Path(model))
     entry = catalog.model_entry(model)
     if entry is not None:
