@@ -23,6 +23,8 @@ from .replay.timeline_by_size import TimelineBySize
 from .tracing.tracer import label, trace, trace_each_size
 
 SIZES_OF_A_GUESS = (8, 16)
+LARGEST_GUESS = 2048
+"""Of a step that is traced at each size: memory that grows with the square of the size is far from any line."""
 
 
 class Predictor:
@@ -150,7 +152,8 @@ class Predictor:
         if self.device.total_bytes is None:
             return 1
         fixed, per_sequence = self._usage_line
-        return max(1, int((fraction * self.device.total_bytes - fixed) / per_sequence))
+        size = max(1, int((fraction * self.device.total_bytes - fixed) / per_sequence))
+        return min(size, LARGEST_GUESS) if self.timeline is self._by_size else size
 
     @functools.cached_property
     def _usage_line(self) -> tuple[float, float]:
@@ -158,7 +161,7 @@ class Predictor:
         assert self.device.total_bytes is not None
         if self.timeline is self._by_size:  # each size is traced, and those near the answer say most about it
             line = self._line_through(*SIZES_OF_A_GUESS)
-            near = int((self.device.total_bytes - line[0]) / line[1])
+            near = min(int((self.device.total_bytes - line[0]) / line[1]), LARGEST_GUESS)
             return self._line_through(near, 2 * near) if near > SIZES_OF_A_GUESS[1] else line
         live_at_1, live_at_9 = (self.timeline.live_bytes(size, self.device) for size in (1, 9))
         available = self.device.total_bytes - self.device.context_bytes - live_at_1

@@ -18,6 +18,7 @@ from ...report.report import Report
 from ...search.answer import PhaseAnswer
 from ...search.pipeline import run_on_every_rank
 from ..preserve_state import model_on_host, preserve_random_state
+from . import pairs
 from .loss_scale import divide, is_divided, is_mean_of_micro_batch
 from .uneven_steps import UnevenSteps
 from .workload import TrainerWorkload, trainer_workload
@@ -58,6 +59,11 @@ def report_of(trainer: Trainer, options: Options) -> Report:
         options = replace(options, device=_device_options(trainer, options.device))
         search = _search_options(trainer, options, workload)
         answer = run_on_every_rank(lambda spec: workload, options.device, search, device)
+        asked = trainer.args.train_batch_size
+        if answer.plan.micro_batch < asked and answer.plan.accumulation > 1 and pairs.is_over_pairs(workload):
+            sentence = pairs.advice(answer.plan.micro_batch, asked)
+            logger.warning("%s", sentence)
+            answer = replace(answer, plan=replace(answer.plan, advice=(*answer.plan.advice, sentence)))
     return Report.of(answer)
 
 

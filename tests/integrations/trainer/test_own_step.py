@@ -17,8 +17,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer
 
 from hf_bsopt._utils.pickling import pickled, unpickled
 from hf_bsopt.data import catalog
-from hf_bsopt.errors import TraceError
-from hf_bsopt.integrations.trainer import find_batch_size
+from hf_bsopt.errors import TraceError, UsageError
+from hf_bsopt.integrations.trainer import BatchSizeCallback, find_batch_size
 from hf_bsopt.integrations.trainer.workload import TrainerWorkload, trainer_workload
 from hf_bsopt.memory.predictor import Predictor
 from hf_bsopt.memory.replay.timeline_by_size import TimelineBySize
@@ -245,3 +245,48 @@ def test_loss_in_chunks_is_traced_at_the_size_that_is_chosen(tmp_path: Path) -> 
     assert isinstance(predictor.timeline, TimelineBySize)
     assert predicted_by(predictor, 64) < 0.8 * extrapolated
     assert predictor.confirm(64)
+
+
+class Contrastive(Trainer):
+    """The other examples of a batch are the negatives, as in CLIP and MultipleNegativesRankingLoss."""
+
+    def compute_loss(self, model: Any, inputs: Any, **kwargs: Any) -> Any:
+        first = model.transformer(inputs["input_ids"]).last_hidden_state.mean(1)
+        second = model.transformer(inputs["labels"]).last_hidden_state.mean(1)
+        return functional.cross_entropy(first @ second.T, torch.arange(len(first), device=first.device))
+
+
+def test_accumulation_of_a_loss_over_pairs_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made_for = made(tmp_path, Contrastive, per_device_train_batch_size=64)
+    report = find_batch_size(made_for, device="predict", gpu="T4", batch_size=16)
+    assert (report.plan.micro_batch, report.plan.accumulation) == (16, 4)
+    assert "loss is over the pairs in a micro-batch" in caplog.text
+    assert any("15 others for each instead of 63" in sentence for sentence in report.plan.advice)
+
+
+@pytest.mark.parametrize(("kind", "limit"), [(Contrastive, 64), (TwoPasses, 16), (Trainer, 16)])
+def test_other_losses_and_whole_batches_are_not_warned_of(
+    tmp_path: Path, kind: type[Trainer], limit: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    find_batch_size(made(tmp_path, kind, per_device_train_batch_size=64), device="predict", gpu="T4", batch_size=limit)
+    assert "pairs" not in caplog.text
+
+
+def test_trainer_is_asked_whether_a_size_fits(tmp_path: Path) -> None:
+    report = find_batch_size(made(tmp_path, Trainer), device="predict", gpu="T4", check=8)
+    assert report.checked is not None
+    assert report.checked.batch_size == 8
+    assert report.checked.fits
+
+
+def test_empty_dataset_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    empty = trainer(tmp_path, dataset=Texts([8]))
+    empty.train_dataset = Texts([])
+    with pytest.raises(UsageError, match="the train_dataset has no examples: its longest ones decide"):
+        find_batch_size(empty, device="predict", gpu="T4")
+
+
+@pytest.mark.parametrize("target", [("a", "b"), (0.9, 0.1), 5, (2, 3), None, "0.8", (0.5,), (float("nan"), 0.9)])
+def test_bad_target_is_refused_when_the_callback_is_made(target: Any) -> None:
+    with pytest.raises(UsageError, match="target"):
+        BatchSizeCallback(target=target)
