@@ -10,9 +10,11 @@ from typing import Any
 from torch import nn
 
 from .._utils import progress
+from ..errors import BatchSizeError, TraceError
 from ..records import GpuSpec, Trial
 from ..workloads.trainable import Phase, Trainable
 from ..workloads.training_step import STEPS, TrainingStep, evaluation_step, has_batch_norm, smallest_batch
+from ..workloads.workload import Workload
 from .generation import generate_last_tokens
 from .replay.timeline import Timeline
 from .tracing.tracer import label, trace
@@ -80,13 +82,20 @@ class Predictor:
 
         model = dict(self.workload.describe()).get("model", "the model")
         with progress.task(f"tracing {self._phase} of {model} at {self.workload.length}"):
-            return trace(
-                build,
-                train if self._phase == "training" else after_training,
-                device=self.device,
-                verify=self.workload.is_custom,
-                torch_version=self._torch_version,
-            )
+            try:
+                return trace(
+                    build,
+                    train if self._phase == "training" else after_training,
+                    device=self.device,
+                    verify=self.workload.is_custom,
+                    torch_version=self._torch_version,
+                )
+            except BatchSizeError:
+                raise
+            except Exception as error:
+                if not isinstance(self.workload, Workload):
+                    raise  # the user's own code, which they can read
+                raise TraceError(self.workload.failure(error)) from error
 
     def on(self, device: GpuSpec) -> Predictor:
         """Return a predictor of the same step on another device, traced again only if other kernels run there."""
