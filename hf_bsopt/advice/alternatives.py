@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from ..workloads.adapters import USUAL_DROPOUT
-from ..workloads.model_config import has_stacked_experts, supports_sdpa
+from ..workloads.heads import has_stacked_experts, supports_sdpa
 from ..workloads.module import ModuleWorkload
 from ..workloads.trainable import Trainable
 from ..workloads.workload import Workload

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from .. import __version__
 from .._utils.argument_parser import ArgumentParser
 from .._utils.field_docs import field_docs
+from .._utils.field_types import in_short
 from ..errors import InvalidOptionError, UsageError
 from ..options import OPTION_CLASSES, Options
 from .flags import FLAG_CLASSES, DatasetFlags, ModelFlags, OutputFlags, TableFlags
@@ -22,6 +23,8 @@ from .training_arguments import read_training_arguments
 
 SEVERAL = {"max_length": (int, "; several give a report each")}
 """Options that the command line takes several times, with an addition to their help."""
+MOST_DIGITS = 18
+"""Digits of the longest number that a flag takes; Python itself converts no more than 4,300."""
 WRITTEN = ("json", "html", "plot", "patch")
 
 
@@ -103,17 +106,19 @@ def _boolean(word: str) -> bool:
 
 
 def _whole_number(word: str) -> int:
+    if len(word) > MOST_DIGITS and word.lstrip("+-").isdecimal():
+        raise argparse.ArgumentTypeError(f"a number of {len(word)} digits is too large")
     try:
         return int(word)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{word!r} is not a whole number") from None
+        raise argparse.ArgumentTypeError(f"{in_short(word)} is not a whole number") from None
 
 
 def _number(word: str) -> float:
     try:
         return float(word)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{word!r} is not a number") from None
+        raise argparse.ArgumentTypeError(f"{in_short(word)} is not a number") from None
 
 
 _NUMBERS: dict[Any, Any] = {int: _whole_number, float: _number}

@@ -15,8 +15,9 @@ from typing import Any
 from ..data import catalog
 from ..options import Options
 from ..tables.table import batch_size_table
-from ..workloads.model_config import load_config, position_limit
+from ..workloads.model_config import load_config
 from ..workloads.option_defaults import DEFAULT_LENGTH
+from ..workloads.positions import position_limit
 from .lengths import PERCENTILES, Cost, advice, costs, max_lengths_to_compare
 from .sampling import SAMPLE, Sample, draw_sample
 

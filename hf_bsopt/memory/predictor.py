@@ -12,11 +12,12 @@ from typing import Any
 from torch import nn
 
 from .._utils import progress
-from ..errors import NotLinearError
+from ..errors import BatchSizeError, NotLinearError, TraceError
 from ..records import GpuSpec, Trial
 from ..workloads.meta_device import tensors_of
 from ..workloads.trainable import Phase, Trainable
 from ..workloads.training_step import STEPS, TrainingStep, has_batch_norm, smallest_batch
+from ..workloads.workload import Workload
 from .generation import generate_last_tokens
 from .replay.timeline import Timeline
 from .replay.timeline_by_size import TimelineBySize
@@ -65,6 +66,12 @@ class Predictor:
                 )
             except NotLinearError:
                 return self._by_size
+            except BatchSizeError:
+                raise
+            except Exception as error:
+                if not isinstance(self.workload, Workload):
+                    raise  # the user's own code, which they can read
+                raise TraceError(self.workload.failure(error)) from error
 
     @functools.cached_property
     def _by_size(self) -> TimelineBySize:

@@ -19,9 +19,12 @@ from ..option_keywords import FindKeywords
 from ..options import ModelOptions, Options
 from .adapters import check_adapters, choose_dropout, kbit_reason, with_adapters
 from .bnb_4bit import quantized
-from .model_config import AUTO_CLASSES, has_stacked_experts, load_config
+from .config_values import in_one_line
+from .heads import AUTO_CLASSES, EXAMPLE, has_stacked_experts
+from .model_config import load_config
 from .optimizers import OPTIMIZERS
 from .option_defaults import (
+    check_chunks,
     check_generation,
     choose_attention,
     choose_length,
@@ -29,6 +32,7 @@ from .option_defaults import (
     choose_precision,
     choose_task,
     choose_weights_dtype,
+    quantization_reason,
     set_labels,
 )
 from .step_settings import NO_OVERRIDES, PRECISIONS, Precision, StepOverrides, StepSettings
@@ -156,7 +160,9 @@ class Workload:
         try:
             return auto_class.from_config(config, dtype=dtype)
         except Exception as error:  # each architecture raises its own errors for invalid values
-            raise UsageError(f"a model cannot be built from the configuration of {self.model}: {error}") from error
+            raise UsageError(
+                f"a model cannot be built from the configuration of {self.model}: {in_one_line(error)}"
+            ) from error
 
     def batch(self, batch_size: int, device: str, *, padded: bool = True) -> dict[str, torch.Tensor]:
         """Return the worst case: all sequences have full length, and one of them is padded so that the mask is kept.
@@ -183,6 +189,17 @@ class Workload:
         else:
             batch["labels"] = ones(*tokens)
         return batch
+
+    def failure(self, error: Exception) -> str:
+        """Return a sentence about a training step that failed for another reason than memory, and what to do."""
+        missing = ""
+        if self.task == "seq2seq" and getattr(self.config, "decoder_start_token_id", None) is None:
+            missing = "; its configuration has no decoder_start_token_id, from which most decoders make their inputs"
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        return (
+            f"a training step of {self.model} for {self.task} fails: {kind}{in_one_line(error).rstrip('.')}{missing}. "
+            f"Check its configuration, or {EXAMPLE}"
+        )
 
     def values(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
@@ -227,6 +244,7 @@ def describe(model: str, options: ModelOptions | None = None, **keywords: Unpack
     config = load_config(model, trust_remote_code=options.trust_remote_code)
     task, task_reason = choose_task(config, options.task)
     max_length, length_reason = choose_length(config, options.max_length)
+    check_chunks(config, max_length)
     check_generation(config, task, max_length, options.generate)
     precision, precision_reason = choose_precision(options.precision)
     weights_dtype, dtype_reason = choose_weights_dtype(
@@ -246,6 +264,7 @@ def describe(model: str, options: ModelOptions | None = None, **keywords: Unpack
         attention_reason,
         labels_reason,
         dropout_reason,
+        quantization_reason(config, weights_dtype, load_in_4bit=options.load_in_4bit),
         kbit_reason(options, leaves_experts=has_experts),
     )
     entry = catalog.model_entry(model)

@@ -221,7 +221,7 @@ def _takes_tokens(model: nn.Module) -> bool:
 
 
 def _length(trainer: Trainer, requested: int | None) -> tuple[int, str]:
-    from ...workloads.model_config import position_limit
+    from ...workloads.positions import position_limit
 
     if requested is not None:
         return requested, "from max_length"
