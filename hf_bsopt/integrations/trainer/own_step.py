@@ -189,7 +189,8 @@ def unwrap_forward(model: nn.Module) -> None:
 def _prepared(model: nn.Module, precision: Precision, device_type: str) -> Callable[..., Any]:
     """Return the forward as Accelerator.prepare_model puts it on the instance."""
     forward = autocast_forward(model, precision, device_type)
-    return model.forward if forward is model else forward
+    bound: Callable[..., Any] = model.forward
+    return bound if forward is model else forward
 
 
 def _pairs(original: nn.Module, copied: nn.Module) -> dict[int, Any]:
@@ -285,7 +286,7 @@ def _accelerator(trainer: Trainer, device: torch.device, scaler: torch.amp.GradS
         "wait_for_everyone": lambda self: None,
     }
     kind = type(type(given).__name__, (type(given),), methods)
-    made = object.__new__(kind)
+    made: Any = object.__new__(kind)
     vars(made).update(vars(given))
     return made
 
