@@ -201,7 +201,8 @@ def _used_globals(function: FunctionType) -> dict[str, Any]:
     scope = str(function.__globals__.get("__name__"))  # __module__ is that of the function it was made to look like
     if scope.partition(".")[0] in LIBRARIES:
         return {}
-    codes, names = [function.__code__], set[str]()
+    codes = [function.__code__]
+    names: set[str] = set()
     for code in codes:
         names.update(code.co_names)
         codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]

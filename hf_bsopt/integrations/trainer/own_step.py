@@ -186,10 +186,11 @@ def unwrap_forward(model: nn.Module) -> None:
         model.forward = original
 
 
-def _prepared(model: nn.Module, precision: Precision, device_type: str) -> Any:
+def _prepared(model: nn.Module, precision: Precision, device_type: str) -> Callable[..., Any]:
     """Return the forward as Accelerator.prepare_model puts it on the instance."""
-    forward: Any = autocast_forward(model, precision, device_type)
-    return model.forward if forward is model else forward
+    forward = autocast_forward(model, precision, device_type)
+    bound: Callable[..., Any] = model.forward
+    return bound if forward is model else forward
 
 
 def _pairs(original: nn.Module, copied: nn.Module) -> dict[int, Any]:
