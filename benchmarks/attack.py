@@ -95,6 +95,9 @@ class Worker:
     def close(self) -> None:
         if self._process is not None:
             self._process.kill()
+            for stream in (self._process.stdin, self._process.stdout):
+                if stream is not None:
+                    stream.close()
             self._process.wait()
             self._process = None
 
