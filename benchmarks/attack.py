@@ -49,7 +49,7 @@ AREAS: dict[str, tuple[Run, int, int, str]] = {
     "signal": (run_signal, 2, 30, "signals: SIGINT, SIGTERM, SIGHUP, SIGKILL at any moment"),
 }
 """area: (the function, a few attacks, all attacks, what is attacked)."""
-MEMORY_BYTES = 24 << 30
+MEMORY_BYTES = 12 << 30
 TIMEOUT_SECONDS = 120.0
 
 
