@@ -49,7 +49,7 @@ AREAS: dict[str, tuple[Run, int, int, str]] = {
     "signal": (run_signal, 2, 30, "signals: SIGINT, SIGTERM, SIGHUP, SIGKILL at any moment"),
 }
 """area: (the function, a few attacks, all attacks, what is attacked)."""
-MEMORY_BYTES = 24 << 30
+MEMORY_BYTES = 12 << 30
 TIMEOUT_SECONDS = 120.0
 
 
@@ -95,6 +95,9 @@ class Worker:
     def close(self) -> None:
         if self._process is not None:
             self._process.kill()
+            for stream in (self._process.stdin, self._process.stdout):
+                if stream is not None:
+                    stream.close()
             self._process.wait()
             self._process = None
 
