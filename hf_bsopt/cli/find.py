@@ -65,8 +65,11 @@ def _find(arguments: Arguments, launch: Launch) -> int:
             continue
         reports.append(report)
         _print(report, arguments, is_first=len(reports) == 1)
-    if launch.is_main_process and reports:
-        _write_files(reports, misfits, lengths, arguments)
+    if launch.is_main_process:
+        if reports:
+            _write_files(reports, misfits, lengths, arguments)
+        else:
+            _write_that_nothing_fits(misfits, arguments)
     return _exit_code(reports, misfits, is_quiet=arguments.output.quiet)
 
 
@@ -129,6 +132,18 @@ def _write_files(
         attempt(lambda: _patch(reports[0], output))
     if problems:
         raise UsageError("; ".join(problems))
+
+
+def _write_that_nothing_fits(misfits: list[str], arguments: Arguments) -> None:
+    """Write the JSON, which says why nothing fits, and name the files that are not written."""
+    output = arguments.output
+    if output.json is not None:
+        text = json.dumps({"nothing_fits": misfits}, indent=2, ensure_ascii=False)
+        write_atomically(Path(output.json), text + "\n")
+    for name in ("html", "plot", "patch"):
+        path = getattr(output, name)
+        if path is not None:
+            show(f"{path} was not {'changed' if name == 'patch' else 'written'}: nothing fits.", file=sys.stderr)
 
 
 def _write_json(reports: list[Report], misfits: list[str], lengths: LengthsReport | None, arguments: Arguments) -> None:

@@ -1,4 +1,4 @@
-"""Find the largest batch size without a prediction, for any training code in any framework.
+"""Find the largest batch size without a prediction, for any function that trains a step.
 
     find_largest_batch_size(run)  # run(32) trains a step with 32 samples, and raises if memory runs out
 

@@ -178,7 +178,7 @@ def _above_the_target(predictor: Predictor, largest: int, total: int) -> str:
 def _hint(device: GpuSpec, search: SearchOptions) -> str:
     """Return in a few words what would make it fit."""
     if device.kind == "cuda":
-        return "a shorter max_length, activation checkpointing, LoRA (with 4-bit weights) or a larger GPU would help"
+        return "a shorter max_length, activation checkpointing, LoRA (with 4-bit weights) or a larger GPU can help"
     if device.context_bytes > search.target[1] * (device.total_bytes or 0):
         return f"{device.context_bytes / GIB:.2f} GiB are in use before there is a model: it needs more memory"
-    return "a shorter max_length, activation checkpointing or more memory would help"
+    return "a shorter max_length, activation checkpointing or more memory can help"

@@ -381,3 +381,13 @@ def test_env_prints_its_help_and_refuses_flags(capsys: Capture) -> None:
     assert ended.value.code == 0
     assert capsys.readouterr().out.startswith("usage: hf-bsopt env")
     assert "--nonsense" in usage_error(capsys, "env", "--nonsense")
+
+
+def test_if_nothing_fits_the_json_says_why_and_the_other_files_are_named(capsys: Capture, tmp_path: Path) -> None:
+    path, page = tmp_path / "out.json", tmp_path / "out.html"
+    flags = ["--model", "bert-base-uncased", "--gpu", "1GiB", "--device", "predict", "--advise", "False"]
+    assert main([*flags, "--json", str(path), "--html", str(page)]) == NOTHING_FITS
+    (why,) = json.loads(path.read_text())["nothing_fits"]
+    assert "not even one sequence" in why
+    assert not page.exists()
+    assert f"{page} was not written: nothing fits." in capsys.readouterr().err
