@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from attack_lines import BAD_VALUES, SCRIPTS, check_folder, contents, deep, output_path
+from attack_checks import check_folder, contents
+from attack_lines import BAD_VALUES, SCRIPTS, deep, output_path
 
 SOURCES = {
     ".py": ["CONFIG = {'batch_size': 8, 'accum': 1}\nargs = TrainingArguments('o', per_device_train_batch_size=8)\n"],

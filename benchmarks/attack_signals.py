@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from attack_lines import check_folder, contents
+from attack_checks import check_folder, contents
 
 ROOT = Path(__file__).resolve().parents[1]
 SIGNALS = [signal.SIGINT, signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGHUP]
