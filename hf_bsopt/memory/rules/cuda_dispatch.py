@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ...records import GpuSpec
-from . import triton_kernels
+from . import ctc, triton_kernels
 from .autocast import KEY as AUTOCAST_KEY
 from .autocast import Autocast
 from .device_queries import DeviceQueries
@@ -57,7 +57,8 @@ def as_device(device: GpuSpec, queries: DeviceQueries | None = None) -> Iterator
             autocast.register(library)
             for operator, kernel in (HOST_OPERATORS if device.kind != "cuda" else _operators(queries)).items():
                 library.impl(operator, kernel, "AutogradMeta")
-            library.impl("_grouped_mm", grouped_product, "Meta")
+            for operator, kernel in {"_grouped_mm": grouped_product, **ctc.META_KERNELS}.items():
+                library.impl(operator, kernel, "Meta", allow_override=True)
         was_on = torch.is_autocast_enabled("cuda")
         stack.callback(torch.set_autocast_enabled, "cuda", was_on)
         stack.enter_context(torch._C._IncludeDispatchKeyGuard(AUTOCAST_KEY))

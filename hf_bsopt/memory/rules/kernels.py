@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...records import GpuSpec
 from ..replay.recording import Formula
-from . import attention, reductions
+from . import attention, ctc, reductions
 from .kernel_workspace import KernelRule, Run, Workspace, div_up, nbytes
 
 aten = torch.ops.aten
@@ -221,6 +221,7 @@ RULES: dict[Any, KernelRule] = {
     aten.index.Tensor: _index,
     aten._softmax_backward_data.default: _softmax_backward,
     aten.native_layer_norm_backward.default: _norm_backward,
+    aten._ctc_loss_backward.Tensor: ctc.backward_workspace,
     aten.mm.default: _matmul,
     aten.bmm.default: _matmul,
     aten.addmm.default: _matmul,
