@@ -80,7 +80,7 @@ class StepMonitor:
 
     def _hook_torch(self, torch: ModuleType) -> None:
         _refuse_compile(torch)
-        data_dependent_ops.select_everything()
+        data_dependent_ops.replace_torch_operators()
         after_import(
             {
                 "torch.optim.optimizer": self._hook_optimizers,

@@ -118,6 +118,10 @@ class Timeline:
                 self._on_others[key] = self._trace_on(device)
         return self._on_others[key]
 
+    def at(self, batch_size: int) -> Timeline:
+        """Return the timeline that has the events of this batch size: this one, which has the same at every size."""
+        return self
+
     def verify(self, recording: Recording, batch_size: int) -> None:
         """Check the prediction against a recording at a third batch size. Raises TraceError if they differ."""
         if np.array(recording.events, dtype=np.int64).tolist() != self._events.tolist():
@@ -136,8 +140,9 @@ class Timeline:
         device = device or self.device
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-        if self.on(device) is not self:
-            return self.on(device).sizes(batch_size, device)
+        timeline = self.on(device).at(batch_size)
+        if timeline is not self:
+            return timeline.sizes(batch_size, device)
         sizes = self._fixed + self._slope * batch_size
         answers: dict[Any, int] = {}
         for index, rule, arguments in self._formulas:
@@ -153,7 +158,7 @@ class Timeline:
         includes the unused ends of blocks that it does not split.
         """
         device = device or self.device
-        timeline = self.on(device)
+        timeline = self.on(device).at(batch_size)
         return int(timeline._running_total(timeline.sizes(batch_size, device)).max(initial=0))
 
     def model_bytes(self, device: GpuSpec | None = None) -> int:
@@ -161,7 +166,7 @@ class Timeline:
         attention implementation makes it less.
         """
         device = device or self.device
-        timeline = self.on(device)
+        timeline = self.on(device).at(1)
         counts = np.isin(timeline.categories, MODEL_CATEGORIES)
         return int(timeline._running_total(timeline.sizes(1, device) * counts).max(initial=0))
 
@@ -172,8 +177,9 @@ class Timeline:
     def composition(self, batch_size: int, device: GpuSpec | None = None) -> dict[str, int]:
         """Return bytes by category at the peak of live bytes; they add up to :meth:`live_bytes`."""
         device = device or self.device
-        if self.on(device) is not self:
-            return self.on(device).composition(batch_size, device)
+        timeline = self.on(device).at(batch_size)
+        if timeline is not self:
+            return timeline.composition(batch_size, device)
         parts = dict.fromkeys(CATEGORIES, 0)
         if not len(self):
             return parts
@@ -189,8 +195,9 @@ class Timeline:
     def peak_origin(self, batch_size: int, device: GpuSpec | None = None) -> str:
         """Return the operation whose allocation reaches the peak of live bytes; empty if nothing was allocated."""
         device = device or self.device
-        if self.on(device) is not self:
-            return self.on(device).peak_origin(batch_size, device)
+        timeline = self.on(device).at(batch_size)
+        if timeline is not self:
+            return timeline.peak_origin(batch_size, device)
         if not len(self):
             return ""
         sizes = self.sizes(batch_size, device)
@@ -200,7 +207,7 @@ class Timeline:
     def requests(self, batch_size: int, device: GpuSpec | None = None) -> Iterator[tuple[int, int]]:
         """Yield (block, bytes) in order; 0 bytes is a free. Empty blocks are left out."""
         device = device or self.device
-        timeline = self.on(device)
+        timeline = self.on(device).at(batch_size)
         sizes = timeline.sizes(batch_size, device).tolist()
         for event in timeline._events.tolist():
             size = sizes[abs(event) - 1]
@@ -227,7 +234,7 @@ class Timeline:
             allocator = CachingAllocator(
                 limit, device_bytes=device.total_bytes, expandable_segments=expandable_segments
             )
-        timeline = self.on(device)
+        timeline = self.on(device).at(batch_size)
         sizes = [0, *timeline.sizes(batch_size, device).tolist()]
         allocate, free = allocator.allocate, allocator.free
         try:

@@ -15,10 +15,11 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.torch_version import TorchVersion
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..._utils.known_values import KnownValues
 from ...records import GpuSpec
 from ...workloads.meta_device import META
 from ..replay.recording import Formula, Recording
-from ..rules.cuda_dispatch import HOST_READS
+from ..rules.host_reads import HOST_READS
 from ..rules.kernel_workspace import KernelRule
 from ..rules.kernels import CUBLASLT_WORKSPACE_BYTES, OUTPUT_ORDER, is_matrix_product, rule_of
 from .in_place import IN_PLACE_VARIANT, LinearCalls, is_in_place_gradient_sum, sole_owner_use_counts
@@ -52,6 +53,7 @@ class Recorder(TorchDispatchMode):
         self._is_finished = False
         self._sole_owner_counts = sole_owner_use_counts()
         self.linear_calls = LinearCalls()
+        self.values = KnownValues(META.type)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -61,11 +63,13 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         operation = _OPERATIONS.get(id(func)) or _operation(func)
         if operation.host_read is not None:
-            answer = operation.host_read(func, args, kwargs)
+            answer = operation.host_read(self.values, func, args, kwargs)
             if answer is not NotImplemented:
-                if isinstance(answer, torch.Tensor):
-                    self.record(answer, operation.name)
+                self._record_outputs(operation, answer)
+                self.values.observe(func, args, kwargs, answer)
                 return answer
+        if operation.takes_masks:
+            args = self._with_positions(args)
         if func is aten.add.Tensor and (
             self.linear_calls.active or is_in_place_gradient_sum(args, self._sole_owner_counts)
         ):
@@ -88,6 +92,13 @@ class Recorder(TorchDispatchMode):
     def _run(self, operation: _Operation, args: Any, kwargs: Any) -> Any:
         self.phase_tracker.observe(args)
         output = self._shapes_of(operation, args, kwargs)
+        self._record_outputs(operation, output)
+        self.values.observe(operation.func, args, kwargs, output)
+        if operation.is_matrix_product and self._device.kind == "cuda" and _on_device(args):
+            self._record_workspaces(operation.func)
+        return output
+
+    def _record_outputs(self, operation: _Operation, output: Any) -> None:
         if isinstance(output, torch.Tensor):
             self.record(output, operation.name)
         elif isinstance(output, (tuple, list)):
@@ -95,9 +106,20 @@ class Recorder(TorchDispatchMode):
             for part in output if order is None else [output[i] for i in order]:
                 if isinstance(part, torch.Tensor):
                     self.record(part, operation.name)
-        if operation.is_matrix_product and self._device.kind == "cuda" and _on_device(args):
-            self._record_workspaces(operation.func)
-        return output
+
+    def _with_positions(self, args: Any) -> Any:
+        """Replace known masks by the positions of their elements, as CUDA's kernels do (expandTensors): an indexing by a
+        mask has one row per element of it.
+        """
+        tensor, indices, *others = args
+        positions: list[torch.Tensor | None] = []
+        for index in indices:
+            mask = index if index is not None and index.dtype in (torch.bool, torch.uint8) else None
+            if mask is None or mask not in self.values:
+                positions.append(index)
+            else:
+                positions += self.__torch_dispatch__(aten.nonzero.default, (), (mask,)).unbind(1)
+        return tensor, positions, *others
 
     def _shapes_of(self, operation: _Operation, args: Any, kwargs: Any) -> Any:
         """Run the operation, or build its output from a cached layout if it ran before with arguments of these shapes.
@@ -239,6 +261,7 @@ class _Operation:
     is_matrix_product: bool
     in_place_variant: Any
     returns_new_tensors: bool
+    takes_masks: bool
 
 
 _OPERATIONS: dict[int, _Operation] = {}
@@ -256,6 +279,7 @@ def _operation(func: Any) -> _Operation:
         is_matrix_product=is_matrix_product(func),
         in_place_variant=IN_PLACE_VARIANT.get(func),
         returns_new_tensors=bool(schema.returns) and all(value.alias_info is None for value in values),
+        takes_masks=func is aten.index.Tensor,
     )
     return operation
 
