@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from .._utils.import_hooks import after_import
-from ..virtual_gpu import data_dependent_ops, processes
+from ..virtual_gpu import data_dependent_ops, processes, triton_kernels
 from .no_side_effects import NoSideEffects
 from .outcome import ScriptOutcome, Status
 from .trainer_hooks import TrainerHooks
@@ -28,7 +28,6 @@ NO_COMPILE = (
     "torch.compile tunes its kernels by running them, which the virtual device cannot do: rehearse without it "
     "(torch_compile=False), which needs about as much memory or more"
 )
-NO_TRITON = "Triton kernels cannot be launched on the virtual device: rehearse without them (use_liger_kernel=False)"
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class StepMonitor:
         self.no_side_effects.install()
         self.trainer.install(self.no_side_effects)
         data_dependent_ops.install(torch_too=False)
-        after_import({"torch": self._hook_torch, "triton.runtime.jit": _refuse_triton})
+        after_import({"torch": self._hook_torch})
         if self.settings.timeout_seconds > 0:
             timer = threading.Timer(self.settings.timeout_seconds, self._on_timeout)
             timer.daemon = True
@@ -173,6 +172,7 @@ class StepMonitor:
         outcome.not_saved = dict(self.no_side_effects.skipped)
         outcome.trainer = self.trainer.batch()
         outcome.unsupported_calls = processes.refused_calls()
+        outcome.triton_kernels = dict(triton_kernels.launched)
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_initialized():
             stats = torch.cuda.memory_stats()
@@ -216,10 +216,3 @@ def _refuse_compile(torch: Any) -> None:
         return refused
 
     torch.compile = compile
-
-
-def _refuse_triton(jit: Any) -> None:
-    def refused(*_: Any, **__: Any) -> NoReturn:
-        raise RuntimeError(NO_TRITON)
-
-    jit.JITFunction.run = refused

@@ -11,6 +11,7 @@ import warnings
 from typing import Any
 
 from .._utils.import_hooks import Action, after_import
+from . import triton_kernels
 
 _kept: list[Any] = []
 """Kernel registrations are undone when their Library is garbage collected."""
@@ -22,6 +23,7 @@ def install(*, torch_too: bool = True) -> None:
         "torch.distributions.distribution": lambda module: module.Distribution.set_default_validate_args(False),
         "accelerate.utils.operations": _leave_unpadded,
         "transformers.generation.utils": _generate_to_the_end,
+        **triton_kernels.actions(),
     }
     after_import(actions)
     if torch_too:

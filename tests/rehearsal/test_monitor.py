@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from hf_bsopt.rehearsal import monitor as monitor_module
-from hf_bsopt.rehearsal.monitor import MAX_STEPS_FACTOR, NO_COMPILE, NO_TRITON, Settings, StepMonitor, StopRehearsal
+from hf_bsopt.rehearsal.monitor import MAX_STEPS_FACTOR, NO_COMPILE, Settings, StepMonitor, StopRehearsal
 from hf_bsopt.rehearsal.outcome import ScriptOutcome
 from hf_bsopt.rehearsal.user_code import UserCode
 
@@ -192,13 +192,3 @@ def test_compiling_a_module_is_refused(torch: Any) -> None:
     module = SimpleNamespace(parameters=list)
     with pytest.raises(RuntimeError, match=r"torch_compile=False"):
         torch.compile(module)
-
-
-def test_launching_a_triton_kernel_is_refused() -> None:
-    class JITFunction:
-        def run(self, *args: Any, grid: Any, warmup: bool) -> None:
-            raise AssertionError("this would have been launched")
-
-    monitor_module._refuse_triton(SimpleNamespace(JITFunction=JITFunction))
-    with pytest.raises(RuntimeError, match=NO_TRITON[:40]):
-        JITFunction().run(1, grid=(1,), warmup=False)

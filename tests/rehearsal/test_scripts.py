@@ -226,11 +226,20 @@ def test_torch_compile_is_refused_with_an_explanation_when_called(runs: Runs, wh
     assert "torch_compile=False" in answer
 
 
-def test_a_triton_kernel_is_refused_with_an_explanation(runs: Runs) -> None:
-    assert runs["refused"].result().script_lines[-1] == (
-        "a kernel was refused: Triton kernels cannot be launched on the virtual device: rehearse without them "
-        "(use_liger_kernel=False)"
-    )
+def test_a_triton_kernel_is_launched_named_and_not_run(runs: Runs) -> None:
+    lines = runs["refused"].result().script_lines
+    assert {"a kernel was done", "a tuned kernel was done"} <= {*lines}
+    assert "Triton: kernel (2), tuned_kernel (1): launched, and not run, as all kernels" in runs["refused"].result().summary
+
+
+def test_compiling_a_triton_kernel_alone_is_refused_by_its_name(runs: Runs) -> None:
+    (answer,) = [line for line in runs["refused"].result().script_lines if "without a launch" in line]
+    assert "was refused: the Triton kernel kernel is to be compiled" in answer
+
+
+def test_integers_are_unknown_after_a_triton_kernel_that_may_have_changed_them(runs: Runs) -> None:
+    lines = runs["refused"].result().script_lines
+    assert lines[-2:] == ["counts before a launch: [1, 1]", "counts after a launch: [0, 0]"]
 
 
 def test_a_trainer_that_runs_out_of_memory_at_one_size_fits_at_a_smaller_one(runs: Runs) -> None:
