@@ -24,8 +24,9 @@ aten = torch.ops.aten
 FOLLOWED = frozenset((torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64))
 """Types of tensors that are followed from the host on. Others only if they are small and computed from these."""
 MAX_FLOATS = 4096
-IMAGE_DIMENSIONS = 4
-"""Floating-point tensors with as many dimensions are followed too: models count the images that are not padding."""
+IMAGE_DIMENSIONS, IMAGE_PIXELS = 4, 16
+"""Floating-point tensors with as many dimensions, of which the last two have as many elements, are followed too: models
+count the images that are not padding. Weights of convolutions are smaller."""
 MAX_DEPTH = 64
 """Operations that may wait for a read. Longer chains are computed at once, since computing one recurses."""
 PACKAGE = str(Path(__file__).resolve().parents[1])
@@ -221,10 +222,11 @@ class KnownValues:
         if not self._is_on_device(target):
             return
         contents = self._contents_of(target, any_version=True)
-        if func in _OVERWRITING and _is_input(target) and _fills_its_storage(target):
-            contents = _Contents(lambda: torch.UntypedStorage(0), depth=-1)
-            others = self._known_arguments(args[1:], kwargs)
-            known = None if others is None else ([_Operand(contents, _Layout.of(target)), *others[0]], others[1])
+        if func in _OVERWRITING and _fills_its_storage(target):
+            others = self._known_arguments(args[1:], kwargs) if self._can_follow(target) else None
+            is_followed = others is not None and (_is_input(target) or any(_operands(*others)))
+            contents = _Contents(lambda: torch.UntypedStorage(0), depth=-1) if is_followed else None
+            known = contents and ([_Operand(contents, _Layout.of(target)), *others[0]], others[1])
         else:
             known = None if contents is None else self._known_arguments(args, kwargs, any_version_of=_identity(target))
         self.forget(target)
@@ -333,7 +335,10 @@ def _traits(func: Any) -> _Traits:
 
 def _is_input(tensor: Tensor) -> bool:
     """Return whether a tensor's values are followed from the host on: integers and images."""
-    return tensor.dtype in FOLLOWED or (tensor.dim() >= IMAGE_DIMENSIONS and not tensor.requires_grad)
+    if tensor.dtype in FOLLOWED:
+        return True
+    is_image = tensor.dim() >= IMAGE_DIMENSIONS and min(tensor.size(-1), tensor.size(-2)) >= IMAGE_PIXELS
+    return is_image and not tensor.requires_grad
 
 
 def _result_of(call: _Call, index: int, tensor: Tensor) -> _Contents:

@@ -65,8 +65,8 @@ def expand(example: Mapping[str, Any], batch_size: int, device: str) -> dict[str
         elif is_text or differs_between_batches(name) or value.is_meta or value.dtype not in FOLLOWED:
             rows = batch_size * value.size(0) // max(1, count)
             is_image = value.dim() >= IMAGE_DIMENSIONS and value.is_floating_point()
-            make = torch.ones if is_image else torch.zeros
-            batch[name] = make((rows, *value.shape[1:]), dtype=value.dtype, device=device)
+            fill = torch.ones if is_image else torch.zeros
+            batch[name] = fill((rows, *value.shape[1:]), dtype=value.dtype, device=device)
             if not is_image:
                 make_unknown([batch[name]])
         else:

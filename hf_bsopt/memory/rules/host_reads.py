@@ -57,15 +57,6 @@ def _select(values: KnownValues, func: Any, args: Any, kwargs: Any) -> Any:
     return torch.empty((count, tensor.dim()), dtype=torch.int64, device=tensor.device)
 
 
-def _select_by_mask(values: KnownValues, func: Any, args: Any, kwargs: Any) -> Any:
-    tensor, mask = args
-    known = values.of(mask)
-    if not tensor.is_meta or known is None:
-        return NotImplemented
-    count = int(known.expand(torch.broadcast_shapes(known.shape, tensor.shape)).count_nonzero())
-    return torch.empty(count, dtype=tensor.dtype, device=tensor.device)
-
-
 def _compute(values: KnownValues, func: Any, args: Any, kwargs: Any) -> Any:
     """Compute an operation whose sizes depend on values, if all of its arguments are known."""
     if not args[0].is_meta:
@@ -85,7 +76,6 @@ HOST_READS: dict[Any, Any] = {
     aten._to_copy.default: _copy_to_host,
     aten.copy_.default: _copy_into_host,
     aten.nonzero.default: _select,
-    aten.masked_select.default: _select_by_mask,
     aten.repeat_interleave.Tensor: _compute,
     aten._unique2.default: _compute,
     aten.unique_consecutive.default: _compute,

@@ -70,6 +70,9 @@ class Recorder(TorchDispatchMode):
                 return answer
         if operation.takes_masks:
             args = self._with_positions(args)
+        elif func is aten.masked_select.default and args[1] in self.values:
+            tensor, mask = torch.broadcast_tensors(*args)
+            return self.__torch_dispatch__(aten.index.Tensor, (), (tensor, [mask]))  # as CUDA's kernel does
         if func is aten.add.Tensor and (
             self.linear_calls.active or is_in_place_gradient_sum(args, self._sole_owner_counts)
         ):
