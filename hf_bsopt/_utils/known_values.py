@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .lazy_tensors import Call, Contents, Layout, Operand, operands, result_of
+
 aten = torch.ops.aten
 
 FOLLOWED = frozenset((torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64))
@@ -27,8 +29,6 @@ MAX_FLOATS = 4096
 IMAGE_DIMENSIONS, IMAGE_PIXELS = 4, 16
 """Floating-point tensors with as many dimensions, of which the last two have as many elements, are followed too: models
 count the images that are not padding. Weights of convolutions are smaller."""
-MAX_DEPTH = 64
-"""Operations that may wait for a read. Longer chains are computed at once, since computing one recurses."""
 PACKAGE = str(Path(__file__).resolve().parents[1])
 TORCH = str(Path(torch.__file__).parent)
 
@@ -44,89 +44,6 @@ _CONSTANTS: dict[Any, Callable[..., Any]] = {
 """Operations whose result depends only on the shape of their tensor: the value that they fill in."""
 
 
-class _Contents:
-    """The bytes of one storage, computed when they are first read."""
-
-    def __init__(self, compute: Callable[[], torch.UntypedStorage], depth: int) -> None:
-        self._compute: Callable[[], torch.UntypedStorage] | None = compute
-        self._storage: torch.UntypedStorage | None = None
-        self.depth = depth
-        if depth > MAX_DEPTH:
-            self.storage()
-
-    def storage(self) -> torch.UntypedStorage:
-        if self._storage is None:
-            assert self._compute is not None
-            self._storage = self._compute()
-            self._compute, self.depth = None, 0
-        return self._storage
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """How a tensor lies in its storage."""
-
-    dtype: torch.dtype
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-    offset: int
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> _Layout:
-        return cls(tensor.dtype, tuple(tensor.size()), tuple(tensor.stride()), int(tensor.storage_offset()))
-
-    def within(self, storage: torch.UntypedStorage) -> Tensor:
-        return torch.empty(0, dtype=self.dtype, device="cpu").set_(storage, self.offset, self.size, self.stride)
-
-
-@dataclass(frozen=True)
-class _Operand:
-    """An argument on the device: a view of known contents."""
-
-    contents: _Contents
-    layout: _Layout
-
-
-class _Call:
-    """One operation with known arguments, run on the host when a result is read."""
-
-    def __init__(self, func: Any, args: Any, kwargs: Any) -> None:
-        self._func, self._args, self._kwargs = func, args, kwargs
-        self._results: list[Any] | None = None
-        self.depth = 1 + max((one.contents.depth for one in _operands(args, kwargs)), default=0)
-
-    def result(self, index: int) -> Tensor:
-        if self._results is None:
-            output = self._run({})
-            self._results = list(output) if isinstance(output, (tuple, list)) else [output]
-            self._args = self._kwargs = None
-        result: Tensor = self._results[index]
-        return result
-
-    def written(self, target: _Contents, nbytes: int) -> torch.UntypedStorage:
-        """Return a copy of the target's storage after this operation wrote into it."""
-        storage = torch.UntypedStorage(nbytes, device="cpu")
-        before = target.storage() if target.depth >= 0 else None
-        storage.fill_(0) if before is None else storage.copy_(before)  # type: ignore[no-untyped-call]
-        self._run({id(target): storage})
-        return storage
-
-    def _run(self, replaced: dict[int, torch.UntypedStorage]) -> Any:
-        def on_host(value: Any) -> Any:
-            if isinstance(value, _Operand):
-                storage = replaced.get(id(value.contents))
-                return value.layout.within(value.contents.storage() if storage is None else storage)
-            if isinstance(value, torch.device):
-                return torch.device("cpu")
-            if isinstance(value, (tuple, list)):
-                return type(value)([on_host(part) for part in value])
-            return value
-
-        kwargs = {name: on_host(value) for name, value in self._kwargs.items() if name != "pin_memory"}
-        with torch.no_grad():
-            return self._func(*on_host(list(self._args)), **kwargs)
-
-
 class KnownValues:
     """The values that are known of tensors on one type of device."""
 
@@ -137,7 +54,7 @@ class KnownValues:
         """
         self._device_type = device_type
         self._checks_versions = checks_versions
-        self._known: dict[int, tuple[_Contents, int, weakref.ref[torch.UntypedStorage]]] = {}
+        self._known: dict[int, tuple[Contents, int, weakref.ref[torch.UntypedStorage]]] = {}
         self.was_read = False
         self.last_unknown_read = ""
         _IN_USE.add(self)
@@ -152,15 +69,15 @@ class KnownValues:
             return None
         self.was_read = True
         try:
-            return _Layout.of(tensor).within(contents.storage())
+            return Layout.of(tensor).within(contents.storage())
         except Exception:  # an operation that the host lacks for this type, or that failed: nothing is known
             self.forget(tensor)
             return None
 
     def remember(self, tensor: Tensor, value: Tensor) -> None:
         """Record that a tensor on the device has these values, which are not changed afterwards."""
-        call = _Call(lambda: value, (), {})
-        self._remember(tensor, _result_of(call, 0, tensor))
+        call = Call(lambda: value, (), {})
+        self._remember(tensor, result_of(call, 0, tensor))
 
     def forget(self, tensor: Tensor) -> None:
         """Make the tensor's values unknown, and those of its views."""
@@ -170,7 +87,7 @@ class KnownValues:
     def computed(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Return the operation's result on the host; NotImplemented if an argument is unknown."""
         known = self._known_arguments(args, kwargs)
-        return NotImplemented if known is None else _Call(func, *known)._run({})
+        return NotImplemented if known is None else Call(func, *known).run()
 
     def note_unknown_read(self, func: Any) -> None:
         """Remember where the host read a value that nobody knows, for the message if the step then fails."""
@@ -204,12 +121,13 @@ class KnownValues:
             known = self._known_arguments(args, kwargs)
         if known is None:
             return
-        has_known_operand = next(_operands(*known), None) is not None
-        call = _Call(func, *known)
+        has_known_operand = next(operands(*known), None) is not None
+        call = Call(func, *known)
         for index, one in enumerate(outputs):
-            if isinstance(one, Tensor) and self._is_on_device(one):
-                if (has_known_operand or _is_input(one)) and self._can_follow(one):
-                    self._remember(one, _result_of(call, index, one))
+            if not isinstance(one, Tensor) or not self._is_on_device(one):
+                continue
+            if (has_known_operand or _is_input(one)) and self._can_follow(one):
+                self._remember(one, result_of(call, index, one))
 
     def _observe_write(self, func: Any, traits: _Traits, args: Any, kwargs: Any) -> None:
         targets = [*traits.written(args, kwargs)]
@@ -221,25 +139,29 @@ class KnownValues:
             return
         if not self._is_on_device(target):
             return
-        contents = self._contents_of(target, any_version=True)
+        contents = self._contents_of(target, written=True)
+        known: Any = None
         if func in _OVERWRITING and _fills_its_storage(target):
             others = self._known_arguments(args[1:], kwargs) if self._can_follow(target) else None
-            is_followed = others is not None and (_is_input(target) or any(_operands(*others)))
-            contents = _Contents(lambda: torch.UntypedStorage(0), depth=-1) if is_followed else None
-            known = contents and ([_Operand(contents, _Layout.of(target)), *others[0]], others[1])
-        else:
-            known = None if contents is None else self._known_arguments(args, kwargs, any_version_of=_identity(target))
+            if others is not None and (_is_input(target) or any(operands(*others))):
+                contents = Contents(lambda: torch.UntypedStorage(0), depth=-1)
+                known = [Operand(contents, Layout.of(target)), *others[0]], others[1]
+        elif contents is not None:
+            known = self._known_arguments(args, kwargs, written=_identity(target))
         self.forget(target)
         if contents is None or known is None or args[0] is not target:
             return
-        call, nbytes = _Call(func, *known), target.untyped_storage().nbytes()
-        source: _Contents = contents
-        self._remember(target, _Contents(lambda: call.written(source, nbytes), call.depth))
+        call, nbytes = Call(func, *known), target.untyped_storage().nbytes()
+        source: Contents = contents
+        self._remember(target, Contents(lambda: call.written(source, nbytes), call.depth))
 
     # -- arguments and tensors -----------------------------------------------------------------------------------------
 
-    def _known_arguments(self, args: Any, kwargs: Any, any_version_of: int = 0) -> Any:
-        """Return (args, kwargs) in which tensors are operands or copies on the host; None if one is unknown."""
+    def _known_arguments(self, args: Any, kwargs: Any, written: int = 0) -> Any:
+        """Return (args, kwargs) in which tensors are operands or copies on the host; None if one is unknown.
+
+        ``written``: the storage that the operation has just changed, 0 for none.
+        """
 
         def known(value: Any) -> Any:
             if isinstance(value, Tensor):
@@ -247,11 +169,10 @@ class KnownValues:
                     if not self._can_follow(value):
                         raise _UnknownError
                     return value.detach().clone()
-                written = bool(any_version_of) and _identity(value) == any_version_of
-                contents = self._contents_of(value, any_version=written)
+                contents = self._contents_of(value, written=bool(written) and _identity(value) == written)
                 if contents is None:
                     raise _UnknownError
-                return _Operand(contents, _Layout.of(value))
+                return Operand(contents, Layout.of(value))
             if isinstance(value, (tuple, list)):
                 return [known(part) for part in value]
             return value
@@ -267,15 +188,17 @@ class KnownValues:
     def _can_follow(self, tensor: Tensor) -> bool:
         return _is_input(tensor) or tensor.numel() <= MAX_FLOATS
 
-    def _contents_of(self, tensor: Tensor, *, any_version: bool = False) -> _Contents | None:
+    def _contents_of(self, tensor: Tensor, *, written: bool = False) -> Contents | None:
+        """Return the known contents of the tensor's storage; ``written``: those before the operation that just ran."""
         if not self._known or not self._can_follow(tensor) or not self._is_on_device(tensor):
             return None
         entry = self._known.get(_identity(tensor))
-        if entry is None or (not any_version and self._checks_versions and entry[1] != _version(tensor)):
+        if entry is None:
             return None
-        return entry[0]
+        changes = _version(tensor) - entry[1] if self._checks_versions else 0
+        return entry[0] if changes == 0 or (written and changes == 1) else None
 
-    def _remember(self, tensor: Tensor, contents: _Contents) -> None:
+    def _remember(self, tensor: Tensor, contents: Contents) -> None:
         try:
             storage = tensor.untyped_storage()
         except (NotImplementedError, RuntimeError):  # functorch's wrappers have none
@@ -339,28 +262,6 @@ def _is_input(tensor: Tensor) -> bool:
         return True
     is_image = tensor.dim() >= IMAGE_DIMENSIONS and min(tensor.size(-1), tensor.size(-2)) >= IMAGE_PIXELS
     return is_image and not tensor.requires_grad
-
-
-def _result_of(call: _Call, index: int, tensor: Tensor) -> _Contents:
-    """Return the contents of the storage of a result, which may lie in it otherwise than on the host."""
-    layout, nbytes = _Layout.of(tensor), tensor.untyped_storage().nbytes()
-
-    def compute() -> torch.UntypedStorage:
-        storage = torch.UntypedStorage(nbytes, device="cpu")
-        layout.within(storage).copy_(call.result(index))
-        return storage
-
-    return _Contents(compute, call.depth)
-
-
-def _operands(*values: Any) -> Iterator[_Operand]:
-    for value in values:
-        if isinstance(value, _Operand):
-            yield value
-        elif isinstance(value, (tuple, list)):
-            yield from _operands(*value)
-        elif isinstance(value, dict):
-            yield from _operands(*value.values())
 
 
 def _fills_its_storage(tensor: Tensor) -> bool:

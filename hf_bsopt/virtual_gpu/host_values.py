@@ -24,8 +24,8 @@ KEY_NAME = "TESTING_ONLY_GenericMode"
 """A dispatch key above autograd that nothing else uses."""
 KEY = torch._C._dispatch_key_parse(KEY_NAME)
 
-ELEMENTWISE = """add sub rsub mul div floor_divide remainder fmod neg abs sign pow sqrt floor ceil round trunc where clamp
-clamp_min clamp_max maximum minimum eq ne lt le gt ge logical_and logical_or logical_xor logical_not bitwise_and
+ELEMENTWISE = """add sub rsub mul div floor_divide remainder fmod neg abs sign pow sqrt floor ceil round trunc where
+clamp clamp_min clamp_max maximum minimum eq ne lt le gt ge logical_and logical_or logical_xor logical_not bitwise_and
 bitwise_or bitwise_xor bitwise_not bitwise_left_shift bitwise_right_shift masked_fill isin"""
 REDUCTIONS = "sum mean prod cumsum cumprod max min amax amin argmax argmin any all count_nonzero cummax cummin"
 ARRANGEMENTS = """cat stack flip roll index index_select gather scatter scatter_add index_put index_fill take tril triu

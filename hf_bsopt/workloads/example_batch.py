@@ -10,7 +10,9 @@ from ..errors import UsageError
 if TYPE_CHECKING:
     import torch
 
-TEXT_INPUTS = frozenset(("input_ids", "token_type_ids", "attention_mask", "decoder_input_ids", "decoder_attention_mask"))
+TEXT_INPUTS = frozenset(
+    ("input_ids", "token_type_ids", "attention_mask", "decoder_input_ids", "decoder_attention_mask")
+)
 """Inputs whose values decide nothing about memory in a model of text; next to images they say where these belong."""
 
 

@@ -77,7 +77,12 @@ def llava() -> tuple[nn.Module, Example]:
     import transformers
 
     vision = transformers.CLIPVisionConfig(
-        hidden_size=128, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4, image_size=112, patch_size=14
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        image_size=112,
+        patch_size=14,
     )
     text = transformers.LlamaConfig(**TEXT, max_position_embeddings=1024)
     config = transformers.LlavaConfig(vision_config=vision, text_config=text, image_token_id=IMAGE)

@@ -227,9 +227,9 @@ def test_torch_compile_is_refused_with_an_explanation_when_called(runs: Runs, wh
 
 
 def test_a_triton_kernel_is_launched_named_and_not_run(runs: Runs) -> None:
-    lines = runs["refused"].result().script_lines
-    assert {"a kernel was done", "a tuned kernel was done"} <= {*lines}
-    assert "Triton: kernel (2), tuned_kernel (1): launched, and not run, as all kernels" in runs["refused"].result().summary
+    run = runs["refused"].result()
+    assert {"a kernel was done", "a tuned kernel was done"} <= {*run.script_lines}
+    assert "Triton: kernel (2), tuned_kernel (1): launched, and not run, as all kernels" in run.summary
 
 
 def test_compiling_a_triton_kernel_alone_is_refused_by_its_name(runs: Runs) -> None:

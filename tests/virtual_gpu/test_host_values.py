@@ -36,6 +36,7 @@ def test_a_forward_pass_that_a_checkpoint_repeats_reads_the_same_values(use_reen
     ("name", "read"),
     [
         ("changed by another operation", [0, 0]),
+        ("changed by another operation, then by one that is known", [0, 0]),
         ("computed", 0),
         ("random", [0, 0]),
         ("selected by a computed mask", 4),

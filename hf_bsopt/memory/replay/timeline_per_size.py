@@ -1,4 +1,4 @@
-"""A timeline for steps that run other operations at other batch sizes: it is traced at each size that it is asked about.
+"""A timeline for steps that run other operations at other batch sizes: each size in question is traced.
 
 Models that loop over the images of a batch do this. Everything else is traced twice (timeline.py).
 """

@@ -111,9 +111,7 @@ class Recorder(TorchDispatchMode):
                     self.record(part, operation.name)
 
     def _with_positions(self, args: Any) -> Any:
-        """Replace known masks by the positions of their elements, as CUDA's kernels do (expandTensors): an indexing by a
-        mask has one row per element of it.
-        """
+        """Replace known masks by the positions of their elements, as CUDA's kernels do (expandTensors)."""
         tensor, indices, *others = args
         positions: list[torch.Tensor | None] = []
         for index in indices:

@@ -54,7 +54,6 @@ def trace(
     Raises TraceError if the step cannot be traced, runs different operations at another batch size, or needs memory
     that is not linear in the batch size.
     """
-
     reads_values = [False]
 
     def record_at(batch_size: int, gpu: GpuSpec, queries: DeviceQueries) -> Recording:
@@ -130,7 +129,15 @@ def _record(
     gc_was_on = gc.isenabled()
     gc.disable()  # a collection during a step would free at different events in the two traces
     try:
-        with as_device(device, queries), META, recorder.linear_calls.track(), follow_constants(recorder.values), recorder, recorder.labels(model):
+        followed = follow_constants(recorder.values)
+        with (
+            as_device(device, queries),
+            META,
+            recorder.linear_calls.track(),
+            followed,
+            recorder,
+            recorder.labels(model),
+        ):
             for _ in range(STEPS):
                 recorder.phase_tracker.begin_step()
                 step(model, batch_size)

@@ -9,7 +9,8 @@ import torch
 from integer_operations import OPERATIONS
 from torch import nn
 
-from hf_bsopt._utils.known_values import MAX_DEPTH, make_unknown
+from hf_bsopt._utils.known_values import make_unknown
+from hf_bsopt._utils.lazy_tensors import MAX_DEPTH
 from hf_bsopt.errors import TraceError
 from hf_bsopt.memory import trace
 from hf_bsopt.memory.replay.timeline_per_size import TimelinePerSize

@@ -45,6 +45,8 @@ facts |= {f"checkpoint {how}": read_in_checkpoint(how) for how in (False, True)}
 counts = moved([1, 2])
 counts.bitwise_or_(4)
 facts["changed by another operation"] = counts.tolist()
+counts += 1
+facts["changed by another operation, then by one that is known"] = counts.tolist()
 x = torch.randn(4, 8, device="cuda")
 facts["computed"] = x.argmax().item()
 facts["selected by a computed mask"] = len(x[x.sum(-1) > 0])
