@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ..records import Outcome, Peak, Trial
+from ..workloads.captured_outputs import restore_captured_outputs
 from ..workloads.meta_device import initialized
 from ..workloads.trainable import Phase, Trainable
 from ..workloads.training_step import TrainingStep, generation_step, smallest_batch
@@ -152,6 +153,7 @@ class _Run:
 
         with torch.device(self._kind):
             model = initialized(self._workload.build(), self._kind)
+        restore_captured_outputs(model)
         gc.collect()
         self._memory.start()
         return model

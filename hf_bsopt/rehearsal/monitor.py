@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from .._utils.import_hooks import after_import
-from ..virtual_gpu import data_dependent_ops, processes
+from ..virtual_gpu import data_dependent_ops, processes, triton_kernels
 from .no_side_effects import NoSideEffects
 from .outcome import ScriptOutcome, Status
 from .trainer_hooks import TrainerHooks
@@ -67,7 +67,7 @@ class StepMonitor:
         self.no_side_effects.install()
         self.trainer.install(self.no_side_effects)
         data_dependent_ops.install(torch_too=False)
-        after_import({"torch": self._hook_torch, **TRITON_HOOKS})
+        after_import({"torch": self._hook_torch})
         if self.settings.timeout_seconds > 0:
             timer = threading.Timer(self.settings.timeout_seconds, self._on_timeout)
             timer.daemon = True
@@ -79,7 +79,7 @@ class StepMonitor:
 
     def _hook_torch(self, torch: ModuleType) -> None:
         _refuse_compile(torch)
-        data_dependent_ops.select_everything()
+        data_dependent_ops.replace_torch_operators()
         after_import(
             {
                 "torch.optim.optimizer": self._hook_optimizers,
@@ -172,6 +172,7 @@ class StepMonitor:
         outcome.not_saved = dict(self.no_side_effects.skipped)
         outcome.trainer = self.trainer.batch()
         outcome.unsupported_calls = processes.refused_calls()
+        outcome.triton_kernels = dict(triton_kernels.launched)
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_initialized():
             stats = torch.cuda.memory_stats()
@@ -215,21 +216,3 @@ def _refuse_compile(torch: Any) -> None:
         return refused
 
     torch.compile = compile
-
-
-def _launch_no_kernels(jit: Any) -> None:
-    """Let a Triton kernel be called and not compiled or launched, as no kernel computes on the virtual device. What it
-    writes into was allocated by its caller, so that memory is as on a GPU. Liger, trl and fla have such kernels.
-    """
-    jit.JITFunction.run = _do_nothing
-
-
-def _tune_no_kernels(autotuner: Any) -> None:
-    autotuner.Autotuner.run = _do_nothing
-
-
-def _do_nothing(*_: Any, **__: Any) -> None:
-    return None
-
-
-TRITON_HOOKS = {"triton.runtime.jit": _launch_no_kernels, "triton.runtime.autotuner": _tune_no_kernels}

@@ -1,8 +1,8 @@
 """Replace operations whose result depends on values that the virtual device does not compute.
 
-Every value that the host reads from the virtual device is zero. If a tensor's size or the end of a loop depends on such
-a value, zero would use too little memory or never end, so the maximum is assumed: a mask selects all elements, and
-generation runs to its full length.
+Integers that came from the host are known (host_values.py). Every other value that the host reads from the virtual
+device is zero. If a tensor's size or the end of a loop depends on such a value, zero would use too little memory or
+never end, so the maximum is assumed: a mask selects all elements, and generation runs to its full length.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import warnings
 from typing import Any
 
 from .._utils.import_hooks import Action, after_import
+from . import triton_kernels
 
 _kept: list[Any] = []
 """Kernel registrations are undone when their Library is garbage collected."""
@@ -22,23 +23,26 @@ def install(*, torch_too: bool = True) -> None:
         "torch.distributions.distribution": lambda module: module.Distribution.set_default_validate_args(False),
         "accelerate.utils.operations": _leave_unpadded,
         "transformers.generation.utils": _generate_to_the_end,
+        **triton_kernels.actions(),
     }
     after_import(actions)
     if torch_too:
-        select_everything()
+        replace_torch_operators()
 
 
-def select_everything() -> None:
-    """Make ``nonzero``, and so every selection by a mask, find all elements, as the predictor's trace does."""
+def replace_torch_operators() -> None:
+    """Keep the host's integers, and make ``nonzero``, and so every selection by a mask whose values are unknown, find
+    all elements, as the predictor's trace does.
+    """
     import torch
 
-    def nonzero(tensor: torch.Tensor) -> torch.Tensor:
-        return torch.zeros((tensor.numel(), tensor.dim()), dtype=torch.int64, device=tensor.device)
+    from . import host_values
 
+    host_values.install()
     library = torch.library.Library("aten", "IMPL")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # replacing a kernel warns, and is intended
-        library.impl("nonzero", nonzero, "CUDA")
+        library.impl("nonzero", host_values.positions, "CUDA")
     _kept.append(library)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from ..errors import UsageError
+from .example_batch import check_sizes, expand, without_data
 from .optimizers import OPTIMIZERS, optimizer_name
 from .step_settings import NO_OVERRIDES, PRECISIONS, Precision, StepOverrides, StepSettings, precision_name
 from .trainable import Trainable
@@ -24,7 +25,7 @@ UNLISTED_OPTIMIZER = "constructed as for the training"
 class ModuleWorkload:
     """Any ``nn.Module`` with an example batch; neither is changed.
 
-    example: keyword arguments of ``forward``; the first dimension of every tensor is the batch.
+    example: keyword arguments of ``forward``; the first dimension of every tensor is the batch, or a multiple of it.
     """
 
     module: nn.Module = field(repr=False, compare=False)
@@ -61,22 +62,17 @@ class ModuleWorkload:
         return self
 
     def portable(self) -> Self:
-        return replace(self, module=self.build(), example=self.batch(1, "meta"))
+        return replace(self, module=self.build(), example=without_data(self.example))
 
     def build(self) -> nn.Module:
         """Return a copy on ``meta`` in training mode, with the same tied weights; it takes no memory for them."""
         return copy_on_meta(self.module).train()
 
     def batch(self, batch_size: int, device: str, *, padded: bool = True) -> dict[str, Any]:
-        """Return zeros in the shapes of the example. ``padded`` has no effect: where its padding is, is not known."""
-        import torch
-
-        return {
-            name: torch.zeros((batch_size, *value.shape[1:]), dtype=value.dtype, device=device)
-            if isinstance(value, torch.Tensor) and value.dim()
-            else value
-            for name, value in self.example.items()
-        }
+        """Return tensors in the shapes of the example (:func:`example_batch.expand`). ``padded`` has no effect: where
+        its padding is, is not known.
+        """
+        return expand(self.example, batch_size, device)
 
     def values(self) -> dict[str, Any]:
         """Return the module's class, the shapes of the example and the settings, as JSON values."""
@@ -211,18 +207,13 @@ NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
 
 
 def _check_example(example: Mapping[str, Any]) -> None:
-    """Raise UsageError unless all values are tensors with the same first dimension, numbers, booleans or None."""
+    """Raise UsageError unless all values are tensors of one batch, numbers, booleans or None."""
     import torch
 
-    sizes: dict[str, int] = {}
     for name, value in example.items():
-        if isinstance(value, torch.Tensor):
-            if value.dim():
-                sizes[name] = value.size(0)
-        elif value is not None and not isinstance(value, (bool, int, float)):
+        if value is not None and not isinstance(value, (torch.Tensor, bool, int, float)):
             raise UsageError(
                 f"example_batch[{name!r}] is a {type(value).__name__}: pass tensors whose first dimension is the "
                 f"batch, and leave out what forward does not take"
             )
-    if len(set(sizes.values())) > 1:
-        raise UsageError(f"the tensors of example_batch have batches of different sizes: {sizes}")
+    check_sizes(example)

@@ -172,6 +172,8 @@ class Workload:
         """
         import torch
 
+        from .._utils.known_values import make_unknown
+
         def ones(*shape: int) -> torch.Tensor:
             return torch.ones(shape, dtype=torch.int64, device=device)
 
@@ -188,6 +190,7 @@ class Workload:
             batch["start_positions"], batch["end_positions"] = ones(batch_size), ones(batch_size)
         else:
             batch["labels"] = ones(*tokens)
+        make_unknown(batch.values())
         return batch
 
     def failure(self, error: Exception) -> str:

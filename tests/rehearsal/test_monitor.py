@@ -14,6 +14,7 @@ from hf_bsopt.rehearsal import monitor as monitor_module
 from hf_bsopt.rehearsal.monitor import MAX_STEPS_FACTOR, NO_COMPILE, Settings, StepMonitor, StopRehearsal
 from hf_bsopt.rehearsal.outcome import ScriptOutcome
 from hf_bsopt.rehearsal.user_code import UserCode
+from hf_bsopt.virtual_gpu import triton_kernels
 
 
 class Optimizer:
@@ -200,5 +201,5 @@ def test_triton_kernel_is_called_and_not_launched(module: str, kind: str) -> Non
         def run(self, *args: Any, grid: Any, warmup: bool) -> None:
             raise AssertionError("this would have been launched")
 
-    monitor_module.TRITON_HOOKS[f"triton.runtime.{module}"](SimpleNamespace(**{kind: Kernel}))
+    triton_kernels.actions()[f"triton.runtime.{module}"](SimpleNamespace(**{kind: Kernel}))
     Kernel().run(1, grid=(1,), warmup=False)

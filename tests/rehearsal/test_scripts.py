@@ -226,9 +226,20 @@ def test_torch_compile_is_refused_with_an_explanation_when_called(runs: Runs, wh
     assert "torch_compile=False" in answer
 
 
-def test_a_triton_kernel_is_called_and_not_launched(runs: Runs) -> None:
+def test_a_triton_kernel_is_called_and_not_launched_and_is_named(runs: Runs) -> None:
+    run = runs["refused"].result()
+    assert {"a kernel was done", "a tuned kernel was done"} <= {*run.script_lines}
+    assert "Triton: kernel (2), tuned_kernel (1): called and not launched" in run.summary
+
+
+def test_compiling_a_triton_kernel_alone_is_refused_by_its_name(runs: Runs) -> None:
+    (answer,) = [line for line in runs["refused"].result().script_lines if "without a launch" in line]
+    assert "was refused: the Triton kernel kernel is to be compiled" in answer
+
+
+def test_integers_are_unknown_after_a_triton_kernel_that_may_have_changed_them(runs: Runs) -> None:
     lines = runs["refused"].result().script_lines
-    assert lines[-2:] == ["a kernel was done", "a tuned kernel was done"]
+    assert lines[-2:] == ["counts before a launch: [1, 1]", "counts after a launch: [0, 0]"]
 
 
 def test_a_trainer_that_runs_out_of_memory_at_one_size_fits_at_a_smaller_one(runs: Runs) -> None:

@@ -1,7 +1,7 @@
 """Make the ``meta`` device, on which a step is traced, dispatch like CUDA.
 
 :func:`as_device` overrides PyTorch's dispatcher during a trace: autocast, dropout's mask, the attention kernel for the
-compute capability, values read by the host. The workspaces of kernels are in ``kernels.py``.
+compute capability. The workspaces of kernels are in ``kernels.py``, values read by the host in ``host_reads.py``.
 """
 
 from __future__ import annotations
@@ -245,32 +245,3 @@ def _runs_efficient(device: GpuSpec, dtype: torch.dtype, width: int, value_width
 
 def _needs_grad(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-
-
-# Values that the host reads from the device: nothing was computed, so numbers are 0 and conditions are false, as on the
-# virtual GPU. Selections return all elements, which takes the most memory.
-
-
-def _read_scalar(func: Any, args: Any, kwargs: Any) -> Any:
-    return torch.zeros((), dtype=args[0].dtype).item() if args[0].is_meta else NotImplemented
-
-
-def _copy_to_host(func: Any, args: Any, kwargs: Any) -> Any:
-    device = kwargs.get("device")
-    if device is None or torch.device(device).type != "cpu" or not args[0].is_meta:
-        return NotImplemented
-    return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
-
-
-def _select_all(func: Any, args: Any, kwargs: Any) -> Any:
-    tensor = args[0]
-    if not tensor.is_meta:
-        return NotImplemented
-    return torch.empty((tensor.numel(), tensor.dim()), dtype=torch.int64, device=tensor.device)
-
-
-HOST_READS: dict[Any, Any] = {
-    aten._local_scalar_dense.default: _read_scalar,
-    aten._to_copy.default: _copy_to_host,
-    aten.nonzero.default: _select_all,
-}

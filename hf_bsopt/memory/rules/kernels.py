@@ -143,6 +143,15 @@ def _index(workspace: Workspace, run: Run, tensor: Tensor, indices: list[Tensor 
         return run()
 
 
+def _masked_scatter(workspace: Workspace, run: Run, tensor: Tensor, mask: Tensor, *_: Any, **__: Any) -> Any:
+    """Hold the 64-bit prefix sums of the mask, and a contiguous copy of it (IndexKernel.cpp, masked_scatter__cuda)."""
+    result = run()
+    elements = tensor.numel()
+    copied = 0 if mask.is_contiguous() and mask.numel() == elements else elements * mask.element_size()
+    with workspace(8 * elements, copied):
+        return result
+
+
 def _softmax_backward(workspace: Workspace, run: Run, grad: Tensor, output: Tensor, *_: Any) -> Any:
     """Hold the product of gradient and output (SoftMax.cu, softmax_backward_cuda_out)."""
     result = run()
@@ -219,6 +228,7 @@ RULES: dict[Any, KernelRule] = {
     aten.embedding.default: _embedding,
     aten.embedding_dense_backward.default: _embedding_backward,
     aten.index.Tensor: _index,
+    aten.masked_scatter.default: _masked_scatter,
     aten._softmax_backward_data.default: _softmax_backward,
     aten.native_layer_norm_backward.default: _norm_backward,
     aten._ctc_loss_backward.Tensor: ctc.backward_workspace,

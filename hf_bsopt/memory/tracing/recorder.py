@@ -15,13 +15,14 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.torch_version import TorchVersion
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ...errors import REHEARSE, TraceError
+from ..._utils.known_values import KnownValues
 from ...records import GpuSpec
 from ...workloads.meta_device import META
 from ..replay.recording import Formula, Recording
-from ..rules.cuda_dispatch import HOST_READS
+from ..rules.host_reads import HOST_READS
 from ..rules.kernel_workspace import KernelRule
 from ..rules.kernels import CUBLASLT_WORKSPACE_BYTES, OUTPUT_ORDER, is_matrix_product, rule_of
+from .host_weights import check_on_device
 from .in_place import IN_PLACE_VARIANT, LinearCalls, is_in_place_gradient_sum, sole_owner_use_counts
 from .step_phases import PhaseTracker
 
@@ -52,6 +53,7 @@ class Recorder(TorchDispatchMode):
         self._is_finished = False
         self._sole_owner_counts = sole_owner_use_counts()
         self.linear_calls = LinearCalls()
+        self.values = KnownValues(META.type)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -61,11 +63,16 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         operation = _OPERATIONS.get(id(func)) or _operation(func)
         if operation.host_read is not None:
-            answer = operation.host_read(func, args, kwargs)
+            answer = operation.host_read(self.values, func, args, kwargs)
             if answer is not NotImplemented:
-                if isinstance(answer, torch.Tensor):
-                    self.record(answer, operation.name)
+                self._record_outputs(operation, answer)
+                self.values.observe(func, args, kwargs, answer)
                 return answer
+        if operation.takes_masks:
+            args = self._with_positions(args)
+        elif func is aten.masked_select.default and args[1] in self.values:
+            tensor, mask = torch.broadcast_tensors(*args)
+            return self.__torch_dispatch__(aten.index.Tensor, (), (tensor, [mask]))  # as CUDA's kernel does
         if func is aten.add.Tensor and (
             self.linear_calls.active or is_in_place_gradient_sum(args, self._sole_owner_counts)
         ):
@@ -90,8 +97,15 @@ class Recorder(TorchDispatchMode):
 
     def _run(self, operation: _Operation, args: Any, kwargs: Any) -> Any:
         self.phase_tracker.observe(args)
-        _check_on_device(operation.name, args)
+        check_on_device(operation.name, args)
         output = self._shapes_of(operation, args, kwargs)
+        self._record_outputs(operation, output)
+        self.values.observe(operation.func, args, kwargs, output)
+        if operation.is_matrix_product and self._device.kind == "cuda" and _on_device(args):
+            self._record_workspaces(operation.func)
+        return output
+
+    def _record_outputs(self, operation: _Operation, output: Any) -> None:
         if isinstance(output, torch.Tensor):
             self.record(output, operation.name)
         elif isinstance(output, (tuple, list)):
@@ -99,9 +113,18 @@ class Recorder(TorchDispatchMode):
             for part in output if order is None else [output[i] for i in order]:
                 if isinstance(part, torch.Tensor):
                     self.record(part, operation.name)
-        if operation.is_matrix_product and self._device.kind == "cuda" and _on_device(args):
-            self._record_workspaces(operation.func)
-        return output
+
+    def _with_positions(self, args: Any) -> Any:
+        """Replace known masks by the positions of their elements, as CUDA's kernels do (expandTensors)."""
+        tensor, indices, *others = args
+        positions: list[torch.Tensor | None] = []
+        for index in indices:
+            mask = index if index is not None and index.dtype in (torch.bool, torch.uint8) else None
+            if mask is None or mask not in self.values:
+                positions.append(index)
+            else:
+                positions += self.__torch_dispatch__(aten.nonzero.default, (), (mask,)).unbind(1)
+        return tensor, positions, *others
 
     def _shapes_of(self, operation: _Operation, args: Any, kwargs: Any) -> Any:
         """Run the operation, or build its output from a cached layout if it ran before with arguments of these shapes.
@@ -227,26 +250,6 @@ def _on_device(args: Any) -> bool:
     return False
 
 
-def _check_on_device(operation: str, args: Any) -> None:
-    """Raise TraceError if a weight, or another tensor from which a graph begins, is on the host: what follows from it
-    would be computed for real and counted as nothing. Other tensors may be there: counters of an optimizer, labels that
-    a model reads, a copy of the logits.
-    """
-    for value in args:
-        if isinstance(value, (tuple, list)):
-            _check_on_device(operation, value)
-        elif isinstance(value, torch.Tensor) and not value.is_meta and _begins_a_graph(value):
-            raise TraceError(
-                f"the step cannot be traced: {operation} runs on {value.device} with a weight of shape "
-                f"{list(value.shape)} that is not in the copy of the model that is traced, so something in the step "
-                f"refers to a module outside it. {REHEARSE}"
-            )
-
-
-def _begins_a_graph(tensor: torch.Tensor) -> bool:
-    return isinstance(tensor, nn.Parameter) or (tensor.requires_grad and tensor.is_leaf)
-
-
 def _empty(size: Any, stride: Any, dtype: torch.dtype) -> torch.Tensor:
     return torch.empty_strided(size, stride, dtype=dtype, device=META)
 
@@ -263,6 +266,7 @@ class _Operation:
     is_matrix_product: bool
     in_place_variant: Any
     returns_new_tensors: bool
+    takes_masks: bool
 
 
 _OPERATIONS: dict[int, _Operation] = {}
@@ -280,6 +284,7 @@ def _operation(func: Any) -> _Operation:
         is_matrix_product=is_matrix_product(func),
         in_place_variant=IN_PLACE_VARIANT.get(func),
         returns_new_tensors=bool(schema.returns) and all(value.alias_info is None for value in values),
+        takes_masks=func is aten.index.Tensor,
     )
     return operation
 

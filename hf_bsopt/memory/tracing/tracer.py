@@ -17,7 +17,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from ...errors import TraceError
+from ..._utils.known_values import KnownValues
+from ...errors import BatchSizeError, NotLinearError, TraceError
 from ...records import GpuSpec
 from ...workloads.meta_device import META, on_meta, tensors_of
 from ...workloads.training_step import STEPS
@@ -26,6 +27,7 @@ from ..replay.timeline import A100_LIKE, Timeline
 from ..replay.timeline_by_size import TimelineBySize
 from ..rules.cuda_dispatch import as_device
 from ..rules.device_queries import DeviceQueries
+from .constants import follow_constants
 from .recorder import Recorder
 
 aten = torch.ops.aten
@@ -52,14 +54,18 @@ def trace(
     Raises TraceError if the step cannot be traced, runs different operations at another batch size, or needs memory
     that is not linear in the batch size.
     """
+    reads_values = [False]
 
     def record_at(batch_size: int, gpu: GpuSpec, queries: DeviceQueries) -> Recording:
-        return _record(build, step, batch_size, Recorder(gpu, torch_version), gpu, queries)
+        recorder = Recorder(gpu, torch_version)
+        recording = _record(build, step, batch_size, recorder, gpu, queries)
+        reads_values[0] |= recorder.values.was_read
+        return recording
 
     def trace_on(gpu: GpuSpec) -> Timeline:
         queries = DeviceQueries(gpu)
         smaller, larger = (record_at(batch_size, gpu, queries) for batch_size in TRACED_BATCH_SIZES)
-        return Timeline(
+        timeline = Timeline(
             smaller,
             larger,
             TRACED_BATCH_SIZES,
@@ -67,12 +73,28 @@ def trace(
             trace_on=trace_on,
             is_valid_on=queries.has_same_answers,
         )
+        if verify and gpu is first_device:
+            timeline.verify(record_at(VERIFIED_BATCH_SIZE, gpu, DeviceQueries(gpu)), VERIFIED_BATCH_SIZE)
+        return timeline
 
-    gpu = device or A100_LIKE
-    timeline = trace_on(gpu)
-    if verify:
-        timeline.verify(record_at(VERIFIED_BATCH_SIZE, gpu, DeviceQueries(gpu)), VERIFIED_BATCH_SIZE)
-    return timeline
+    first_device = device or A100_LIKE
+    try:
+        return trace_on(first_device)
+    except NotLinearError:
+        if not reads_values[0]:
+            raise
+    # the values of the batch decide which operations run
+    return trace_each_size(build, step, device=device, torch_version=torch_version)
+
+
+def unknown_values(values: KnownValues) -> str:
+    """Return what to do if the step failed after the host read a value that a trace does not compute, else ""."""
+    if not values.last_unknown_read:
+        return ""
+    return (
+        f"; the model reads a value that only a GPU computes ({values.last_unknown_read}), so rehearse the training "
+        "script instead: hf-bsopt rehearse -- train.py"
+    )
 
 
 def trace_each_size(
@@ -115,13 +137,29 @@ def _record(
     gc_was_on = gc.isenabled()
     gc.disable()  # a collection during a step would free at different events in the two traces
     try:
-        with as_device(device, queries), META, recorder.linear_calls.track(), recorder, recorder.labels(model):
+        followed = follow_constants(recorder.values)
+        with (
+            as_device(device, queries),
+            META,
+            recorder.linear_calls.track(),
+            followed,
+            recorder,
+            recorder.labels(model),
+        ):
             for _ in range(STEPS):
                 recorder.phase_tracker.begin_step()
                 step(model, batch_size)
     except (NotImplementedError, RuntimeError, AssertionError) as error:
         hint = "; create tensors without a device, or on the model's device" if "CUDA" in str(error) else ""
-        raise TraceError(f"cannot trace the step without a GPU: {error}{hint}") from error
+        unknown = unknown_values(recorder.values)
+        raise TraceError(f"cannot trace the step without a GPU: {error}{hint}{unknown}") from error
+    except BatchSizeError:
+        raise
+    except Exception as error:
+        unknown = unknown_values(recorder.values)
+        if not unknown:
+            raise
+        raise TraceError(f"cannot trace the step: {type(error).__name__}: {error}{unknown}") from error
     finally:
         if gc_was_on:
             gc.enable()

@@ -376,7 +376,7 @@ def test_sums_and_products_on_the_host_take_no_device_memory() -> None:
     assert trace(nn.Module, step).peak(2) == Peak(0, 0)
 
 
-def test_values_read_from_the_device_are_zero() -> None:
+def test_values_that_the_device_computes_are_read_as_zero_and_integers_from_the_host_as_they_are() -> None:
     read: list[object] = []
 
     def step(model: nn.Module, batch_size: int) -> None:
@@ -392,7 +392,7 @@ def test_values_read_from_the_device_are_zero() -> None:
         ]
 
     trace(nn.Module, step)
-    assert read == [0.0, 0.0, False, [0.0, 0.0], 0.0, 0, torch.float16]
+    assert read == [0.0, 0.0, False, [0.0, 0.0], 0.0, 1, torch.float16]
 
 
 def test_nonzero_selects_all_elements() -> None:

@@ -1,4 +1,4 @@
-"""Call torch.compile, which the virtual device cannot run, and print the errors; then two Triton kernels."""
+"""Call torch.compile, which the virtual device cannot run, and launch Triton kernels; print what became of them."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def kernel(pointer: Any, size: tl.constexpr) -> None:
     tl.store(pointer + tl.arange(0, size), 1.0)
 
 
-@triton.autotune([triton.Config({"size": 16}), triton.Config({"size": 32})], key=[])
+@triton.autotune([triton.Config({"size": 16}), triton.Config({"size": 32})], key=["count"])
 @triton.jit
-def tuned(pointer: Any, size: tl.constexpr) -> None:
+def tuned_kernel(pointer: Any, count: int, size: tl.constexpr) -> None:
     tl.store(pointer + tl.arange(0, size), 1.0)
 
 
@@ -53,4 +53,9 @@ answer("a function", lambda: compiled(x))
 answer("a function with options", lambda: compiled_with_options(x))
 answer("a module in place", in_place)
 answer("a kernel", lambda: kernel[(1,)](x, 16))
-answer("a tuned kernel", lambda: tuned[(1,)](x))
+answer("a tuned kernel", lambda: tuned_kernel[(1,)](x, 16))
+answer("a kernel without a launch", lambda: kernel.warmup(x, 16, grid=(1,)))
+counts = torch.ones(2, dtype=torch.int64, device="cuda")
+print("counts before a launch:", counts.tolist())
+kernel[(1,)](counts, 2)
+print("counts after a launch:", counts.tolist())
