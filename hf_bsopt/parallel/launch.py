@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import UsageError
+from ..errors import AgreementError, UsageError
+from .agreement import start_heartbeat
 
 RENDEZVOUS_SECONDS = 600
 
@@ -58,18 +59,32 @@ class Launch:
     @contextlib.contextmanager
     def process_group(self) -> Iterator[None]:
         """Initialize a process group with the other ranks and let this process see only its own GPU. The group
-        communicates on the host, so it allocates nothing on a GPU.
+        communicates on the host, so it allocates nothing on a GPU. Raises UsageError if the environment does not say
+        where the ranks meet, AgreementError if they do not come.
         """
         if self.size == 1:
             yield
             return
+        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+        if missing:
+            raise UsageError(
+                f"RANK={self.rank} and WORLD_SIZE={self.size} are set, but not {' and '.join(missing)}, where the "
+                f"ranks meet: start with torchrun or accelerate launch, which set all of them, or unset RANK and "
+                f"WORLD_SIZE"
+            )
         from torch import distributed
 
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
         gpus = visible.split(",") if visible else [str(number) for number in range(self.local_rank + 1)]
         if self.local_rank < len(gpus):
             os.environ["CUDA_VISIBLE_DEVICES"] = gpus[self.local_rank]
-        distributed.init_process_group("gloo", timeout=datetime.timedelta(seconds=RENDEZVOUS_SECONDS))
+        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        try:
+            distributed.init_process_group("gloo", timeout=datetime.timedelta(seconds=RENDEZVOUS_SECONDS))
+        except (RuntimeError, ValueError) as error:  # each cause has an error of its own
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise AgreementError(f"the {self.size} ranks did not meet at {address} (MASTER_ADDR): {reason}") from error
+        start_heartbeat()
         try:
             yield
         finally:

@@ -7,6 +7,7 @@ file, and imports nothing of the package before the end of the parent would end 
 """
 
 import ctypes
+import importlib
 import os
 import signal
 import sys
@@ -26,6 +27,5 @@ def end_with(parent: int) -> None:
 
 if __name__ == "__main__":
     end_with(int(sys.argv[1]))
-    from hf_bsopt.probing.worker import main
-
-    main(sys.argv[2:])
+    worker = importlib.import_module("hf_bsopt.probing.worker")  # it imports this module, too
+    worker.main(sys.argv[2:])

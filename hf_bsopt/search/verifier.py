@@ -107,6 +107,8 @@ class Verifier:
         if before is None or self.cached is None:
             return None
         if self.cached.is_trusted:
+            if not limits.fits(before):
+                return None
             self.trials.update({(self.phase, trial.batch_size): trial for trial in answer.trials})
             return Verification(answer.batch_size, answer.trials, answer.is_settled)
         trial = self.run(answer.batch_size)

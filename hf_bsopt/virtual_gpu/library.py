@@ -8,6 +8,7 @@ Compiled once for each build of torch, into the user's cache. Needs a C compiler
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import hashlib
@@ -16,6 +17,7 @@ import os
 import platform
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -67,6 +69,7 @@ functions that are neither here nor implemented in C are refused."""
 WORKS_ON_THE_DEVICE = re.compile(r"(__)?cuda(Launch|Stream|Event|Func|Mem|DeviceSynchronize|InitDevice)\w*")
 """The subset of these functions that need a context and so create it. The others may be called before there is one."""
 
+SEPARATORS = re.compile(r"[\s:]")
 STATUS_NOT_SUPPORTED = {"cuda": 801, "cublas": 15}
 
 
@@ -150,17 +153,47 @@ def environment(gpu: GpuSpec, *, shared: Path | None = None) -> dict[str, str]:
 
 
 def _preloadable(libraries: tuple[Path, ...]) -> list[Path]:
-    """Return paths without spaces and colons, which separate paths in LD_PRELOAD; make a link if necessary."""
+    """Return paths without spaces and colons, which separate paths in LD_PRELOAD: through a link in a folder of this
+    process alone if necessary, since a link with a known name could be another user's. Raise RehearsalError.
+    """
     folder = libraries[0].parent.resolve()
-    if re.search(r"[\s:]", str(folder)):
-        link = Path(tempfile.gettempdir()) / f"hf_bsopt_{os.getuid()}_{folder.name}"
-        with contextlib.suppress(FileExistsError):
-            link.symlink_to(folder)
-        if link.resolve() != folder:  # it belongs to another user or another cache
-            link = Path(tempfile.mkdtemp(prefix="hf_bsopt_")) / folder.name
-            link.symlink_to(folder)
-        folder = link
+    for path in (folder.parent, folder, *libraries):
+        _check_owner(path)
+    if SEPARATORS.search(str(folder)):
+        folder = _link_to(folder)
     return [folder / path.name for path in libraries]
+
+
+@functools.cache
+def _link_to(folder: Path) -> Path:
+    """Return a link to the folder, which is removed with its own folder when this process ends."""
+    temporary = tempfile.gettempdir()
+    if SEPARATORS.search(temporary):
+        temporary = "/tmp"
+    private = Path(tempfile.mkdtemp(prefix="hf_bsopt_", dir=temporary))  # mode 0700
+    atexit.register(_remove_link, private, os.getpid())
+    link = private / "device"
+    link.symlink_to(folder)
+    return link
+
+
+def _remove_link(private: Path, maker: int) -> None:
+    if os.getpid() == maker:  # not in a fork
+        shutil.rmtree(private, ignore_errors=True)
+
+
+def _check_owner(path: Path) -> None:
+    """Raise RehearsalError if another user could have written the file or folder, which is loaded into processes."""
+    status = path.stat()
+    is_ours = status.st_uid in (0, os.geteuid())
+    is_sticky_folder = bool(stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX)
+    if is_ours and (is_sticky_folder or not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
+        return
+    why = "can be written by others" if is_ours else f"belongs to another user (uid {status.st_uid})"
+    raise RehearsalError(
+        f"the virtual device is not loaded from {path}, which {why}: remove it, or set HF_BSOPT_CACHE to a folder of "
+        f"your own"
+    )
 
 
 def build() -> tuple[Path, ...]:
@@ -193,7 +226,8 @@ def _compiler() -> str | None:
 def _compile(installed: TorchBuild, folder: Path) -> None:
     """Compile into a temporary folder, then rename it: another process may compile at the same time."""
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+        _close_to_others(folder.parent)
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
             made = Path(temporary) / "made"
             made.mkdir()
@@ -201,6 +235,8 @@ def _compile(installed: TorchBuild, folder: Path) -> None:
             nvrtc = f"libnvrtc.so.{installed.cuda_version // 1000}"
             _build_library(NVRTC_SOURCES, made / nvrtc, ("libnvrtc",), installed)
             _build_library(NVML_SOURCES, made / NVML_LIBRARY, (), installed)
+            for path in (made, *made.iterdir()):
+                _close_to_others(path)
             with contextlib.suppress(FileExistsError, NotADirectoryError):
                 made.rename(folder)
     except OSError as error:
@@ -208,6 +244,12 @@ def _compile(installed: TorchBuild, folder: Path) -> None:
             raise RehearsalError(
                 f"cannot store the virtual device in {folder.parent}: {error}; set HF_BSOPT_CACHE to another folder"
             ) from error
+
+
+def _close_to_others(path: Path) -> None:
+    """Let nobody else write here, whatever the umask is, if it is ours."""
+    with contextlib.suppress(PermissionError):
+        path.chmod(path.stat().st_mode & ~(stat.S_IWGRP | stat.S_IWOTH))
 
 
 def _build_library(sources: tuple[Path, ...], library: Path, replaced: tuple[str, ...], installed: TorchBuild) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from hf_bsopt.cli.main import main
 from hf_bsopt.errors import UsageError
 from hf_bsopt.parallel.launch import Launch
 
@@ -57,3 +58,30 @@ def test_only_rank_zero_prints(capsys: pytest.CaptureFixture[str]) -> None:
             print(f"rank {rank}", file=sys.stderr)
     printed = capsys.readouterr()
     assert (printed.out, printed.err) == ("rank 0\n", "rank 0\n")
+
+
+@pytest.mark.parametrize("missing", [("MASTER_ADDR", "MASTER_PORT"), ("MASTER_ADDR",), ("MASTER_PORT",)])
+def test_ranks_without_a_place_to_meet_are_refused_in_a_sentence(
+    missing: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29999"}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    for name in missing:
+        monkeypatch.delenv(name)
+    assert main(OPTIONS) == 2
+    assert capsys.readouterr().err == (
+        f"error: RANK=0 and WORLD_SIZE=2 are set, but not {' and '.join(missing)}, where the ranks meet: start with "
+        f"torchrun or accelerate launch, which set all of them, or unset RANK and WORLD_SIZE\n"
+    )
+
+
+def test_ranks_that_do_not_meet_are_an_error_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("hf_bsopt.parallel.launch.RENDEZVOUS_SECONDS", 1)
+    assert main(OPTIONS) == 2
+    assert "error: the 2 ranks did not meet at 127.0.0.1:0 (MASTER_ADDR): " in capsys.readouterr().err

@@ -94,8 +94,7 @@ class Executable(Generic[Result]):
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         """Pickle by name, as functions are."""
-        name: str = vars(self)["__qualname__"]  # of the function, by functools.update_wrapper
-        return name if self._owner is None else (getattr, self._owner)
+        return str(vars(self)["__qualname__"]) if self._owner is None else (getattr, self._owner)
 
     @property
     def report(self) -> SearchReport:

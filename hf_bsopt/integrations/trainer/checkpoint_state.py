@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
 CALLBACK = "BatchSizeCallback"
-SIZE_OPTIONS = ("gpu", "device", "memory", "target", "multiple_of", "batch_size")
+SIZE_OPTIONS = ("gpu", "device", "memory", "target", "multiple_of", "batch_size", "expandable_segments")
 """Options of the callback that decide the size, besides the effective batch size."""
 
 

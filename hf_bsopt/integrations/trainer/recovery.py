@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import RecoveryError
+from ...errors import AgreementError, RecoveryError
+from ...parallel.agreement import failures_logged, report_failure
 from ...probing.oom import out_of_memory
 from ..preserve_state import RandomState
 from .loss_scale import divide, is_divided, is_mean_of_micro_batch
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import Trainer
 
+THRASHING_STEPS = 3
+"""Steps with new allocator retries after which micro-batches are halved; a few occur in the first ones."""
 logger = logging.getLogger(__name__)
 LOSS_DIVISORS = ("current_gradient_accumulation_steps", "model_accepts_loss_kwargs", "loss_is_scaled_for_ga")
 """Attributes that decide by how much Trainer divides a loss."""
@@ -46,6 +49,7 @@ class Recovery:
         self._at = 0
         self._random_state: RandomState | None = None
         self._loss_is_mean: bool | None = None
+        self._retries = self._thrashing_steps = 0
 
     def watch(self, trainer: Trainer) -> None:
         """Shadow two methods of this one instance, until :meth:`end`."""
@@ -53,6 +57,7 @@ class Recovery:
         self._trainer = trainer
         self._before = {name: vars(trainer)[name] for name in SHADOWED if name in vars(trainer)}
         self._step, self._fetch = trainer.training_step, trainer.get_batch_samples
+        self._retries, self._thrashing_steps = allocation_retries(), 0
         self._weighs_uneven_steps = UnevenSteps.of(trainer) is not None
         vars(trainer).update(training_step=self._training_step, get_batch_samples=self._get_batch_samples)
 
@@ -71,8 +76,13 @@ class Recovery:
 
     def _training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         if self._at == 0:
+            self._halve_if_thrashing(inputs)
             self._random_state = RandomState.capture()
         self._at += 1
+        with failures_logged(self._explain):
+            return self._repeated_until_it_fits(model, inputs, num_items_in_batch)
+
+    def _repeated_until_it_fits(self, model: Any, inputs: Any, num_items_in_batch: Any) -> torch.Tensor:
         begin = self._at - 1  # index of the first micro-batch that is still to be run
         while True:
             try:
@@ -81,6 +91,9 @@ class Recovery:
                 return self._run_in_parts(model, inputs, num_items_in_batch)
             except Exception as error:
                 self._raise_unless_repeatable(error, inputs)
+            except BaseException as error:  # Ctrl-C and sys.exit: the other ranks would wait in a collective
+                report_failure(error)
+                raise
             # not in the except block: there the error still holds the tensors of its frames
             begin = 0
             self._restart_step(model, inputs)
@@ -89,15 +102,19 @@ class Recovery:
         """Raise if the step cannot be repeated."""
         trainer = self._trainer
         assert trainer is not None
-        if out_of_memory(error) is None:
+        found = out_of_memory(error)
+        if found is None:
+            self._raise_first_failure(error)
             raise error
         if trainer.args.world_size > 1:
-            raise RecoveryError(
+            recovery_error = RecoveryError(
                 f"rank {trainer.args.process_index} ran out of memory in step {trainer.state.global_step + 1}; the "
                 f"other ranks wait in a collective that it can no longer join, so the step cannot be repeated. "
                 f"{_save_checkpoint(trainer)} Resume from there with a smaller per_device_train_batch_size and more "
-                f"gradient_accumulation_steps to match"
-            ) from error
+                f"gradient_accumulation_steps to match: {_restart_advice(trainer)} ({found.message})"
+            )
+            report_failure(RecoveryError(f"{found.message}; {_restart_advice(trainer)}"))
+            raise recovery_error from error
         if not _can_be_split(inputs):
             error.add_note("the batch cannot be split into parts: its tensors have different first dimensions")
             raise error
@@ -106,6 +123,42 @@ class Recovery:
                 "not even one sequence at a time fits: use a shorter max_length, activation checkpointing or LoRA"
             )
             raise error
+
+    def _raise_first_failure(self, error: Exception) -> None:
+        """Report the failure to the other ranks. Raise AgreementError if one of them failed first, the likely cause of
+        this error: in a collective, it is all that is seen of that.
+        """
+        trainer = self._trainer
+        assert trainer is not None
+        failure = None if isinstance(error, AgreementError) else report_failure(error)
+        rank = trainer.args.process_index
+        if failure is not None and (failure.reported_by, failure.ranks) != (rank, (rank,)):
+            raise failure.explained(self._explain(failure)) from error
+
+    def _explain(self, failure: AgreementError) -> str:
+        assert self._trainer is not None
+        return f"{failure}; if it was memory, {_restart_advice(self._trainer)}" if failure.is_stopped else str(failure)
+
+    def _halve_if_thrashing(self, inputs: Any) -> None:
+        """Run micro-batches in twice as many parts if the allocator had to release its cache in each of the last steps:
+        that is slow, and the next step may fail. Not with several ranks, which would stop training in step.
+        """
+        retries = allocation_retries()
+        self._thrashing_steps = self._thrashing_steps + 1 if retries > self._retries else 0
+        self._retries = retries
+        trainer = self._trainer
+        assert trainer is not None
+        if self._thrashing_steps < THRASHING_STEPS or trainer.args.world_size > 1:
+            return
+        self._thrashing_steps = 0
+        if sequences(inputs) > self.parts and _can_be_split(inputs):
+            self.parts *= 2
+            logger.warning(
+                "the allocator released its cache in each of the last %d steps: continuing with micro-batches of %d "
+                "sequences; the effective batch size is unchanged",
+                THRASHING_STEPS,
+                -(-sequences(inputs) // self.parts),
+            )
 
     def _restart_step(self, model: Any, inputs: Any) -> None:
         import torch
@@ -166,6 +219,21 @@ class Recovery:
             shapes = {name: value.to("meta") if hasattr(value, "to") else value for name, value in inputs.items()}
             self._loss_is_mean = is_mean_of_micro_batch(trainer, clean_copy_on_meta(trainer.model).train(), shapes)
         return self._loss_is_mean
+
+
+def allocation_retries() -> int:
+    """Return how often the CUDA allocator of this process had to release its cache; 0 without one."""
+    import torch
+
+    return int(torch.cuda.memory_stats().get("num_alloc_retries", 0)) if torch.cuda.is_initialized() else 0
+
+
+def _restart_advice(trainer: Trainer) -> str:
+    size = trainer.args.per_device_train_batch_size
+    return (
+        f"start again with per_device_train_batch_size={max(1, size // 2)} on all ranks: step "
+        f"{trainer.state.global_step + 1} was run with {size}"
+    )
 
 
 def _can_be_split(inputs: Any) -> bool:

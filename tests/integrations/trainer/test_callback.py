@@ -469,6 +469,57 @@ def test_checkpoint_of_a_training_without_the_callback_is_resumed_and_saved(tmp_
     assert again.state.global_step == 4
 
 
+# ---- the scenarios of transformers' tests of auto_find_batch_size
+
+
+def test_trainer_with_model_init_is_sized(tmp_path: Path) -> None:
+    made = Trainer(
+        model_init=lambda: classifier(),
+        args=arguments(tmp_path, per_device_train_batch_size=64),
+        train_dataset=LONG,
+        data_collator=Pad(),
+        callbacks=[BatchSizeCallback(**SMALL, batch_size=16)],
+    )
+    made.train()
+    assert (made.args.per_device_train_batch_size, made.args.gradient_accumulation_steps) == (16, 4)
+    assert made.state.global_step == 3
+
+
+def test_training_twice_keeps_the_size_and_the_effective_batch(tmp_path: Path) -> None:
+    made, callback = sized(tmp_path)
+    for _ in range(2):
+        made.train()
+        assert (made.args.per_device_train_batch_size, made.args.gradient_accumulation_steps) == (16, 4)
+        assert made.state.global_step == 3
+    assert callback.report is not None and callback.report.plan.effective_batch == 64
+
+
+def test_training_resumed_twice_saves_the_size_each_time(tmp_path: Path) -> None:
+    first_part(tmp_path)
+    for last in (3, 4):
+        made, callback = sized(tmp_path, max_steps=last, save_strategy="steps", save_steps=1)
+        made.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{last - 1}"))
+        assert callback.report is None
+        assert made.state.train_batch_size == 16
+    state = json.loads((tmp_path / "checkpoint-4" / "trainer_state.json").read_text())
+    kept = state["stateful_callbacks"]["BatchSizeCallback"]["attributes"]["remembered"]
+    assert (kept["micro_batch"], kept["accumulation"]) == (16, 4)
+
+
+def test_options_of_the_probes_are_accepted_and_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def record(trainer: Trainer, asked_for: Options) -> Any:
+        asked.append((asked_for.device.probe_timeout, asked_for.device.expandable_segments))
+        return report_of(trainer, asked_for)
+
+    monkeypatch.setattr(callback_module, "report_of", record)
+    made, callback = sized(tmp_path, options={"probe_timeout": 7.0, "expandable_segments": True})
+    made.train()
+    assert asked == [(7.0, True)]
+    assert callback.report is not None and callback.report.expandable_segments
+
+
 # ---- trainers that cannot be sized
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 from trainers import Pad, Seen, Texts, classifier, language_model, losses, trainer
 from transformers import Trainer
 
+from hf_bsopt.integrations.trainer import recovery as recovery_module
 from hf_bsopt.integrations.trainer.recovery import Recovery, _split
 from hf_bsopt.integrations.trainer.uneven_steps import weights_by_content
 
@@ -184,6 +186,34 @@ def test_single_sequence_that_does_not_fit_raises_the_original_error(tmp_path: P
     with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory") as raised:
         trained(made, Recovery())
     assert "not even one sequence at a time fits" in raised.value.__notes__[0]
+
+
+def test_new_allocator_retries_in_every_step_halve_the_micro_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Composer calls it thrashing: the training goes on, but slowly."""
+    steps = itertools.chain([0, 1, 1, 2], itertools.count(3))  # one retry at first, then one in every step
+    monkeypatch.setattr(recovery_module, "allocation_retries", lambda: next(steps))
+    model = classifier()
+    seen = Seen(model)
+    made, plain = (trainer(tmp_path, m, per_device_train_batch_size=16, max_steps=9) for m in (model, classifier()))
+    recovery = Recovery()
+    assert trained(made, recovery) == pytest.approx(trained(plain), abs=1e-4)
+    assert [size for size, _ in seen.shapes] == [16] * 4 + [8] * 2 * 3 + [4] * 4 * 2
+    assert "the allocator released its cache in each of the last 3 steps: continuing with micro-batches of 8" in (
+        caplog.text
+    )
+
+
+def test_single_sequences_are_not_split_however_often_the_allocator_retries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = itertools.count()
+    monkeypatch.setattr(recovery_module, "allocation_retries", lambda: next(steps))
+    made = trainer(tmp_path, per_device_train_batch_size=1, max_steps=5)
+    recovery = Recovery()
+    trained(made, recovery)
+    assert recovery.parts == 1
 
 
 def test_other_errors_are_raised_unchanged(tmp_path: Path) -> None:

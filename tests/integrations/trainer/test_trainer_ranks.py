@@ -167,5 +167,13 @@ def test_out_of_memory_on_one_rank_saves_a_checkpoint_and_does_not_hang(tmp_path
     alone.train(resume_from_checkpoint=saved[1])
     assert alone.state.global_step == 3
     assert len(losses(alone)) == 3
-    assert first.error  # its collective fails when the other rank ends
+    assert second.message.endswith(
+        "start again with per_device_train_batch_size=4 on all ranks: step 2 was run with 8 (CUDA out of memory. Tried "
+        "to allocate 2.00 GiB)"
+    )
+    assert (first.error, first.cause) == ("AgreementError", "RuntimeError")  # its collective failed as rank 1 ended
+    assert first.message.startswith(
+        "rank 1 failed: RecoveryError: CUDA out of memory. Tried to allocate 2.00 GiB; start again with "
+        "per_device_train_batch_size=4 on all ranks"
+    )
     assert max(first.seconds, second.seconds) < MAX_SECONDS
