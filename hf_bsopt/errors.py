@@ -106,7 +106,7 @@ class TraceError(BatchSizeError):
 class UnknownValueError(TraceError):
     """The step failed after the host read a value that only a GPU computes. ``original``: the step's own error."""
 
-    def __init__(self, message: str, *, original: Exception) -> None:
+    def __init__(self, message: str, *, original: Exception | None = None) -> None:
         super().__init__(message)
         self.original = original
 

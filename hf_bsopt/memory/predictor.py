@@ -67,7 +67,7 @@ class Predictor:
             except NotLinearError:
                 return self._by_size
             except Exception as error:
-                cause = error.original if isinstance(error, UnknownValueError) else error
+                cause = (error.original if isinstance(error, UnknownValueError) else None) or error
                 if isinstance(cause, BatchSizeError) or not isinstance(self.workload, Workload):
                     raise  # explained already, or the user's own code, which they can read
                 raise TraceError(self.workload.failure(cause)) from cause
