@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from ..._utils.known_values import KnownValues
-from ...errors import BatchSizeError, NotLinearError, TraceError
+from ...errors import BatchSizeError, NotLinearError, TraceError, UnknownValueError
 from ...records import GpuSpec
 from ...workloads.meta_device import META, on_meta, tensors_of
 from ...workloads.training_step import STEPS
@@ -159,7 +159,8 @@ def _record(
         unknown = unknown_values(recorder.values)
         if not unknown:
             raise
-        raise TraceError(f"cannot trace the step: {type(error).__name__}: {error}{unknown}") from error
+        message = f"cannot trace the step: {type(error).__name__}: {error}{unknown}"
+        raise UnknownValueError(message, original=error) from error
     finally:
         if gc_was_on:
             gc.enable()
