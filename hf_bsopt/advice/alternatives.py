@@ -32,7 +32,8 @@ COST_OF_LORA = (
 )
 COST_OF_FOUR_BITS = (
     "adapters over frozen weights in nf4 (Dettmers et al. 2023, arXiv:2305.14314), which are dequantized for every "
-    "matrix product, forward and backward: that time is not in the figure"
+    "matrix product, forward and backward: that time is not in the figure; norms, embeddings and head are cast to "
+    "float32 (prepare_model_for_kbit_training)"
 )
 EXPERTS_STAY = (
     "; the experts of this model are not linear layers, and transformers 5 does not quantize them: they are held in "
