@@ -83,7 +83,9 @@ def workload_of(row: Row) -> Workload:
         activation_checkpointing=row["activation_checkpointing"] == "1",
         lora_r=int(row["lora_r"] or 0),
         lora_targets=("q_proj", "v_proj") if row["lora_r"] not in ("", "0") else None,  # as the rows were recorded
+        lora_dropout=0.0 if row["lora_r"] not in ("", "0") else None,  # peft's default
         load_in_4bit=row["load_in_4bit"] == "1",
+        prepare_kbit=False,
         num_labels=2 if row["task"] == "sequence-classification" else None,
     ).accumulating(int(row["gradient_accumulation"] or 1))
 

@@ -39,7 +39,7 @@ def find_batch_size(
 
     Raises UsageError (a ValueError) for an invalid option, NothingFitsError with the memory needed, TraceError if a
     module's step cannot be followed, DeviceError or RehearsalError if the device that was asked for cannot be used,
-    ProbeError if a real step fails otherwise than by memory.
+    ProbeError if a real step fails for another reason than memory.
     """
     if _is_trainer(model):
         from .integrations.trainer.sizing import find_batch_size as find_for_trainer

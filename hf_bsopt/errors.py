@@ -11,6 +11,8 @@
     │   └── RehearsalError               no virtual device is possible on this machine, or a process on it failed
     ├── DeviceError                      the device cannot be used: there is none, or torch has no kernels for it
     ├── TraceError                       the training step could not be traced operation by operation
+    │   ├── ComputedValueError           it failed after it read a value that only a GPU computes
+    │   └── NotLinearError               it runs other operations, or needs more than in proportion, at another size
     ├── RecoveryError                    a step that ran out of memory cannot be repeated
     ├── AgreementError                   the ranks of a distributed run could not agree
     └── NothingFitsError                 not even one sequence fits the device
@@ -23,14 +25,28 @@ The command line answers a `UsageError` with exit code 2 and a `NothingFitsError
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .records import Trial
 
 
+REHEARSE = (
+    "It can be rehearsed, which runs the script as it is on a virtual GPU: hf-bsopt rehearse --gpu T4 -- train.py"
+)
+"""The next step after a step that cannot be predicted, for the message."""
+
+
 class BatchSizeError(Exception):
-    """The base class: ``except BatchSizeError`` catches every error that this package raises on purpose."""
+    """The base class: ``except BatchSizeError`` catches every error that this package raises on purpose.
+
+    In its message, words of more than 400 characters (a path, a value) are shortened.
+    """
+
+    def __str__(self) -> str:
+        return re.sub(r"(\S{200})\S{101,}(\S{100})", r"\1…\2", super().__str__())
 
 
 class UsageError(BatchSizeError, ValueError):
@@ -87,14 +103,25 @@ class TraceError(BatchSizeError):
     """A training step did something that cannot be traced without a device; the message names the operation."""
 
 
+class ComputedValueError(TraceError):
+    """A training step that failed after the host read a value that is not computed in a trace."""
+
+
+class NotLinearError(TraceError):
+    """A training step whose memory at one batch size does not follow from that at others."""
+
+
 class NothingFitsError(BatchSizeError):
     """Not even a micro-batch of one sequence fits; the message says how much memory it would need.
 
     question: the search that failed (hf_bsopt.search.answer.Question), for `advise`; None if it was real steps that ran
-    out of memory rather than the prediction.
+    out of memory rather than the prediction. largest: the largest size that fits the device at all, over the target; 0
+    if none does. checked: the answer to ``check``.
     """
 
     question: Any = None
+    largest: int = 0
+    checked: Trial | None = None
 
 
 class ReachedZeroError(NothingFitsError, RuntimeError):
@@ -109,13 +136,28 @@ class AgreementError(BatchSizeError):
     """The ranks could not agree; the message says why.
 
     ranks: the ranks that failed or did not respond, as far as is known. reported_by: the rank that reported the failure
-    first, None if this rank found it by itself.
+    first, None if this rank found it by itself. messages: what the ranks that did respond had sent, by rank.
+    is_stopped: the ranks did not fail: they ended, are silent or did not respond, or were interrupted by Ctrl-C.
     """
 
-    def __init__(self, message: str, ranks: tuple[int, ...] = (), reported_by: int | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        ranks: tuple[int, ...] = (),
+        reported_by: int | None = None,
+        messages: Mapping[int, str] | None = None,
+        *,
+        is_stopped: bool = False,
+    ) -> None:
         super().__init__(message)
         self.ranks = ranks
         self.reported_by = reported_by
+        self.messages = dict(messages or {})
+        self.is_stopped = is_stopped
+
+    def explained(self, message: str) -> AgreementError:
+        """Return the same error with another message."""
+        return AgreementError(message, self.ranks, self.reported_by, self.messages, is_stopped=self.is_stopped)
 
 
 class SearchInterrupted(KeyboardInterrupt):

@@ -26,7 +26,11 @@ class FindKeywords(TypedDict, total=False):
     lora_r: int
     lora_targets: tuple[str, ...] | None
     lora_target_modules: tuple[str, ...] | None
+    lora_dropout: float | None
+    lora_alpha: float | None
     load_in_4bit: bool
+    prepare_kbit: bool
+    prepare_model_for_kbit_training: bool
     num_labels: int | None
     generate: int
     pretrained: bool
@@ -75,6 +79,7 @@ class TrainerKeywords(TypedDict, total=False):
     multiple_of: int
     batch_size: int | None
     per_device_train_batch_size: int | None
+    check: int | None
     effective_batch_size: int | None
     fill: bool
     lr_scaling: LearningRateScaling

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ._utils.field_types import is_of_type, type_in_words, union_members
+from ._utils.field_types import in_short, is_of_type, type_in_words, union_members
 from .errors import InvalidOptionError, UsageError
 from .records import GpuSpec
 
@@ -30,6 +30,9 @@ TARGET = (0.80, 0.90)
 MULTIPLE_OF = 8
 MAX_ATTEMPTS = 5
 PROBE_TIMEOUT_SECONDS = 600.0
+LARGEST_NUMBER = 10**9
+"""The largest number that any option takes, if none is named: beyond it sizes in bytes no longer fit 64 bits."""
+LARGEST_CHECKED = 10**7
 MAX_BATCH_SIZE = 8192
 """The largest size that is recommended when no limit is given: beyond it memory is not the limit in practice."""
 
@@ -37,6 +40,8 @@ EVERYTHING: tuple[Subject, ...] = ("name", "module", "trainer", "accelerate")
 BY_NAME: tuple[Subject, ...] = ("name",)
 DESCRIBED: tuple[Subject, ...] = ("name", "module")
 """A Trainer or an Accelerator has its own value."""
+SIZED: tuple[Subject, ...] = ("name", "module", "trainer")
+"""An Accelerator has no Report to answer in."""
 NOT_TRAINER: tuple[Subject, ...] = ("name", "module", "accelerate")
 
 
@@ -45,15 +50,16 @@ def option(
     *,
     aliases: tuple[str, ...] = (),
     at_least: float | None = None,
+    at_most: float = LARGEST_NUMBER,
     above: float | None = None,
     for_: tuple[Subject, ...] = EVERYTHING,
 ) -> Any:
     """Return the field of an option.
 
-    aliases: other names for it, on the command line and as keywords. at_least, above: the smallest value, and a bound
-    that a value must exceed. for_: the subjects that it applies to.
+    aliases: other names for it, on the command line and as keywords. at_least, at_most, above: the smallest and the
+    largest value, and a bound that a value must exceed. for_: the subjects that it applies to.
     """
-    metadata = {"aliases": aliases, "at_least": at_least, "above": above, "for": for_}
+    metadata = {"aliases": aliases, "at_least": at_least, "at_most": at_most, "above": above, "for": for_}
     return field(default=default, metadata=metadata)
 
 
@@ -63,7 +69,7 @@ class ModelOptions:
 
     task: str | None = option(for_=BY_NAME)
     """token-classification, sequence-classification, masked-lm, question-answering, causal-lm or seq2seq"""
-    max_length: int | None = option(aliases=("max_seq_length",), at_least=1, for_=("name", "trainer"))
+    max_length: int | None = option(aliases=("max_seq_length",), at_least=1, at_most=10**7, for_=("name", "trainer"))
     """tokens per sequence; for a Trainer, only if the lengths of its dataset are unknown"""
     precision: str | None = option(for_=DESCRIBED)
     """fp16 or bf16 (mixed precision), fp32, fp16-weights or bf16-weights; default fp16, on a CPU fp32"""
@@ -75,15 +81,21 @@ class ModelOptions:
     """sdpa, eager or flash_attention_2"""
     activation_checkpointing: bool = option(False, aliases=("gradient_checkpointing",), for_=BY_NAME)
     """recompute activations in the backward pass"""
-    lora_r: int = option(0, at_least=0, for_=BY_NAME)
+    lora_r: int = option(0, at_least=0, at_most=10**5, for_=BY_NAME)
     """rank of LoRA adapters; 0 for none"""
     lora_targets: tuple[str, ...] | None = option(aliases=("lora_target_modules",), for_=BY_NAME)
-    """names of the modules that get adapters; default: peft's choice for the architecture"""
+    """names of the modules that get adapters, or all-linear; default: peft's choice for the architecture"""
+    lora_dropout: float | None = option(at_least=0, for_=BY_NAME)
+    """dropout before the adapters: any above 0 needs the same memory; default 0.05"""
+    lora_alpha: float | None = option(above=0, for_=BY_NAME)
+    """scale of the adapters, for the record: it needs no memory"""
     load_in_4bit: bool = option(False, for_=BY_NAME)
     """hold the frozen weights in 4 bits (requires lora_r)"""
-    num_labels: int | None = option(at_least=1, for_=BY_NAME)
+    prepare_kbit: bool = option(True, aliases=("prepare_model_for_kbit_training",), for_=BY_NAME)
+    """with load_in_4bit: peft's prepare_model_for_kbit_training casts all that is not in 4 bits to float32"""
+    num_labels: int | None = option(at_least=1, at_most=10**6, for_=BY_NAME)
     """number of classes of a classification task"""
-    generate: int = option(0, at_least=0, for_=BY_NAME)
+    generate: int = option(0, at_least=0, at_most=10**7, for_=BY_NAME)
     """find the largest batch for generating this many new tokens, too"""
     pretrained: bool = option(False, for_=BY_NAME)
     """load the checkpoint's weights for real steps, instead of random ones"""
@@ -107,7 +119,7 @@ class DeviceOptions:
     expandable_segments: bool = option(False)
     """train with PYTORCH_ALLOC_CONF=expandable_segments:True"""
     probe_timeout: float = option(PROBE_TIMEOUT_SECONDS, above=0)
-    """seconds after which a size that is being run is given up"""
+    """seconds after which running a size is abandoned"""
     cache: bool = option(True, for_=DESCRIBED)
     """keep measured answers, and confirm them with one step the next time"""
     trust_cache: bool = option(False, for_=DESCRIBED)
@@ -135,7 +147,7 @@ class SearchOptions:
     """upper limit on the micro-batch"""
     dataset_size: int | None = option(at_least=1, for_=NOT_TRAINER)
     """number of training sequences: no micro-batch is larger than a process's share of them"""
-    check: int | None = option(at_least=1, for_=DESCRIBED)
+    check: int | None = option(at_least=1, at_most=LARGEST_CHECKED, for_=SIZED)
     """does this micro-batch fit, and how full is the device then?"""
     effective_batch_size: int | None = option(at_least=1)
     """sequences per optimizer step, over all processes; kept exactly"""
@@ -157,7 +169,9 @@ class SearchOptions:
     """find the largest evaluation batch, too"""
     verify_evaluation: bool = option(False, aliases=("eval",), for_=DESCRIBED)
     """run the evaluation batch, too, if training steps are run"""
-    check_evaluation: int | None = option(aliases=("per_device_eval_batch_size",), at_least=1, for_=DESCRIBED)
+    check_evaluation: int | None = option(
+        aliases=("per_device_eval_batch_size",), at_least=1, at_most=LARGEST_CHECKED, for_=DESCRIBED
+    )
     """does this evaluation batch fit?"""
     throughput: bool = option(False, for_=NOT_TRAINER)
     """measure up to five sizes, and choose the smallest that trains about as fast as the fastest"""
@@ -240,29 +254,43 @@ def check_target(target: tuple[float, float]) -> None:
 def validate(options: Any) -> None:
     """Raise InvalidOptionError for a field whose value is not of its type or range.
 
-    Lists are taken as tuples, whole numbers as floats, and PyTorch's dtypes as their names.
+    Lists are taken as tuples, a string as a list of names separated by commas, whole numbers as floats, numpy's numbers
+    as Python's, and PyTorch's dtypes and optimizer classes as their names.
     """
     hints = typing.get_type_hints(type(options))
     for entry in dataclasses.fields(options):
         value = _normalized(getattr(options, entry.name), hints[entry.name])
         object.__setattr__(options, entry.name, value)
         if not is_of_type(value, hints[entry.name]):
-            raise InvalidOptionError(entry.name, f"is {type_in_words(hints[entry.name])}, not {value!r}")
+            raise InvalidOptionError(entry.name, f"is {type_in_words(hints[entry.name])}, not {in_short(value)}")
         if value is None or isinstance(value, (bool, str, tuple, GpuSpec)):
             continue
-        at_least, above = entry.metadata["at_least"], entry.metadata["above"]
-        if at_least is not None and value < at_least:
-            raise InvalidOptionError(entry.name, f"is at least {at_least}, not {value}")
+        at_least, above, at_most = (entry.metadata[bound] for bound in ("at_least", "above", "at_most"))
+        if at_least is not None and not value >= at_least:
+            raise InvalidOptionError(entry.name, f"is at least {at_least}, not {in_short(value)}")
         if above is not None and not above < value < math.inf:
-            raise InvalidOptionError(entry.name, f"is above {above}, not {value}")
+            raise InvalidOptionError(entry.name, f"is above {above}, not {in_short(value)}")
+        if value > at_most:
+            raise InvalidOptionError(entry.name, f"is at most {at_most:,}, not {in_short(value)}")
 
 
 def _normalized(value: Any, hint: Any) -> Any:
     kinds = union_members(hint)
-    if isinstance(value, list) and any(typing.get_origin(kind) is tuple for kind in kinds):
-        return tuple(value)
-    if str in kinds and type(value).__module__ == "torch" and type(value).__name__ == "dtype":
+    if any(typing.get_origin(kind) is tuple for kind in kinds):
+        if isinstance(value, list):
+            value = tuple(value)
+        if tuple[str, ...] in kinds and isinstance(value, (str, tuple)):
+            names = (value,) if isinstance(value, str) else value
+            if all(isinstance(name, str) for name in names):
+                return tuple(part.strip() for name in names for part in name.split(",") if part.strip()) or None
+        return value
+    module, kind = type(value).__module__, type(value).__name__
+    if str in kinds and (module, kind) == ("torch", "dtype"):
         return str(value).removeprefix("torch.")
+    if str in kinds and isinstance(value, type) and value.__module__.startswith("torch.optim"):
+        return f"torch.optim.{value.__name__}"
+    if (int in kinds or float in kinds) and module == "numpy" and hasattr(value, "item"):
+        return value.item()
     return value
 
 
@@ -290,7 +318,7 @@ SUBJECTS: dict[Subject, str] = {
 
 
 def _check_subject(name: str, spelled: str, value: Any, subject: Subject) -> None:
-    """Raise UsageError for an option that says something else than its default about the wrong subject."""
+    """Raise UsageError for an option that is set for a subject that it does not apply to."""
     entry = next(entry for entry in all_fields() if entry.name == name)
     if subject in entry.metadata["for"] or value == entry.default:
         return

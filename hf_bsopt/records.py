@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Outcome = Literal["fits", "oom", "retries", "spill", "no step", "timeout", "killed", "crash", "error"]
+Outcome = Literal["fits", "oom", "over limit", "retries", "spill", "no step", "timeout", "killed", "crash", "error"]
 VERDICTS: dict[Outcome, str] = {
     "fits": "fits",
     "oom": "out of memory",
+    "over limit": "runs, but over the limit",
     "retries": "runs but does not fit",
     "spill": "spills to host memory",
     "no step": "no optimizer step",
@@ -18,7 +19,7 @@ VERDICTS: dict[Outcome, str] = {
     "error": "error",
 }
 """Outcomes as they are displayed."""
-MEMORY_OUTCOMES: tuple[Outcome, ...] = ("fits", "oom", "retries", "spill")
+MEMORY_OUTCOMES: tuple[Outcome, ...] = ("fits", "oom", "over limit", "retries", "spill")
 """Outcomes that depend on the batch size. Any other outcome is expected at every size."""
 Source = Literal["predicted", "rehearsed", "measured"]
 Bound = Literal[
@@ -80,6 +81,14 @@ class GpuSpec:
         """True if the device computes in bfloat16: GPUs from compute capability 8.0 (Ampere) on, and all others."""
         return self.kind != "cuda" or self.compute_capability >= 80
 
+    @property
+    def prefers_cudnn_attention(self) -> bool:
+        """True if SDPA chooses cuDNN's attention first.
+
+        Source: PyTorch, aten/src/ATen/native/transformers/cuda/sdp_utils.cpp, check_prefer_cudnn_attention.
+        """
+        return self.kind == "cuda" and self.compute_capability in (90, 100, 103)
+
 
 @dataclass(frozen=True)
 class Peak:
@@ -97,9 +106,10 @@ class Peak:
 class Trial:
     """One micro-batch size and its outcome.
 
-    outcome: "retries" and "spill" mean that the step ran but does not fit: the allocator freed its cache in every step,
-    or host memory was used in place of device memory. "no step": the optimizer never stepped. "killed": the process was
-    stopped by a signal from outside (the host may have run out of memory); "crash": it failed by itself.
+    outcome: "over limit", "retries" and "spill" mean that the step ran but does not fit: it used more than the limit,
+    or the allocator freed its cache in every step, or host memory was used for what the device lacked. "no step": the
+    optimizer never stepped. "killed": the process was stopped by a signal from outside (the host may have run out of
+    memory); "crash": it failed by itself.
     used_bytes: in use on the device as the driver reports it: reserved memory, the context and other processes.
     alloc_retries: how often the allocator had to return its cache to the device before it could serve a request.
     source: "predicted", "rehearsed" (run on a virtual device) or "measured" (run on a real device).
@@ -123,6 +133,11 @@ class Trial:
     @property
     def fits(self) -> bool:
         return self.outcome == "fits"
+
+    @property
+    def has_whole_peak(self) -> bool:
+        """True if the step ran as it would with more memory: ``used_bytes`` is what the size needs."""
+        return self.outcome in ("fits", "over limit")
 
     @property
     def is_about_memory(self) -> bool:

@@ -17,9 +17,9 @@ LAYERS = (
     {"memory", "probing"},
     {"search"},
     {"advice", "report", "tables", "datasets", "patching"},
-    {"integrations", "sweeps", "rehearsal"},
+    {"integrations", "rehearsal"},
     {"api"},
-    {"cli", "app"},
+    {"cli"},
 )
 """From the bottom up. A part is a package or a module directly under hf_bsopt."""
 INDEPENDENT = ({"memory", "probing"},)

@@ -47,3 +47,17 @@ def type_in_words(hint: Any) -> str:
         tuple[str, ...]: "a list of names",
     }
     return " or ".join(words.get(kind) or f"a {kind.__name__}" for kind in kinds)
+
+
+LONGEST_SHOWN = 60
+
+
+def in_short(value: Any) -> str:
+    """Return a value for an error message; a long one is cut, or its length given."""
+    if isinstance(value, int) and abs(value) >= 10**18:  # beyond 4,300 digits Python refuses to print it
+        return f"a number of {int(value.bit_length() * 0.30103) + 1} digits"
+    if isinstance(value, type):
+        return f"{value.__module__}.{value.__qualname__}"
+    text = repr(value)
+    first = text.splitlines()[0] if text else ""
+    return first if len(first) <= LONGEST_SHOWN and first == text else f"{first[:LONGEST_SHOWN]}…"

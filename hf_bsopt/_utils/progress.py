@@ -21,6 +21,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
+from .terminal import printable
+
 DELAY_SECONDS = 2.0
 TICK_SECONDS = 0.5
 TASK_FORMAT = "{desc} [{elapsed}]"
@@ -110,7 +112,7 @@ class Line:
     def _describe(self) -> None:
         with self._lock:
             if self._bar is not None:
-                self._bar.set_description_str(self._text, refresh=False)
+                self._bar.set_description_str(printable(self._text), refresh=False)
 
     def _tick(self) -> None:
         seconds = DELAY_SECONDS
@@ -131,7 +133,7 @@ def _bar(text: str, total: int | None) -> Any:
 
     return tqdm(
         total=total,
-        desc=text,
+        desc=printable(text),
         leave=False,
         file=sys.stderr,
         delay=DELAY_SECONDS,

@@ -6,7 +6,8 @@ import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from ..workloads.model_config import supports_sdpa
+from ..workloads.adapters import USUAL_DROPOUT
+from ..workloads.heads import has_stacked_experts, supports_sdpa
 from ..workloads.module import ModuleWorkload
 from ..workloads.trainable import Trainable
 from ..workloads.workload import Workload
@@ -32,6 +33,10 @@ COST_OF_LORA = (
 COST_OF_FOUR_BITS = (
     "adapters over frozen weights in nf4 (Dettmers et al. 2023, arXiv:2305.14314), which are dequantized for every "
     "matrix product, forward and backward: that time is not in the figure"
+)
+EXPERTS_STAY = (
+    "; the experts of this model are not linear layers, and transformers 5 does not quantize them: they are held in "
+    "float32, as prepare_model_for_kbit_training leaves them"
 )
 
 
@@ -149,9 +154,11 @@ def _with_adapters(workload: Workload) -> Alternative:
 
 
 def _in_four_bits(workload: Workload) -> Alternative:
-    changed = replace(_adapted(workload), load_in_4bit=True)
+    changed = replace(_adapted(workload), load_in_4bit=True, prepare_kbit=True)
     flags = "--load_in_4bit" if workload.lora_r else f"--lora_r {LORA_RANK} --load_in_4bit"
-    return _installed(Alternative("LoRA, 4-bit", flags, COST_OF_FOUR_BITS, changed), "peft", "bitsandbytes")
+    has_experts = has_stacked_experts(workload.config, workload.task)
+    cost = COST_OF_FOUR_BITS + (EXPERTS_STAY if has_experts else "")
+    return _installed(Alternative("LoRA, 4-bit", flags, cost, changed), "peft", "bitsandbytes")
 
 
 def _adapted(workload: Workload) -> Workload:
@@ -159,7 +166,7 @@ def _adapted(workload: Workload) -> Workload:
     if workload.lora_r:
         return workload
     dtype = HALF.get(workload.precision, workload.weights_dtype)
-    return replace(workload, lora_r=LORA_RANK, weights_dtype=dtype)
+    return replace(workload, lora_r=LORA_RANK, lora_dropout=USUAL_DROPOUT, weights_dtype=dtype)
 
 
 def _installed(alternative: Alternative, *packages: str) -> Alternative:

@@ -7,13 +7,15 @@ import dataclasses
 import difflib
 import itertools
 import typing
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 from .. import __version__
+from .._utils.argument_parser import ArgumentParser
 from .._utils.field_docs import field_docs
+from .._utils.field_types import in_short
 from ..errors import InvalidOptionError, UsageError
 from ..options import OPTION_CLASSES, Options
 from .flags import FLAG_CLASSES, DatasetFlags, ModelFlags, OutputFlags, TableFlags
@@ -21,9 +23,9 @@ from .training_arguments import read_training_arguments
 
 SEVERAL = {"max_length": (int, "; several give a report each")}
 """Options that the command line takes several times, with an addition to their help."""
+MOST_DIGITS = 18
+"""Digits of the longest number that a flag takes; Python itself converts no more than 4,300."""
 WRITTEN = ("json", "html", "plot", "patch")
-EXAMPLE = {"batch_size": 8, "gradient_accumulation_steps": 1}
-"""An answer for testing, before the search, if a file can be patched."""
 
 
 @dataclass(frozen=True)
@@ -50,19 +52,14 @@ class Arguments:
         return dataclasses.replace(self.options, model=model)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
-
-
 def parser(prog: str, description: str) -> argparse.ArgumentParser:
     """Return the parser of every option and flag, each known with underscores and with dashes."""
-    made = _Parser(prog=prog, description=description, allow_abbrev=False)
+    made = ArgumentParser(prog, description)
     made.add_argument("--version", action="version", version=f"hf_bsopt {__version__}")
     for kind in (*OPTION_CLASSES, *FLAG_CLASSES):
         group = made.add_argument_group((kind.__doc__ or "").split(". ")[0].rstrip("."))
         for entry in dataclasses.fields(kind):
-            if entry.name != "fill":  # of a Trainer, which the command line has none
+            if entry.name != "fill":  # for a Trainer only; the command line has none
                 _add(group, entry, typing.get_type_hints(kind)[entry.name], field_docs(kind)[entry.name])
     return made
 
@@ -109,17 +106,19 @@ def _boolean(word: str) -> bool:
 
 
 def _whole_number(word: str) -> int:
+    if len(word) > MOST_DIGITS and word.lstrip("+-").isdecimal():
+        raise argparse.ArgumentTypeError(f"a number of {len(word)} digits is too large")
     try:
         return int(word)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{word!r} is not a whole number") from None
+        raise argparse.ArgumentTypeError(f"{in_short(word)} is not a whole number") from None
 
 
 def _number(word: str) -> float:
     try:
         return float(word)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{word!r} is not a number") from None
+        raise argparse.ArgumentTypeError(f"{in_short(word)} is not a number") from None
 
 
 _NUMBERS: dict[Any, Any] = {int: _whole_number, float: _number}
@@ -138,6 +137,12 @@ def parse(argv: Sequence[str], prog: str = "hf-bsopt find", description: str = "
     arguments = _arguments(given, argv, made)
     _check(arguments)
     return arguments
+
+
+def refuse(arguments: Arguments, names: Set[str], why: str) -> None:
+    """Raise UsageError for the first of these options and flags that was given."""
+    for name in sorted(arguments.given & names):
+        raise UsageError(f"--{name} {why}")
 
 
 def _check_spelling(argv: Sequence[str], made: argparse.ArgumentParser) -> None:
@@ -252,20 +257,29 @@ def _check_output(output: OutputFlags, *, has_dataset: bool, lengths: int) -> No
 
 def _check_files(output: OutputFlags, *, is_table: bool) -> None:
     """Raise UsageError if a file cannot be written: before a search that may take minutes, not after it."""
-    from .._utils.files import writable
+    from .._utils.files import check_writable
 
     named = {name: Path(getattr(output, name)) for name in WRITTEN if getattr(output, name) is not None}
     for (name, path), (other, same) in itertools.combinations(named.items(), 2):
-        if path.resolve() == same.resolve():
+        if _is_same_file(path, same):
             raise UsageError(f"--{name} and --{other} name one file, {path}: one would replace what the other writes")
     for name in ("json", "html"):
         if name in named:
-            writable(named[name])
+            check_writable(named[name])
     if "plot" in named:
         from ..report.plots import check_file
 
         check_file(named["plot"])
     if "patch" in named and not is_table:  # a table refuses it
-        from ..patching import parse_keys, patch
+        from ..patching import check_patchable, parse_keys
 
-        patch(named["patch"], EXAMPLE, keys=parse_keys(output.key), dry_run=True)
+        check_patchable(named["patch"], parse_keys(output.key))
+        if not output.dry_run:
+            check_writable(named["patch"])
+
+
+def _is_same_file(path: Path, other: Path) -> bool:
+    try:
+        return path.resolve() == other.resolve()
+    except (OSError, ValueError, RuntimeError):  # each is refused with its own name
+        return False

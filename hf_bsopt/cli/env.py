@@ -6,16 +6,20 @@ import platform
 from collections.abc import Sequence
 
 from .. import virtual_gpu
+from .._utils.argument_parser import ArgumentParser
 from .._utils.package_versions import package_version
+from .._utils.terminal import show
 from ..parallel.launch import Launch
 from .exit_codes import FOUND
 
+DESCRIPTION = "Prints versions and devices, for a bug report."
 PACKAGES = ("hf-bsopt", "torch", "transformers", "accelerate", "peft", "bitsandbytes", "datasets", "pandas")
 
 
 def run(argv: Sequence[str], launch: Launch) -> int:
     """Run the subcommand and return its exit code."""
-    print(environment())
+    ArgumentParser("hf-bsopt env", DESCRIPTION).parse_args(argv)
+    show(environment())
     return FOUND
 
 

@@ -6,17 +6,19 @@ import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .._utils import progress
 from .._utils.files import write_atomically
-from ..errors import NothingFitsError
+from .._utils.terminal import show
+from ..errors import NothingFitsError, UsageError
 from ..parallel.launch import Launch
 from .arguments import Arguments, parse
 from .exit_codes import FOUND, NOTHING_FITS
+from .flags import OutputFlags
 from .quiet import silence_libraries
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ def _find(arguments: Arguments, launch: Launch) -> int:
 
         lengths = measure_lengths(arguments)
         if not arguments.output.quiet:
-            print(lengths, f"\n{SEPARATOR}\n", sep="\n", flush=True)
+            show(f"{lengths}\n\n{SEPARATOR}\n")
     reports: list[Report] = []
     misfits: list[str] = []
     for length in arguments.max_lengths or (None,):
@@ -91,49 +93,73 @@ def _exit_code(reports: list[Report], misfits: list[str], *, is_quiet: bool) -> 
     refused = [trial for trial in asked if trial is not None and not trial.fits]
     if is_quiet:
         for trial in refused:
-            print(f"❌ Batch size {trial.batch_size} does not fit.", file=sys.stderr)
+            show(f"❌ Batch size {trial.batch_size} does not fit.", file=sys.stderr)
     return NOTHING_FITS if refused or misfits else FOUND
 
 
 def _write_files(
     reports: list[Report], misfits: list[str], lengths: LengthsReport | None, arguments: Arguments
 ) -> None:
+    """Write the files that were asked for. One that cannot be written does not stop the others.
+
+    Raises UsageError with all problems, after the answer has been printed.
+    """
     output = arguments.output
+    problems: list[str] = []
+
+    def attempt(write: Callable[[], None]) -> None:
+        try:
+            write()
+        except UsageError as error:
+            problems.append(str(error))
+
     if output.json is not None:
-        values = reports[0].to_dict()
-        if len(arguments.max_lengths) > 1:
-            values = {"reports": [report.to_dict() for report in reports], "nothing_fits": misfits}
-        if lengths is not None:
-            values["lengths"] = lengths.to_dict()
-        write_atomically(Path(output.json), json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+        attempt(lambda: _write_json(reports, misfits, lengths, arguments))
     if output.plot is not None:
         from ..report import plots
 
-        plots.save([report.plot_data for report in reports], Path(output.plot))
+        plot_file = Path(output.plot)
+        attempt(lambda: plots.save([report.plot_data for report in reports], plot_file))
     if output.html is not None:
         from ..report import html
 
-        html.save([(report, report.suggestions) for report in reports], Path(output.html))
+        page = Path(output.html)
+        attempt(lambda: html.save([(report, report.suggestions) for report in reports], page))
     if output.patch is not None:
-        from ..patching import parse_keys, patch
+        attempt(lambda: _patch(reports[0], output))
+    if problems:
+        raise UsageError("; ".join(problems))
 
-        keys = parse_keys(output.key)
-        patched = patch(output.patch, reports[0].config, keys=keys, dry_run=output.dry_run)
-        if not output.quiet:
-            print(f"\n{patched}")
+
+def _write_json(reports: list[Report], misfits: list[str], lengths: LengthsReport | None, arguments: Arguments) -> None:
+    values = reports[0].to_dict()
+    if len(arguments.max_lengths) > 1:
+        values = {"reports": [report.to_dict() for report in reports], "nothing_fits": misfits}
+    if lengths is not None:
+        values["lengths"] = lengths.to_dict()
+    write_atomically(Path(arguments.output.json or ""), json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+
+def _patch(report: Report, output: OutputFlags) -> None:
+    from ..patching import parse_keys, patch
+
+    keys = parse_keys(output.key)
+    patched = patch(output.patch or "", report.config, keys=keys, dry_run=output.dry_run)
+    if not output.quiet:
+        show(f"\n{patched}")
 
 
 def _print(report: Report, arguments: Arguments, *, is_first: bool) -> None:
     """Print the report, or with --quiet what can be pasted into a notebook."""
     if not arguments.output.quiet:
         text = report.format(verbose=arguments.output.verbose)
-        print("" if is_first else f"\n{SEPARATOR}\n\n", text, sep="", flush=True)
+        show(text if is_first else f"\n{SEPARATOR}\n\n{text}")
         return
     if len(arguments.max_lengths) > 1:
-        print(f"# max_length {report.workload.length}")
-    print("\n".join(f'CONFIG["{name}"] = {value}' for name, value in report.config.items()), flush=True)
+        show(f"# max_length {report.workload.length}")
+    show("\n".join(f'CONFIG["{name}"] = {value}' for name, value in report.config.items()))
     for sentence in report.plan.advice:
-        print(sentence, file=sys.stderr)
+        show(sentence, file=sys.stderr)
 
 
 def _print_that_nothing_fits(error: NothingFitsError, arguments: Arguments) -> None:
@@ -141,11 +167,11 @@ def _print_that_nothing_fits(error: NothingFitsError, arguments: Arguments) -> N
     from ..advice.evaluate import advise
 
     output = arguments.output
-    print(f"❌ {error}.", file=sys.stderr, flush=True)
+    show(f"❌ {error}.", file=sys.stderr)
     is_wanted = not output.quiet if output.advise is None else output.advise
     if is_wanted and error.question is not None:
         with contextlib.suppress(KeyboardInterrupt):
-            print(f"\n{advise(error)}", file=sys.stderr if output.quiet else sys.stdout, flush=True)
+            show(f"\n{advise(error)}", file=sys.stderr if output.quiet else sys.stdout)
 
 
 def _log_above_progress(verbose: bool) -> AbstractContextManager[None]:

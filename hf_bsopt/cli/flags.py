@@ -73,13 +73,13 @@ class OutputFlags:
     html: str | None = flag()
     """write the report to this file as a page of its own, with pictures"""
     patch: str | None = flag()
-    """change the batch size in this script, notebook, YAML or JSON: see docs/patching.md"""
+    """change the batch size in this script, notebook, launcher or configuration: see docs/patching.md"""
     key: list[str] = flag([])
     """where in it, if it is not found by its name: NAME, or accumulation=NAME, NAME:LINE"""
     dry_run: bool = flag(False)
     """print what --patch would change, and change nothing"""
     advise: bool | None = flag()
-    """predict what else would make room; False: not even if nothing fits. See docs/advice.md"""
+    """predict what else would make room; False: never, even if nothing fits. See docs/advice.md"""
     verbose: bool = flag(False, "v")
     """print all of the report, and log each size that is run"""
     quiet: bool = flag(False, "q")

@@ -9,12 +9,14 @@ Without a subcommand it is ``find``, as for ``find-optimal-batch-size`` and the 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import os
 import sys
 from collections.abc import Sequence
 
+from .._utils.terminal import show
 from ..errors import BatchSizeError, NothingFitsError, SearchInterrupted, UsageError
 from ..parallel.launch import Launch
 from .exit_codes import FOUND, INTERRUPTED, NOTHING_FITS, USAGE
@@ -28,8 +30,7 @@ SUBCOMMANDS = {
     "rehearse": "run a training script on a virtual GPU: does it fit?",
     "env": "versions and devices, for a bug report",
 }
-"""Each is a module of this package with ``run(argv, launch) -> int``. Profiles, experiments, plans and the page will be
-subcommands here, too."""
+"""Each is a module of this package with ``run(argv, launch) -> int``."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,31 +41,61 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")  # a terminal that cannot print ✅ still gets the number
     launch = Launch.here()
     with launch.output_on_rank_zero_only():
-        return _run(words, launch)
+        return _flushed(_run(words, launch))
 
 
 def _run(words: list[str], launch: Launch) -> int:
     try:
         if words[:1] in (["--help"], ["-h"]) or (not words and _is_called_by_name()):
-            print(overview())
+            show(overview())
             return FOUND
         name, rest = _subcommand(words)
         return int(importlib.import_module(f".{name}", __package__).run(rest, launch))
     except NothingFitsError as error:
-        print(f"❌ {error}.", file=sys.stderr, flush=True)
+        show(f"❌ {error}.", file=sys.stderr)
         return NOTHING_FITS
     except BatchSizeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        show(f"error: {error}", file=sys.stderr)
         return USAGE
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return FOUND
+    except OSError as error:
+        show(f"error: {describe_os_error(error)}", file=sys.stderr)
+        return USAGE
     except SearchInterrupted as error:
-        print(format_interrupted(error), file=sys.stderr)
+        show(format_interrupted(error), file=sys.stderr)
         return INTERRUPTED
     except KeyboardInterrupt:
-        print("interrupted: nothing was found yet", file=sys.stderr)
+        show("interrupted: nothing was found yet", file=sys.stderr)
         return INTERRUPTED
+
+
+def _flushed(code: int) -> int:
+    """Return the exit code, after the rest of the output has been written: 2 if it cannot be, as on a full disk."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_output()
+    except OSError as error:
+        _discard_output()
+        if code != USAGE:  # else its sentence is there
+            show(f"error: cannot write the output: {error.strerror}", file=sys.stderr)
+        return USAGE
+    return code
+
+
+def _discard_output() -> None:
+    """Let the interpreter end quietly: it flushes once more, into nothing."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def describe_os_error(error: OSError) -> str:
+    """Return one sentence for an error of the system, with the file that it is about."""
+    where = f": {error.filename}" if error.filename else ""
+    return f"{error.strerror or str(error) or type(error).__name__}{where}"
 
 
 def _is_called_by_name() -> bool:

@@ -4,24 +4,57 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 
 from .._utils import progress
 from .._utils.files import write_atomically
+from .._utils.terminal import show
 from ..errors import UsageError
-from ..options import ModelOptions
 from ..parallel.launch import Launch
 from ..tables.table import batch_size_table
 from ..tables.text import FORMATS
-from .arguments import Arguments, parse
+from .arguments import Arguments, parse, refuse
 from .exit_codes import FOUND, NOTHING_FITS
 from .quiet import silence_libraries
 
 DESCRIPTION = "Predicts the batch sizes of several models, lengths and GPUs, in one table."
-MODEL = {field.name for field in fields(ModelOptions)} - {"generate", "pretrained"}
-TAKEN = {"model", "models", "gpu", "gpus", "format", "json", "verbose", "quiet", "device", "cache", "fp16", "bf16"}
-SEARCH = {"target", "multiple_of", "expandable_segments", "evaluation", "packing"}
+FOR_ONE_ANSWER = frozenset(
+    [
+        "advise",
+        "base_batch_size",
+        "batch_size",
+        "check",
+        "check_evaluation",
+        "dataset",
+        "dataset_size",
+        "dry_run",
+        "effective_batch_size",
+        "generate",
+        "gradient_accumulation_steps",
+        "html",
+        "key",
+        "learning_rate",
+        "lr_scaling",
+        "max_attempts",
+        "num_processes",
+        "patch",
+        "plot",
+        "pretrained",
+        "probe_timeout",
+        "sample",
+        "split",
+        "text_column",
+        "throughput",
+        "tokenizer",
+        "torch_compile",
+        "total_tokens",
+        "training_args",
+        "trust_cache",
+        "use_liger_kernel",
+        "verify_evaluation",
+    ]
+)
+"""Options and flags about one model on one GPU, or about real steps."""
 
 
 def run(argv: Sequence[str], launch: Launch) -> int:
@@ -42,7 +75,7 @@ def print_table(arguments: Arguments) -> bool:
         arguments.max_lengths,
         options=arguments.options,
     )
-    print(FORMATS[arguments.table.format](frame))
+    show(FORMATS[arguments.table.format](frame))
     if arguments.output.json is not None:
         rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
         text = json.dumps({"version": 1, **frame.attrs, "table": rows}, indent=2, ensure_ascii=False)
@@ -62,5 +95,4 @@ def _check(arguments: Arguments) -> None:
         raise UsageError(f"a table is predicted: --device {device.device} goes with one --model and one GPU")
     if arguments.model.training_args is not None:
         raise UsageError("--training_args is about one training: in a table, name precision, optimizer and the like")
-    for name in sorted(arguments.given - MODEL - TAKEN - SEARCH):
-        raise UsageError(f"--{name} answers for one model on one GPU, and not in a table")
+    refuse(arguments, FOR_ONE_ANSWER, "is about one model on one GPU, and does not apply to a table")

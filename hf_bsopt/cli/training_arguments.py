@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+from .._utils.files import read_text
 from ..errors import UsageError
 
 SAME_NAME = (
@@ -55,13 +57,24 @@ def read_training_arguments(path: Path, accumulation: int | None = None) -> dict
     return found
 
 
+def _problem(error: Exception) -> str:
+    """Return what is wrong with the text in one line, without the lines of the file that PyYAML shows."""
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+    return f"{problem} (line {mark.line + 1})" if mark else problem
+
+
+def _is_number_above_zero(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+
+
 def _check(path: Path, name: str, value: object) -> None:
     if name in FLAGS:
         wrong, wanted = not isinstance(value, bool), "true or false"
     elif name == "optim":
         wrong, wanted = not isinstance(value, str), "a name"
     elif name == "learning_rate":
-        wrong, wanted = isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0, "a number above 0"
+        wrong, wanted = not _is_number_above_zero(value), "a number above 0"
     else:
         wrong, wanted = isinstance(value, bool) or not isinstance(value, int) or value < 1, "a whole number from 1 on"
     if wrong:
@@ -70,13 +83,16 @@ def _check(path: Path, name: str, value: object) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except FileNotFoundError:
         raise UsageError(f"--training_args {path}: there is no such file") from None
-    except (UnicodeDecodeError, OSError):
+    except OSError as error:
+        raise UsageError(f"--training_args {path} cannot be read: {error.strerror}") from None
+    except ValueError:  # not UTF-8
         raise UsageError(
-            f"--training_args {path} is not JSON or YAML; a training_args.bin can be saved as JSON with "
-            f"Path('args.json').write_text(torch.load(path, weights_only=False).to_json_string())"
+            f"--training_args {path} is not JSON or YAML: in the script that makes the arguments, save them with "
+            f"Path('args.json').write_text(args.to_json_string()) (a training_args.bin is a pickle, which can run any "
+            f"code when it is loaded)"
         ) from None
     try:
         if path.suffix == ".json":
@@ -86,7 +102,7 @@ def _read(path: Path) -> dict[str, Any]:
 
             values = yaml.safe_load(text)
     except Exception as error:  # the errors of yaml and json have no common class
-        raise UsageError(f"--training_args {path}: {error}") from error
+        raise UsageError(f"--training_args {path}: {_problem(error)}") from error
     if not isinstance(values, dict):
         raise UsageError(f"--training_args {path} is not a mapping of names to values")
     return values

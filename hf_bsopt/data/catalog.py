@@ -26,7 +26,11 @@ SEVERAL_GPUS = re.compile(r"(?P<name>.*?\S)\s*[x×*]\s*(?P<count>[0-9]+)", re.IG
 SIZE = re.compile(rf"([+-]?[0-9]+(?:\.[0-9]+)?)\s*({'|'.join(UNITS)})", re.IGNORECASE)
 SMALLEST_GPU_BYTES = 2**30
 LARGEST_GPU_BYTES = 2**41
+UNLIMITED_BYTES = 2**60
+"""More than any device has; a larger size means the same."""
 
+LONGEST_NAME = 60
+"""Characters of a name that an error message repeats."""
 BRANDS = {"nvidia", "tesla", "geforce"}
 
 ASSUMED_COMPUTE_CAPABILITY = 80
@@ -91,7 +95,7 @@ def known_gpus() -> list[str]:
 def memory_size(text: str) -> int | None:
     """Return the bytes of a size such as "24GiB" (a number and one of UNITS); None if ``text`` is not a size."""
     size = SIZE.fullmatch(text.strip())
-    return int(Decimal(size[1]) * UNITS[size[2].lower()]) if size else None
+    return min(int(Decimal(size[1]) * UNITS[size[2].lower()]), UNLIMITED_BYTES) if size else None
 
 
 def gpu(name: str) -> GpuSpec:
@@ -120,7 +124,7 @@ def gpu(name: str) -> GpuSpec:
             )
         nearest = ", ".join(_nearest({_gpu_key(name)}, _gpu_names(), 3))
         raise UnknownGpuError(
-            f"Unknown GPU {name!r}. Nearest names: {nearest}; a memory size such as 24GiB is valid, too."
+            f"Unknown GPU {name[:LONGEST_NAME]!r}. Nearest names: {nearest}; a memory size such as 24GiB is valid, too."
         )
     return _gpu_spec(known_name)
 
@@ -140,7 +144,8 @@ def _gpu_spec(name: str, assumed: str = "") -> GpuSpec:
 def _gpu_of_size(name: str, size: int) -> GpuSpec:
     if not SMALLEST_GPU_BYTES <= size <= LARGEST_GPU_BYTES:
         raise UnknownGpuError(
-            f"A GPU with {name} of memory is not supported: sizes from 1GiB to 2TiB are valid, such as 24GiB."
+            f"A GPU with {name[:LONGEST_NAME]} of memory is not supported: sizes from 1GiB to 2TiB are valid, such as "
+            f"24GiB."
         )
     return GpuSpec(
         name=name,

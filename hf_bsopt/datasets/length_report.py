@@ -1,7 +1,7 @@
 """A report on the lengths of a dataset's sequences: truncation, padding and batch size for each max_length.
 
-report = dataset_lengths("bert-base-uncased", ["train.jsonl"], gpu="T4", tokenizer="folder-of-a-tokenizer")
-print(report)
+options = Options.of({"gpu": "T4"}, "name")
+print(dataset_lengths("bert-base-uncased", ["train.jsonl"], tokenizer="folder-of-a-tokenizer", options=options))
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import Any
 from ..data import catalog
 from ..options import Options
 from ..tables.table import batch_size_table
-from ..workloads.model_config import load_config, position_limit
+from ..workloads.model_config import load_config
 from ..workloads.option_defaults import DEFAULT_LENGTH
+from ..workloads.positions import position_limit
 from .lengths import PERCENTILES, Cost, advice, costs, max_lengths_to_compare
 from .sampling import SAMPLE, Sample, draw_sample
 

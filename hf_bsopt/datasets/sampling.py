@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._utils import progress
+from .._utils.files import is_folder, is_there
 from ..errors import UsageError
 from ..workloads.model_config import is_hub_reachable
 from .lengths import Lengths
@@ -181,19 +182,19 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     path = Path(name)
-    if path.is_dir() and not any((path / file).is_file() for file in TOKENIZER_FILES):
+    if is_folder(name) and not any((path / file).is_file() for file in TOKENIZER_FILES):
         raise UsageError(
             f"there is no tokenizer in {name}; --tokenizer names the folder that tokenizer.save_pretrained wrote, or a "
             f"tokenizer.json"
         )
     try:
         with progress.task(f"loading the tokenizer {name}"):
-            if path.is_file():
+            if path.is_file():  # raises for a name that no file can have
                 return PreTrainedTokenizerFast(tokenizer_file=name)
             offline = path.is_dir() or not is_hub_reachable()
             return AutoTokenizer.from_pretrained(name, local_files_only=offline)
     except Exception as error:  # tokenizers raise errors of many types
-        if path.exists():
+        if is_there(name):
             raise UsageError(f"the tokenizer in {name} cannot be loaded: {error}") from error
         raise UsageError(
             f"the tokenizer of {name} is not in the hub's cache, and the hub cannot be reached; without it, tokens "

@@ -27,7 +27,7 @@ def memory_profile(
 
     At each event the parts add up to the bytes in live blocks, each rounded up to 512 as in Timeline.live_bytes.
     """
-    timeline = timeline.on(device or timeline.device).at(batch_size)
+    timeline = timeline.at(batch_size, device or timeline.device)
     events = timeline.events
     if not len(events):
         return MemoryProfile(0, (), dict.fromkeys(PARTS, ()), 0, ())

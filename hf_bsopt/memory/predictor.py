@@ -5,17 +5,27 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import nn
 
 from .._utils import progress
+from ..errors import BatchSizeError, ComputedValueError, NotLinearError, TraceError
 from ..records import GpuSpec, Trial
+from ..workloads.meta_device import tensors_of
 from ..workloads.trainable import Phase, Trainable
-from ..workloads.training_step import STEPS, TrainingStep, evaluation_step, has_batch_norm, smallest_batch
+from ..workloads.training_step import STEPS, TrainingStep, has_batch_norm, smallest_batch
+from ..workloads.workload import Workload
 from .generation import generate_last_tokens
 from .replay.timeline import Timeline
-from .tracing.tracer import label, trace
+from .replay.timeline_by_size import TimelineBySize
+from .tracing.tracer import label, trace, trace_each_size
+
+SIZES_OF_A_GUESS = (8, 16)
+LARGEST_GUESS = 2048
+"""Of a step that is traced at each size: memory that grows with the square of the size is far from any line."""
 
 
 class Predictor:
@@ -43,10 +53,57 @@ class Predictor:
         self._parameter_counts = (0, 0)
         self.has_batch_norm, self.smallest_batch = False, 1
         self._trials: dict[int, Trial] = {}
+        self._confirmed: set[int] = set()
 
     @functools.cached_property
     def timeline(self) -> Timeline:
         """The traced step. Computed on first use."""
+        build, step = self._step()
+        with self._progress():
+            try:
+                return trace(
+                    build, step, device=self.device, verify=self.workload.is_custom, torch_version=self._torch_version
+                )
+            except NotLinearError:
+                return self._by_size
+            except ComputedValueError as error:
+                if isinstance(self.workload, Workload) and isinstance(error.__cause__, Exception):
+                    raise TraceError(self.workload.failure(error.__cause__)) from error
+                raise
+            except BatchSizeError:
+                raise
+            except Exception as error:
+                if not isinstance(self.workload, Workload):
+                    raise  # the user's own code, which they can read
+                raise TraceError(self.workload.failure(error)) from error
+
+    @functools.cached_property
+    def _by_size(self) -> TimelineBySize:
+        build, step = self._step()
+        return trace_each_size(build, step, device=self.device, torch_version=self._torch_version)
+
+    def confirm(self, batch_size: int) -> bool:
+        """Trace a custom step at this size, too. If the prediction does not follow from smaller sizes, return False and
+        trace each size from now on: a loss in chunks is the same operations up to the size of a chunk.
+        """
+        if not self.workload.is_custom or self.timeline is self._by_size or batch_size in self._confirmed:
+            return True
+        with self._progress():
+            recorded = self._by_size.at(batch_size, self.device)
+        if self.timeline.at(batch_size, self.device).is_same_at(batch_size, recorded):
+            self._confirmed.add(batch_size)
+            return True
+        self.timeline = self._by_size
+        self._trials.clear()
+        vars(self).pop("_usage_line", None)
+        return False
+
+    def _progress(self) -> AbstractContextManager[object]:
+        model = dict(self.workload.describe()).get("model", "the model")
+        return progress.task(f"tracing {self._phase} of {model} at {self.workload.length}")
+
+    def _step(self) -> tuple[Callable[[], nn.Module], Callable[[nn.Module, int], None]]:
+        """Return what builds the model, and the step of this phase."""
         if "paged" in self.workload.settings.optimizer:
             importlib.import_module("bitsandbytes.functional")  # imported so that as_device can patch it
         steps: dict[int, TrainingStep] = {}
@@ -58,6 +115,8 @@ class Predictor:
                 steps.clear()
                 step = steps[id(model)] = TrainingStep(model, self.workload.settings, overrides=self.workload.overrides)
                 label(step.buckets, "gradients")
+                for module in step.other_modules:
+                    label(tensors_of(module), "weights")
             step.worst_case(self.workload, batch_size, "meta")
 
         def after_training(model: nn.Module, batch_size: int) -> None:
@@ -67,26 +126,18 @@ class Predictor:
                     train(model, smallest_batch(model))
             elif self._phase == "evaluation":
                 batch = self.workload.batch(batch_size, "meta")
-                outputs.append(evaluation_step(model, self.workload.settings.precision, batch))
+                outputs.append(steps[id(model)].evaluate(batch))
             else:
                 generate_last_tokens(model, self.workload, batch_size)
 
-        def build() -> nn.Module:
-            model = self.workload.build()
-            counts = [(p.requires_grad, _element_count(p)) for p in model.parameters()]
-            self._parameter_counts = sum(n for _, n in counts), sum(n for is_trained, n in counts if is_trained)
-            self.has_batch_norm, self.smallest_batch = has_batch_norm(model), smallest_batch(model)
-            return model
+        return self._build, train if self._phase == "training" else after_training
 
-        model = dict(self.workload.describe()).get("model", "the model")
-        with progress.task(f"tracing {self._phase} of {model} at {self.workload.length}"):
-            return trace(
-                build,
-                train if self._phase == "training" else after_training,
-                device=self.device,
-                verify=self.workload.is_custom,
-                torch_version=self._torch_version,
-            )
+    def _build(self) -> nn.Module:
+        model = self.workload.build()
+        counts = [(p.requires_grad, _element_count(p)) for p in model.parameters()]
+        self._parameter_counts = sum(n for _, n in counts), sum(n for is_trained, n in counts if is_trained)
+        self.has_batch_norm, self.smallest_batch = has_batch_norm(model), smallest_batch(model)
+        return model
 
     def on(self, device: GpuSpec) -> Predictor:
         """Return a predictor of the same step on another device, traced again only if other kernels run there."""
@@ -112,16 +163,23 @@ class Predictor:
         if self.device.total_bytes is None:
             return 1
         fixed, per_sequence = self._usage_line
-        return max(1, int((fraction * self.device.total_bytes - fixed) / per_sequence))
+        size = max(1, int((fraction * self.device.total_bytes - fixed) / per_sequence))
+        return min(size, LARGEST_GUESS) if self.timeline is self._by_size else size
 
     @functools.cached_property
     def _usage_line(self) -> tuple[float, float]:
         """(fixed bytes, bytes per sequence), estimated from two replays near the sizes that fill the device."""
         assert self.device.total_bytes is not None
+        if self.timeline is self._by_size:  # each size is traced, and those near the answer say most about it
+            line = self._line_through(*SIZES_OF_A_GUESS)
+            near = min(int((self.device.total_bytes - line[0]) / line[1]), LARGEST_GUESS)
+            return self._line_through(near, 2 * near) if near > SIZES_OF_A_GUESS[1] else line
         live_at_1, live_at_9 = (self.timeline.live_bytes(size, self.device) for size in (1, 9))
         available = self.device.total_bytes - self.device.context_bytes - live_at_1
         larger = max(2, 1 + int(8 * available / max(1, live_at_9 - live_at_1)))
-        smaller = larger // 2
+        return self._line_through(larger // 2, larger)
+
+    def _line_through(self, smaller: int, larger: int) -> tuple[float, float]:
         low, high = self.unlimited(smaller), self.unlimited(larger)
         per_sequence = max(1.0, (high - low) / (larger - smaller))
         return high - per_sequence * larger, per_sequence

@@ -6,30 +6,41 @@ The ranks communicate through the key-value store of ``init_process_group`` and 
 that one rank never joins leaves the process group unusable, and NCCL's run on a GPU that may just have run out of
 memory. The store is on the host, and every wait has a timeout. Every call is one round, counted by each process, so all
 ranks must call in the same order. The outcome of a round is decided once, by the first rank that writes it
-(``compare_set``), so no two ranks leave it with different answers.
+(``compare_set``), so no two ranks leave it with different answers. A rank that ended or is silent (heartbeat.py) is
+named by all others within a minute, whatever the timeout.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
-import json
-from collections.abc import Sequence
+import logging
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any
 
 from ..errors import AgreementError, UsageError
-
-if TYPE_CHECKING:
-    from torch.distributed import Store
+from .collectives import is_distributed
+from .heartbeat import BEAT_SECONDS, SILENT_SECONDS, Heartbeat
+from .round import Round, failure_of
 
 TIMEOUT_SECONDS = 20.0
 """For ranks that work in step. A failed rank is reported at once, whatever the timeout."""
-LINGER_SECONDS = 2.0
-"""Time for which rank 0 waits for the others to read the outcome: its process may host the store."""
 MAX_REASON_LENGTH = 400
-_rounds = itertools.count()
+OF_COLLECTIVES = ("gloo", "NCCL", "nccl", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
+"""Words in the errors of collectives that another rank did not join, or left."""
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class _State:
+    """The state of this process: the number of the next round, its heartbeat, and whether it waits in a round."""
+
+    next_round: int = 0
+    heartbeat: Heartbeat | None = None
+    is_waiting: bool = False
+
+
+_state = _State()
 
 
 @dataclass(frozen=True)
@@ -69,9 +80,12 @@ def exchange(message: str, *, timeout_seconds: float = TIMEOUT_SECONDS) -> tuple
         return (message,)
     try:
         current.post(message)
+        _state.is_waiting = True
         return current.outcome(timeout_seconds)
     except RuntimeError as error:
         raise _store_unreachable(error) from error
+    finally:
+        _state.is_waiting = False
 
 
 def post_message(message: str) -> None:
@@ -88,109 +102,88 @@ def post_message(message: str) -> None:
 def report_failure(error: BaseException) -> AgreementError | None:
     """Report in this round that this rank failed.
 
-    Return the error that all ranks raise: this failure, or an earlier one of another rank, its likely cause. Return
-    None outside a distributed run.
+    Return the error that all ranks raise: this failure, or an earlier one of another rank, its likely cause. An error
+    of a collective is taken for the failure of a rank that ended or is silent, if there is one. Return None outside a
+    distributed run.
     """
     current = _next_round()
     if current is None:
         return None
     try:
-        return current.fail(f"rank {current.rank} failed: {_one_line(error)}", (current.rank,))
+        lost = _lost_behind(error, current)
+        if lost:
+            return current.fail("; ".join(lost.values()), tuple(lost), is_stopped=True)
+        reason = f"rank {current.rank} failed: {_one_line(error)}"
+        return current.fail(reason, (current.rank,), is_stopped=not isinstance(error, Exception))
     except RuntimeError as unreachable:
         return _store_unreachable(unreachable)
 
 
-def collectives_started() -> dict[str, int]:
-    """Return how many collectives this rank has started, by process group. If two ranks have started different numbers,
-    one of them waits for the other, or will, and the group is no longer usable.
+@contextlib.contextmanager
+def failures_reported() -> Iterator[None]:
+    """Report whatever leaves the context to the other ranks, Ctrl-C and sys.exit too, and raise it unchanged. An
+    AgreementError is known to all of them already.
     """
-    if not _is_distributed():
-        return {}
-    from torch.distributed import distributed_c10d
-
-    groups = distributed_c10d._world.pg_names  # the groups of this rank; there is no public list
-    return {str(name): int(group._get_sequence_number_for_group()) for group, name in groups.items()}
-
-
-@dataclass(frozen=True)
-class _Round:
-    """One round in the store."""
-
-    store: Store
-    number: int
-    rank: int
-    size: int
-
-    def post(self, message: str) -> None:
-        """Post a message; the last rank to post closes the round."""
-        self.store.set(self._rank_key(self.rank), message)
-        if self.store.add(self._key("count"), 1) == self.size:
-            self._decide({"messages": self._messages()})
-
-    def fail(self, reason: str, ranks: Sequence[int]) -> AgreementError:
-        """Return the first failure reported in this round, this or another rank's. It has no effect once every rank has
-        posted.
-        """
-        decided = self._decide({"failure": reason, "ranks": list(ranks), "reported_by": self.rank})
-        self._mark_read()
-        return _failure(decided)
-
-    def outcome(self, timeout_seconds: float) -> tuple[str, ...]:
-        """Return the messages of all ranks, or raise AgreementError."""
-        try:
-            self.store.wait([self._key("outcome")], timedelta(seconds=timeout_seconds))
-        except RuntimeError:  # each kind of store raises its own error for a timeout
-            self._close(timeout_seconds)
-        decided = json.loads(self.store.get(self._key("outcome")))
-        self._mark_read()
-        if "messages" not in decided:
-            raise _failure(decided)
-        return tuple(decided["messages"])
-
-    def _close(self, timeout_seconds: float) -> None:
-        """Close a round that timed out; the missing ranks are the reason."""
-        missing = [rank for rank in range(self.size) if not self.store.check([self._rank_key(rank)])]
-        if not missing:  # the last rank ended before it could close the round
-            self._decide({"messages": self._messages()})
-            return
-        who = f"rank {missing[0]}" if len(missing) == 1 else f"ranks {', '.join(map(str, missing))}"
-        reason = (
-            f"{who} of {self.size} did not respond within {timeout_seconds:g} s: ended, still working, or "
-            f"waiting in a collective for a rank that is waiting here"
-        )
-        self._decide({"failure": reason, "ranks": missing, "reported_by": self.rank})
-
-    def _mark_read(self) -> None:
-        if self.store.add(self._key("readers"), 1) == self.size:
-            self.store.set(self._key("read"), "by all ranks")
-        if self.rank == 0:
-            with contextlib.suppress(RuntimeError):
-                self.store.wait([self._key("read")], timedelta(seconds=LINGER_SECONDS))
-
-    def _decide(self, outcome: dict[str, Any]) -> dict[str, Any]:
-        """Decide the outcome unless it is decided already; return the decided one."""
-        decided: dict[str, Any] = json.loads(self.store.compare_set(self._key("outcome"), "", json.dumps(outcome)))
-        return decided
-
-    def _messages(self) -> list[str]:
-        return [self.store.get(self._rank_key(rank)).decode() for rank in range(self.size)]
-
-    def _rank_key(self, rank: int) -> str:
-        return self._key(f"rank/{rank}")
-
-    def _key(self, name: str) -> str:
-        return f"hf_bsopt/agreement/{self.number}/{name}"
+    start_heartbeat()
+    try:
+        yield
+    except AgreementError:
+        raise
+    except BaseException as error:
+        report_failure(error)
+        raise
 
 
-def _is_distributed() -> bool:
-    from torch import distributed
+@contextlib.contextmanager
+def failures_logged(explain: Callable[[AgreementError], str]) -> Iterator[None]:
+    """Log an error, ``explain``ed, if another rank ends, falls silent or reports a failure while this one computes or
+    waits in a collective of the training: there it would hear of it only when the collective times out. A rank that
+    hangs is named in a warning, since it may as well be saving a checkpoint.
+    """
+    start_heartbeat()
+    heartbeat = _state.heartbeat
+    if heartbeat is None:
+        yield
+        return
 
-    return bool(distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1)
+    is_warned = False
+
+    def look() -> bool:
+        nonlocal is_warned
+        if _state.is_waiting:
+            return False
+        failure = _failure_so_far(heartbeat)
+        if failure is not None:
+            logger.error("%s", explain(failure))
+        elif not is_warned and (hang := heartbeat.awaited()):
+            is_warned = True
+            logger.warning("%s", explain(AgreementError(hang)))
+        return failure is not None
+
+    before = heartbeat.watch(look)
+    try:
+        yield
+    finally:
+        heartbeat.watch(before)
 
 
-def _next_round() -> _Round | None:
-    """Return the next round, or None outside a distributed run."""
-    if not _is_distributed():
+def start_heartbeat() -> None:
+    """Let the other ranks know from here on that this one is alive. Every exchange does so too."""
+    with contextlib.suppress(RuntimeError, AgreementError):
+        _this_round()
+
+
+def _next_round() -> Round | None:
+    """Begin the next round, and return it; None outside a distributed run."""
+    current = _this_round()
+    if current is not None:
+        _state.next_round += 1
+    return current
+
+
+def _this_round() -> Round | None:
+    """Return the round that comes next, or None outside a distributed run. Its heartbeat is started."""
+    if not is_distributed():
         return None
     from torch import distributed
     from torch.distributed import distributed_c10d
@@ -200,17 +193,45 @@ def _next_round() -> _Round | None:
         raise AgreementError(
             f"the backend {distributed.get_backend()} has no store through which the ranks could agree"
         )
-    return _Round(store, next(_rounds), distributed.get_rank(), distributed.get_world_size())
+    rank, size = distributed.get_rank(), distributed.get_world_size()
+    if _state.heartbeat is None or _state.heartbeat.store is not store:
+        if _state.heartbeat is not None:
+            _state.heartbeat.end()
+        _state.heartbeat = Heartbeat(store, rank, size)
+    return Round(store, _state.next_round, rank, size, _state.heartbeat)
 
 
-def _failure(decided: dict[str, Any]) -> AgreementError:
-    return AgreementError(decided["failure"], tuple(decided["ranks"]), decided["reported_by"])
+def _failure_so_far(heartbeat: Heartbeat) -> AgreementError | None:
+    """Return the failure of another rank that ended, is silent, or reported it in the round that comes next."""
+    lost = heartbeat.lost(heartbeat.others)
+    if lost:
+        return AgreementError("; ".join(lost.values()), tuple(lost), is_stopped=True)
+    current = _this_round()
+    decided = None if current is None else current.outcome_so_far(heartbeat.connection)
+    return failure_of(decided) if decided is not None and "failure" in decided else None
+
+
+def _lost_behind(error: BaseException, current: Round) -> dict[int, str]:
+    """Return the ranks that are lost, if ``error`` may come from that. After the error of a collective, the ranks of
+    other machines are given the time to post a beat.
+    """
+    heartbeat, others = current.heartbeat, current.heartbeat.others
+    if not isinstance(error, RuntimeError) or not any(word in str(error) for word in OF_COLLECTIVES):
+        return {}
+    began = time.monotonic()
+    while time.monotonic() - began < SILENT_SECONDS + BEAT_SECONDS:
+        lost = heartbeat.lost(others)
+        if lost or heartbeat.has_beaten_since(began, others) or current.outcome_so_far(current.store) is not None:
+            return lost
+        time.sleep(BEAT_SECONDS / 10)
+    return {}
 
 
 def _store_unreachable(error: RuntimeError) -> AgreementError:
     return AgreementError(
         f"the store of the process group does not respond; the process that hosts it (rank 0, unless torchrun started "
-        f"the ranks) has probably ended: {_one_line(error)}"
+        f"the ranks) has probably ended: {_one_line(error)}",
+        is_stopped=True,
     )
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from unittest import mock
 
-from .agreement import agree, report_failure
+from ..errors import AgreementError
+from .agreement import agree, exchange, report_failure
 
 if TYPE_CHECKING:
     import torch
@@ -38,13 +40,18 @@ def agreed(search: Callable[[int | None], Found], limit: int | None, timeout_sec
     while True:
         try:
             answer = answer or search(limit)
-        except Exception as error:
+        except BaseException as error:  # Ctrl-C and sys.exit too: the other ranks would wait
             reported = report_failure(error)
-            if reported is None:
+            if reported is None or not isinstance(error, Exception):
                 raise
             raise reported from error
         size = answer.batch_size
-        agreement = agree(size, timeout_seconds=timeout_seconds)
+        try:
+            agreement = agree(size, timeout_seconds=timeout_seconds)
+        except AgreementError as error:
+            if not error.is_stopped:
+                raise
+            raise error.explained(f"{error}; {size} fits on this rank: start again with at most {size}") from error
         if len(set(agreement.sizes)) == 1:
             return dataclasses.replace(answer, notes=(*answer.notes, *notes))  # type: ignore[type-var]
         if size > agreement.batch_size:
@@ -53,6 +60,19 @@ def agreed(search: Callable[[int | None], Found], limit: int | None, timeout_sec
                 f"{limit}: what all {len(agreement.sizes)} processes can take; rank {agreement.rank} can take no more"
             )
             notes = (*notes, f"{note}, this one could take {size}")
+
+
+def check_same(values: Mapping[str, Any], timeout_seconds: float) -> None:
+    """Raise AgreementError on all ranks, with both values, if a value differs between two of them."""
+    messages = exchange(json.dumps(dict(values)), timeout_seconds=timeout_seconds)
+    first, *others = (json.loads(message) for message in messages)
+    for rank, other in enumerate(others, start=1):
+        for name, value in first.items():
+            if other[name] != value:
+                raise AgreementError(
+                    f"the ranks would not train with the same effective batch: {name} is {value} on rank 0 and "
+                    f"{other[name]} on rank {rank}; start all of them with the same arguments"
+                )
 
 
 def first_device_is(device: torch.device | None) -> Any:

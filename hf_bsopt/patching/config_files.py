@@ -1,4 +1,4 @@
-"""Find the sites in JSON and YAML configuration files: axolotl, LLaMA-Factory, TRL, DeepSpeed, accelerate."""
+"""Find the sites in JSON and YAML: the configuration files of axolotl, LLaMA-Factory, TRL, DeepSpeed, accelerate."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from ..errors import MissingExtraError, PatchError
+from ..errors import MissingExtraError
 from . import json_positions
 from .json_positions import Array, JsonError, Object, Scalar, Text
 from .python_values import as_number
+from .redaction import without_credentials
 from .setting_names import mentions
 from .sites import (
     UNNAMED,
     Chunk,
     Computed,
     Container,
-    Document,
     NonNumber,
     Number,
     Path,
@@ -26,22 +26,33 @@ from .sites import (
     Site,
     Style,
     Value,
-    whole_file_chunk,
 )
+
+
+class FormatError(ValueError):
+    """The text does not have its format; the message is the rest of a sentence: "not YAML: line 3: …"."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """The sites in a text, and the names that are read in it, as in `Document`."""
+
+    sites: tuple[Site, ...]
+    reads: tuple[tuple[int, Path], ...] = ()
+
 
 Node = Any
 """A node of ruamel.yaml: it has id, value, style, and start_mark and end_mark with an index."""
 _INTERPOLATION = re.compile(r"\$\{([\w.]+)\}")
 
 
-def json_document(name: str, text: str) -> Document:
-    """Return the sites of a JSON file. Raise PatchError if it is not JSON."""
+def json_sites(chunk: Chunk, source: str) -> Found:
+    """Return the sites of JSON text. Raise FormatError if it is not JSON."""
     try:
-        root = json_positions.parse_json(text)
+        root = json_positions.parse_json(source)
     except JsonError as error:
-        raise PatchError(f"{name} is not JSON: {error}. The file is untouched.") from None
-    chunk = whole_file_chunk(text)
-    return Document(name, text, tuple(_json_sites(chunk, root, ())), chunks=(chunk,))
+        raise FormatError(f"not JSON: {error}") from None
+    return Found(tuple(_json_sites(chunk, root, ())))
 
 
 def _json_sites(chunk: Chunk, node: json_positions.Node, path: Path) -> Iterator[Site]:
@@ -59,13 +70,13 @@ def _json_sites(chunk: Chunk, node: json_positions.Node, path: Path) -> Iterator
 
 def _json_value(text: str, node: json_positions.Node) -> Value:
     if isinstance(node, Text):
-        return _string_value(node.value, node.start + 1, node.end - 1, text)
+        return string_value(node.value, node.start + 1, node.end - 1, text)
     if isinstance(node, Scalar) and isinstance(node.value, int | float) and not isinstance(node.value, bool):
         return Number(node.value, node.start, node.end)
     return NonNumber(json.dumps(node.value) if isinstance(node, Scalar) else type(node).__name__)
 
 
-def _string_value(word: str, start: int, end: int, text: str) -> Value:
+def string_value(word: str, start: int, end: int, text: str) -> Value:
     """Return the value of a string: a number in quotes, a reference in Hydra's syntax, or a plain string."""
     number = as_number(word)
     if number is not None and text[start:end] == word:
@@ -75,27 +86,27 @@ def _string_value(word: str, start: int, end: int, text: str) -> Value:
     return Computed(frozenset(_INTERPOLATION.findall(word))) if "${" in word or "{{" in word else NonNumber(word)
 
 
-def yaml_document(name: str, text: str) -> Document:
-    """Return the sites of a YAML file. Raise PatchError if it is not YAML, MissingExtraError without ruamel.yaml."""
+def yaml_sites(chunk: Chunk, source: str) -> Found:
+    """Return the sites of YAML text. Raise FormatError if it is not YAML, MissingExtraError without ruamel.yaml."""
     try:
         from ruamel.yaml import YAML
         from ruamel.yaml.error import YAMLError
     except ImportError:
         raise MissingExtraError("a YAML file needs ruamel.yaml: pip install ruamel.yaml") from None
     try:
-        roots = list(YAML().compose_all(text))
+        roots = list(YAML().compose_all(source))
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f"line {mark.line + 1}: " if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise PatchError(f"{name} is not YAML: {line}{problem}. The file is untouched.") from None
+        raise FormatError(f"not YAML: {line}{without_credentials(problem)}") from None
     except (RecursionError, ValueError) as error:
-        raise PatchError(f"{name} is not YAML: {type(error).__name__}. The file is untouched.") from None
-    reader = _YamlReader(whole_file_chunk(text))
+        raise FormatError(f"not YAML: {type(error).__name__}") from None
+    reader = _YamlReader(chunk)
     for root in roots:
         if root is not None:
             reader.read(root, () if len(roots) == 1 else (UNNAMED,))
-    return Document(name, text, tuple(reader.sites()), chunks=(reader.chunk,))
+    return Found(tuple(reader.sites()))
 
 
 class _YamlReader:
@@ -148,4 +159,4 @@ class _YamlReader:
         start = end - len(node.value)
         if self.chunk.text[start:end] != node.value or node.style in ("|", ">"):
             return NonNumber(node.value)
-        return _string_value(node.value, start, end, self.chunk.text) if node.value else NonNumber("null")
+        return string_value(node.value, start, end, self.chunk.text) if node.value else NonNumber("null")

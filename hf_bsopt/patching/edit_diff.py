@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import bisect
+import difflib
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,6 +38,34 @@ def apply_edits(text: str, edits: Sequence[Edit]) -> str:
 def split_lines(text: str) -> list[str]:
     r"""Return the lines with their line ends: \n, \r\n or \r."""
     return re.findall(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+$", text)
+
+
+def edits_between(text: str, other: str) -> tuple[Edit, ...]:
+    """Return edits that turn ``text`` into ``other``: inserted lines, and the part of each line that differs."""
+    old, new = split_lines(text), split_lines(other)
+    starts = [0, *itertools.accumulate(map(len, old))]
+    edits = []
+    for kind, first, last, new_first, new_last in difflib.SequenceMatcher(None, old, new, False).get_opcodes():
+        if kind == "replace" and last - first == new_last - new_first:
+            pairs = zip(range(first, last), new[new_first:new_last], strict=True)
+            edits += [_difference(starts[line], old[line], changed) for line, changed in pairs]
+        elif kind != "equal":
+            edits.append(Edit(starts[first], starts[last], "".join(new[new_first:new_last])))
+    return tuple(edits)
+
+
+def _difference(start: int, old: str, new: str) -> Edit:
+    same = _common(old, new)
+    tail = _common(old[same:][::-1], new[same:][::-1])
+    return Edit(start + same, start + len(old) - tail, new[same : len(new) - tail])
+
+
+def _common(one: str, other: str) -> int:
+    """Return the number of characters that are the same at the beginning of both."""
+    return next(
+        (place for place, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]),
+        min(len(one), len(other)),
+    )
 
 
 def longest_edited_line(text: str, edits: Sequence[Edit]) -> int:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..errors import PatchError
+from .arithmetic import Arithmetic, Place, place_of
 from .insertion import check_no_global_batch_size, planned_insertion, reads_accumulation
 from .setting_names import ACCUMULATION, Setting, snake_case, specificity_rank
-from .site_choice import SiteChoice, choose_site, is_auto
-from .sites import Document, Edit, Number, Site
+from .site_choice import SiteChoice, choose_site, is_auto, run_time_error
+from .sites import Document, Edit, Number, Site, line_starts
 
 DEEPSPEED_MICRO_BATCH = "train_micro_batch_size_per_gpu"
 _DEEPSPEED_WORDS = frozenset(
@@ -47,19 +49,31 @@ class EditPlan:
     """Descriptions of the values that need no change."""
 
 
-def plan_edits(document: Document, values: Mapping[Setting, int | float], keys: Mapping[Setting, str]) -> EditPlan:
-    """Return the edits that set ``values``. Raise PatchError if it is not certain what to change."""
+def plan_edits(
+    document: Document, values: Mapping[Setting, int | float], keys: Mapping[Setting, str], *, is_example: bool = False
+) -> EditPlan:
+    """Return the edits that set ``values``. Raise PatchError if it is not certain what to change.
+
+    ``is_example``: other values will be written; one that the file computes may differ.
+    """
     if document.unreadable and not keys:
         raise PatchError(
             f"{document.name}: a cell is not valid Python and may set the value to be patched:\n  "
             + "\n  ".join(document.unreadable)
             + "\nName the value to change with --key batch_size=NAME. The file is untouched."
         )
-    return _EditPlanner(document, values, keys).plan()
+    return _EditPlanner(document, values, keys, is_example).plan()
 
 
 class _EditPlanner:
-    def __init__(self, document: Document, values: Mapping[Setting, int | float], keys: Mapping[Setting, str]) -> None:
+    def __init__(
+        self,
+        document: Document,
+        values: Mapping[Setting, int | float],
+        keys: Mapping[Setting, str],
+        is_example: bool,
+    ) -> None:
+        self.is_example = is_example
         self.document = document
         self.values = values
         self.keys = keys
@@ -67,6 +81,7 @@ class _EditPlanner:
         self.planned: list[tuple[Edit, Change]] = []
         self.already_set: list[str] = []
         self.inserted = 0
+        self.replaced: dict[Place, int | float] = {}
 
     def plan(self) -> EditPlan:
         batch = self._choose("batch_size", None)
@@ -74,6 +89,8 @@ class _EditPlanner:
             choice = batch if setting == "batch_size" else self._choose(setting, batch.site)
             if choice.site is not None:
                 self._change(choice.site, value)
+            elif choice.computed:
+                self._check_computed(setting, value, choice.computed)
             elif self._stays_auto(choice, batch.site):
                 self.notes.append(f'{setting} is "auto" and stays "auto": the framework that reads the file sets it')
             else:
@@ -102,21 +119,32 @@ class _EditPlanner:
         old = site.value
         if not isinstance(old, Number):
             raise PatchError(f"{self.document.name}: {site.dotted_name} is not a number")
+        self.replaced[place_of(site, old)] = value
         if old.value == value:
             self.already_set.append(f"{site.dotted_name} is {value} ({site.location})")
             return
-        written = self.formatted(value)
+        written = self.formatted(value, site)
         edit = site.chunk.edit(old.start, old.end, written)
         self._record(edit, site.dotted_name, site.chunk.text[old.start : old.end], written)
+
+    def _check_computed(self, setting: Setting, value: int | float, sites: tuple[Site, ...]) -> None:
+        """Note that the file computes the value that is wanted. Raise PatchError if it does not, or is not known to."""
+        known = {site.location: Arithmetic(self.document, setting, self.replaced).value_of(site) for site in sites}
+        others = [f"{found:g}" for found in known.values() if found is not None and found != value]
+        if None in known.values() or (others and not self.is_example):
+            addition = f"It is {others[0]} with the new batch size, not {value}. " if others else ""
+            raise run_time_error(self.document, setting, sites, addition)
+        self.already_set.append(f"{setting} is computed and is {value} ({', '.join(known)})")
+        self.notes.append(f"{setting}: {' and '.join(known)} computes {value}, as wanted, and is left unchanged")
 
     def _record(self, edit: Edit, name: str, old: str, new: str) -> None:
         line = self.document.text.count("\n", 0, edit.start) + 1
         self.planned.append((edit, Change(line, name, old, new)))
 
-    def formatted(self, value: int | float) -> str:
+    def formatted(self, value: int | float, site: Site) -> str:
         """Format a number for Python, JSON and YAML parsers: PyYAML reads 2.0e-05 as a number, 2e-05 as a string."""
         text = repr(value)
-        is_yaml = self.document.name.lower().endswith((".yaml", ".yml"))
+        is_yaml = (site.file or self.document.name).lower().endswith((".yaml", ".yml"))
         return text.replace("e", ".0e") if is_yaml and "e" in text and "." not in text else text
 
     # ---- missing settings
@@ -133,7 +161,7 @@ class _EditPlanner:
             check_no_global_batch_size(self.document, batch.site)
             self.already_set.append("gradient accumulation is not set, which means 1 step")
         else:
-            written = self.formatted(value)
+            written = self.formatted(value, batch.site)
             edit, beside, name = planned_insertion(self.document, setting, written, batch.site)
             self._record(edit, ".".join([*beside.dotted_name.split(".")[:-1], name]), "", written)
             self.inserted += 1
@@ -170,10 +198,11 @@ class _EditPlanner:
     def _lines_like(self, setting: Setting) -> str:
         rows = []
         for chunk in self.document.chunks:
-            for number, line in enumerate(re.split(r"\r\n|\r|\n", chunk.text), 1):
-                words = re.findall(r"[A-Za-z_][\w-]*", line)
-                if any(specificity_rank(setting, word) is not None or setting in snake_case(word) for word in words):
-                    rows.append(self.document.excerpt_line(chunk, number))
+            for start, end in itertools.pairwise((*line_starts(chunk.text), len(chunk.text))):
+                for word in re.finditer(r"[A-Za-z_][\w-]*", chunk.text[start:end]):
+                    if specificity_rank(setting, word.group()) is not None or setting in snake_case(word.group()):
+                        rows.append(self.document.excerpt_at(chunk, start + word.start()))
+                        break
         return "\n".join(rows[:10])
 
     # ---- DeepSpeed

@@ -12,7 +12,9 @@ _LINE_ENDS = {
     "dict": r"[ \t]*,[ \t]*(?:#[^\r\n]*)?(\r\n|\r|\n)",
     "keywords": r"[ \t]*,[ \t]*(?:#[^\r\n]*)?(\r\n|\r|\n)",
     "json": r"[ \t]*,[ \t]*(\r\n|\r|\n)",
+    "jsonnet": r"[ \t]*,[ \t]*(?:(?://|#)[^\r\n]*)?(\r\n|\r|\n)",
     "yaml": r"[ \t]*(?:#[^\r\n]*)?(\r\n|\r|\n)",
+    "toml": r"[ \t]*(?:#[^\r\n]*)?(\r\n|\n)",
     "class": r"[ \t]*(?:#[^\r\n]*)?(\r\n|\r|\n)",
     "item": r"[ \t]*(?:#[^\r\n]*)?(\r\n|\r|\n)",
 }
@@ -23,6 +25,9 @@ _OPERATORS = {
     "keywords": r"[ \t]*=[ \t]*",
     "yaml": r"[\"']?[ \t]*:[ \t]+",
     "yaml flow": r"[\"']?[ \t]*:[ \t]*",
+    "jsonnet": r"[\"']?[ \t]*:+[ \t]*",
+    "toml": r"[\"']?[ \t]*=[ \t]*",
+    "toml inline": r"[\"']?[ \t]*=[ \t]*",
     "class": r"(?:[ \t]*:[^=\r\n]+?)?[ \t]*=[ \t]*",
     "item": r"[^=\r\n]*=[ \t]*",
     "flags": r"=|[ \t]+",
@@ -34,6 +39,8 @@ _GLOBAL_SIZES = {"train_micro_batch_size_per_gpu": "train_batch_size", "micro_ba
 
 def insertion_neighbour(document: Document, batch: Site) -> Site:
     """Return the batch size in the call that transformers reads, if there is exactly one such call; else ``batch``."""
+    if batch.file:
+        return batch
     calls = [
         site for site in document.sites if site.kind == "keyword" and snake_case(site.name) in TRANSFORMERS_BATCH_SIZES
     ]
@@ -43,7 +50,7 @@ def insertion_neighbour(document: Document, batch: Site) -> Site:
 def reads_accumulation(site: Site) -> bool:
     """Return True if what reads this site is known to read the gradient accumulation from the same place."""
     name = snake_case(site.name)
-    is_file = site.container.style in ("yaml", "yaml flow", "json")
+    is_file = site.container.style in ("yaml", "yaml flow", "json", "jsonnet", "toml", "toml inline")
     return name in TRANSFORMERS_BATCH_SIZES or (is_file and name in _GLOBAL_SIZES)
 
 
@@ -101,11 +108,11 @@ def _edit_beside(beside: Site, name: str, value: str) -> Edit:
     indent = text[line : beside.start]
     starts_line = not indent.strip()
     end = re.compile(_LINE_ENDS[style]).match(text, beside.end) if style in _LINE_ENDS and starts_line else None
-    comma = "" if style in ("yaml", "class", "item") else ","
+    comma = "" if style in ("yaml", "toml", "class", "item") else ","
     if end is not None:
         return beside.chunk.edit(end.end(), end.end(), f"{indent}{entry}{comma}{end.group(1)}")
     newline = _newline(text, line)
-    if style == "yaml":
+    if style in ("yaml", "toml"):
         return beside.chunk.edit(beside.start, beside.start, f"{entry}{newline}{' ' * len(indent)}")
     if starts_line and line:
         return beside.chunk.edit(beside.start, beside.start, f"{entry}{comma}{newline}{indent}")
@@ -126,4 +133,15 @@ def _formatted_entry(beside: Site, name: str, value: str) -> str:
     found = re.compile(rf"(.*?){spelling}({_OPERATORS[style]})", re.DOTALL).match(written)
     if found is None:
         return f"{name}={value}" if isinstance(beside.value, Reference) else f"{name}: {value}"
-    return f"{found.group(1)}{name}{found.group(2)}{value}"
+    between = _with_annotation_of(value, found.group(2)) if style == "class" else found.group(2)
+    return f"{found.group(1)}{name}{between}{value}"
+
+
+def _with_annotation_of(value: str, between: str) -> str:
+    """Return what stands between a name and its value, with an annotation that a neighbour's may not be: `: float`."""
+    annotation = re.fullmatch(r"([ \t]*:[ \t]*)(.*?)([ \t]*=[ \t]*)", between, re.DOTALL)
+    kind = "int" if value.isdigit() else "float"
+    words = () if annotation is None else re.findall(r"\w+", annotation.group(2))
+    if annotation is None or (kind in words and not {"int", "float", "str"} - {kind} & {*words}):
+        return between
+    return f"{annotation.group(1)}{kind}{annotation.group(3)}"

@@ -17,6 +17,25 @@ _COMMAND = re.compile(r"[ \t]*(?:[\w., \t]+=[ \t]*)?(?:!!?|%run\b|%sx\b|%system\
 _STRING = re.compile(r"""(?:'''|\"\"\"|'(?:\\.|[^'\\\r\n])*'|"(?:\\.|[^"\\\r\n])*")""")
 
 
+SHELL_CELL_MAGICS = frozenset({"bash", "sh"})
+
+
+def written_file(cell: str) -> tuple[str, str] | None:
+    """Return the name and the text of the file that a cell writes, or of the shell script that it is.
+
+    The text has the magic's line blanked, so that positions stay. None for any other cell.
+    """
+    blank = len(cell) - len(cell.lstrip("\r\n"))
+    found = _CELL_MAGIC.match(cell, blank)
+    if found is None:
+        return None
+    name, rest = found.group(1), found.group(2).strip()
+    text = " " * found.end() + cell[found.end() :]
+    if name in ("writefile", "file"):
+        return rest.removeprefix("-a").strip().strip("'\""), text
+    return ("script.sh", text) if name in SHELL_CELL_MAGICS else None
+
+
 @dataclass(frozen=True)
 class MaskedCell:
     """A cell as Python source with the same number of characters on each line, and its masked command lines."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator
+from pathlib import PurePath
 
-from ..errors import PatchError
-from . import command_lines
+from ..errors import MissingExtraError, PatchError
+from . import command_lines, formats
 from .json_positions import Array, JsonError, Node, Object, Scalar, Text, parse_json, raw_positions
-from .magics import MaskedCell, mask_magics
+from .magics import MaskedCell, mask_magics, written_file
 from .python_sites import PythonReader
 from .setting_names import SETTINGS, specificity_rank
 from .sites import Chunk, Document, Edit
@@ -43,6 +45,7 @@ def _read_cells(name: str, text: str, chunks: tuple[Chunk, ...]) -> Document:
     for chunk in chunks:
         masked = mask_magics(_without_surrogates(chunk.text))
         if masked is None:
+            _read_written_file(notebook, chunk)
             continue
         try:
             _read_cell(notebook, chunk, masked)
@@ -58,6 +61,18 @@ def _read_cells(name: str, text: str, chunks: tuple[Chunk, ...]) -> Document:
         tuple(notebook.reads),
         chunks,
     )
+
+
+def _read_written_file(notebook: PythonReader, chunk: Chunk) -> None:
+    """Add the sites of a configuration file or shell script that a cell holds; of a broken one there are none."""
+    name, text = written_file(_without_surrogates(chunk.text)) or ("", "")
+    reader = formats.READERS.get(PurePath(name).suffix.lower())
+    if reader is None:
+        return
+    with contextlib.suppress(formats.FormatError, MissingExtraError):
+        found = reader(chunk, text)
+        for site in found.sites:
+            notebook.add(formats.in_file(site, name))
 
 
 def _read_cell(notebook: PythonReader, chunk: Chunk, masked: MaskedCell) -> None:
@@ -76,8 +91,8 @@ def _possible_setting(chunk: Chunk, error: SyntaxError) -> str:
     """Return the place in a cell that is not valid Python where a number follows the name of a setting, else ""."""
     for found in re.finditer(r"""([A-Za-z_]\w*)["']?\]?[ \t]*[:=][ \t]*[0-9]""", chunk.text):
         if any(specificity_rank(setting, found.group(1)) is not None for setting in SETTINGS):
-            line = chunk.line_of(found.start())
-            return f"cell {chunk.cell}: {error.msg} (line {error.lineno}); its line {line}: {chunk.line(line).strip()}"
+            line, shown = chunk.line_of(found.start()), chunk.shown_line(found.start())
+            return f"cell {chunk.cell}: {error.msg} (line {error.lineno}); its line {line}: {shown}"
     return ""
 
 

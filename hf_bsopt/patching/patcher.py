@@ -8,26 +8,31 @@ Imports neither torch nor transformers; YAML needs ruamel.yaml (the extra ``patc
 from __future__ import annotations
 
 import dataclasses
-import difflib
+import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from ..errors import PatchError
-from . import config_files, edit_diff, notebook, text_file
+from .._utils.terminal import printable
+from ..errors import PatchError, UsageError
+from . import edit_diff, formats, notebook, text_file
 from .edit_plan import Change, EditPlan, plan_edits
 from .python_sites import python_document
-from .setting_names import as_setting, check_values
-from .sites import Document, Number
+from .redaction import unmasked
+from .setting_names import check_keys, check_values
+from .shown_edits import shown_edits
+from .sites import Document, Edit, Number
 
 FORMATS: dict[str, Callable[[str, str], Document]] = {
     ".py": python_document,
     ".pyw": python_document,
     ".ipynb": notebook.notebook_document,
-    ".yaml": config_files.yaml_document,
-    ".yml": config_files.yaml_document,
-    ".json": config_files.json_document,
+    **{suffix: functools.partial(formats.config_document, suffix) for suffix in formats.READERS},
 }
+
+
+EXAMPLE = {"batch_size": 8, "gradient_accumulation_steps": 1}
+"""An answer for testing, before the search, if a file can be patched."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +41,9 @@ class PatchResult:
 
     path: Path
     diff: str
-    """A unified diff; "" if nothing needs to change."""
+    """A unified diff; "" if nothing needs to change. Long lines are cut around the changes, and what looks like a
+    credential is shown as ``***``.
+    """
     changes: tuple[Change, ...]
     notes: tuple[str, ...]
     """Why these sites were chosen, and which were left unchanged."""
@@ -52,7 +59,7 @@ class PatchResult:
             lines.append(f"{self.path}: already up to date ({', '.join(self.already_set)})")
         else:
             lines.append(f"{self.path}: nothing to change")
-        return self.diff + "\n".join(lines)
+        return printable(self.diff + "\n".join(lines))
 
 
 def patch(
@@ -62,7 +69,7 @@ def patch(
     keys: Mapping[str, str] | None = None,
     dry_run: bool = False,
 ) -> PatchResult:
-    """Change settings in a script, notebook, YAML or JSON file; every other byte stays the same.
+    """Change settings in a script, notebook, launcher or configuration file; every other byte stays the same.
 
     ``values``: the new values of any of batch_size (micro-batch, in sequences), gradient_accumulation_steps (in
     micro-batches), learning_rate, warmup_steps (in optimizer steps) and max_length (in tokens); ``Report.config`` has
@@ -72,26 +79,47 @@ def patch(
     Raises UsageError for invalid values, and its subclass PatchError if it is not certain what to change. The file is
     then untouched.
     """
-    new_values = check_values(values)
-    names = {as_setting(setting): key for setting, key in (keys or {}).items()}
-    file_path = Path(path)
-    read = FORMATS.get(file_path.suffix.lower())
-    original = text_file.read_text_file(file_path)
-    if read is None:
-        suffix = file_path.suffix or "a file without a suffix"
-        raise PatchError(f"{file_path}: only {', '.join(FORMATS)} files can be patched, not {suffix}")
-    document = read(file_path.name, original.text)
-    planned = plan_edits(document, new_values, names)
+    file_path = _path_of(path)
+    original, document, planned, after = _planned(file_path, values, keys)
     if not planned.edits:
         return PatchResult(file_path, "", (), planned.notes, False, planned.already_set)
-    text = edit_diff.apply_edits(original.text, planned.edits)
-    after = _read_again(document, text, read)
-    _check(document, after, planned)
+    text = after.text
     if not dry_run:
         text_file.replace_text_file(original, text)
     return PatchResult(
         file_path, _diff(document, after, planned), planned.changes, planned.notes, not dry_run, planned.already_set
     )
+
+
+def check_patchable(path: str | os.PathLike[str], keys: Mapping[str, str] | None = None) -> None:
+    """Raise PatchError if no batch size and accumulation could be written into the file, whatever they are."""
+    _planned(_path_of(path), EXAMPLE, keys, is_example=True)
+
+
+def _path_of(path: object) -> Path:
+    if not isinstance(path, str | os.PathLike):
+        raise UsageError(f"the file to patch is named by a string or a Path, not by {path!r:.80}")
+    return Path(path)
+
+
+def _planned(
+    path: Path, values: Mapping[str, int | float], keys: Mapping[str, str] | None, *, is_example: bool = False
+) -> tuple[text_file.TextFile, Document, EditPlan, Document]:
+    """Return the file, what is in it, the edits, and what is in it then."""
+    new_values = check_values(values)
+    names = check_keys(keys or {})
+    read = FORMATS.get(path.suffix.lower())
+    original = text_file.read_text_file(path)
+    if read is None:
+        suffix = path.suffix or "a file without a suffix"
+        raise PatchError(f"{path}: only {', '.join(FORMATS)} files can be patched, not {suffix}")
+    document = read(path.name, original.text)
+    planned = plan_edits(document, new_values, names, is_example=is_example)
+    if not planned.edits:
+        return original, document, planned, document
+    after = _read_again(document, edit_diff.apply_edits(original.text, planned.edits), read)
+    _check(document, after, planned)
+    return original, document, planned, after
 
 
 def _read_again(before: Document, text: str, read: Callable[[str, str], Document]) -> Document:
@@ -132,15 +160,15 @@ def _diff(before: Document, after: Document, planned: EditPlan) -> str:
     is_notebook = any(chunk.cell is not None for chunk in before.chunks)
     if is_notebook and edit_diff.longest_edited_line(before.text, planned.edits) > edit_diff.LONGEST_LINE:
         return "".join(
-            "".join(
-                difflib.unified_diff(
-                    [*edit_diff.split_lines(chunk.text)],
-                    [*edit_diff.split_lines(other.text)],
-                    f"a/{before.name} (cell {chunk.cell})",
-                    f"b/{before.name} (cell {chunk.cell})",
-                )
+            _shown_diff(
+                f"{before.name} (cell {chunk.cell})", chunk.text, edit_diff.edits_between(chunk.text, other.text)
             )
             for chunk, other in zip(before.chunks, after.chunks, strict=True)
             if chunk.text != other.text
         )
-    return edit_diff.unified_diff(before.name, before.text, planned.edits)
+    return _shown_diff(before.name, before.text, planned.edits)
+
+
+def _shown_diff(name: str, text: str, edits: Sequence[Edit]) -> str:
+    shown, moved = shown_edits(text, edits, edit_diff.CONTEXT)
+    return unmasked(edit_diff.unified_diff(name, shown, moved))

@@ -8,7 +8,20 @@ import dataclasses
 from . import command_lines
 from .python_values import Positions, as_number, callee_name, dotted_path, names_in
 from .setting_names import split_words, word_list
-from .sites import COMMAND_LINE, UNNAMED, Chunk, Container, Kind, Number, Path, Reference, Site, Value
+from .sites import (
+    COMMAND_LINE,
+    UNNAMED,
+    Chunk,
+    Computed,
+    Container,
+    Kind,
+    Number,
+    Operation,
+    Path,
+    Reference,
+    Site,
+    Value,
+)
 
 OPTION_CALLS = frozenset({"add_argument", "option", "DEFINE_integer", "DEFINE_float", "DEFINE_string"})
 COMMAND_CALLS = frozenset({"system", "run", "call", "check_call", "check_output", "Popen", "getoutput"})
@@ -40,8 +53,16 @@ class ExpressionReader:
 
     def add(self, site: Site) -> None:
         self._order += 1
-        value = Reference(self._resolved(site.value.path)) if isinstance(site.value, Reference) else site.value
-        self.sites.append(dataclasses.replace(site, value=value, order=self._order))
+        self.sites.append(dataclasses.replace(site, value=self._in_scope(site.value), order=self._order))
+
+    def _in_scope(self, value: Value) -> Value:
+        """Return the value with the names in it resolved."""
+        if isinstance(value, Reference):
+            return Reference(self._resolved(value.path))
+        if isinstance(value, Computed) and value.operation is not None:
+            operands = tuple(map(self._in_scope, value.operation.operands))
+            return dataclasses.replace(value, operation=Operation(value.operation.operator, operands))
+        return value
 
     def _resolved(self, path: Path) -> Path:
         """Return the path, prefixed with the scope in which its first name is local."""

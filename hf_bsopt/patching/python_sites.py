@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -11,7 +12,19 @@ from ..errors import PatchError
 from .python_expressions import ExpressionReader
 from .python_values import Positions, body_is_for_debugging, callee_name, dotted_path, names_in, parse_python
 from .setting_names import word_list
-from .sites import COMMAND_LINE, DEBUG, Chunk, Computed, Container, Document, Value, whole_file_chunk
+from .sites import (
+    COMMAND_LINE,
+    DEBUG,
+    Chunk,
+    Computed,
+    Container,
+    Document,
+    Operation,
+    Path,
+    Reference,
+    Value,
+    whole_file_chunk,
+)
 
 PARSER_CALLS = frozenset({"parse_args", "parse_known_args"})
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -99,7 +112,8 @@ class PythonReader(ExpressionReader):
                     self._statement(statement)
                     continue
             path = (*self._scope, name)
-            self._site(path, "attribute", self._positions.value(value), body, statement)
+            found = with_operands_in(self._scope, names, self._positions.value(value))
+            self._site(path, "attribute", found, body, statement)
             self._visit(value, path)
         self._scope, self._class, self._is_local = outer
 
@@ -214,11 +228,27 @@ def python_document(name: str, text: str) -> Document:
         reader.read(chunk, text)
     except SyntaxError as error:
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
-        line = f"\n{Document(name, text, ()).excerpt_line(chunk, error.lineno)}" if error.lineno else ""
+        line = ""
+        if error.lineno:
+            position = chunk.start_of(error.lineno) + max(0, (error.offset or 1) - 1)
+            line = f"\n{Document(name, text, ()).excerpt_at(chunk, position)}"
         raise PatchError(
             f"{name} can't be parsed by Python {version}: {error.msg}{line}\nThe file is untouched."
         ) from None
     return Document(name, text, tuple(reader.sites), (), tuple(reader.aliases.items()), tuple(reader.reads), (chunk,))
+
+
+def with_operands_in(scope: Path, names: frozenset[str], value: Value) -> Value:
+    """Return a computed value with the names of its operands found in a class body, as Python does."""
+    if not isinstance(value, Computed) or value.operation is None:
+        return value
+    operands = [
+        Reference((*scope, *operand.path))
+        if isinstance(operand, Reference) and operand.path[0] in names
+        else with_operands_in(scope, names, operand)
+        for operand in value.operation.operands
+    ]
+    return dataclasses.replace(value, operation=Operation(value.operation.operator, tuple(operands)))
 
 
 def _targets(statement: ast.stmt) -> list[str]:

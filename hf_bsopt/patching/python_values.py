@@ -8,11 +8,20 @@ import re
 import warnings
 
 from .setting_names import mentions
-from .sites import Computed, NonNumber, Number, Path, Reference, Value, line_starts
+from .sites import Computed, NonNumber, Number, Operation, Path, Reference, Value, line_starts
 
 DEFAULT_WRAPPERS = frozenset({"field", "Field", "Option", "Argument", "Param", "Parameter"})
 """`dataclasses.field(default=16)` and the like of pydantic and typer: the default is the value."""
 CASTS = frozenset({"int", "float", "str"})
+OPERATORS: dict[type[ast.operator], str] = {
+    ast.Add: "+",
+    ast.Sub: "-",
+    ast.Mult: "*",
+    ast.Div: "/",
+    ast.FloorDiv: "//",
+    ast.Mod: "%",
+}
+FUNCTIONS = frozenset({"max", "min", "round", "ceil", "floor"})
 _PLAIN_STRING = re.compile(r"""(["'])([^"'\\]*)\1""")
 
 
@@ -63,7 +72,7 @@ class Positions:
                 return self._constant(node)
             case ast.BinOp(left=ast.Constant(value=int(base)), op=op, right=ast.Constant(value=int(shift))):
                 power = _power_or_shift(base, op, shift)
-                return Computed(frozenset()) if power is None else Number(power, self.start(node), self.end(node))
+                return self._computed(node) if power is None else Number(power, self.start(node), self.end(node))
             case ast.IfExp():
                 is_debug = body_is_for_debugging(node.test)
                 if is_debug is None:
@@ -81,7 +90,17 @@ class Positions:
             return Reference(path)
         if isinstance(node, ast.Dict | ast.List | ast.Tuple | ast.Set | ast.JoinedStr | ast.Lambda):
             return NonNumber(type(node).__name__)
-        return Computed(names_in(node))
+        return self._computed(node)
+
+    def _computed(self, node: ast.expr) -> Computed:
+        """Return what is computed, with its operation if that is arithmetic."""
+        operation = None
+        match node:
+            case ast.BinOp(left=left, op=op, right=right) if type(op) in OPERATORS:
+                operation = Operation(OPERATORS[type(op)], (self.value(left), self.value(right)))
+            case ast.Call(func=func, args=[_, *_] as arguments, keywords=[]) if callee_name(func) in FUNCTIONS:
+                operation = Operation(callee_name(func), tuple(map(self.value, arguments)))
+        return Computed(names_in(node), operation=operation)
 
     def _constant(self, node: ast.expr) -> Value:
         start, end = self.start(node), self.end(node)

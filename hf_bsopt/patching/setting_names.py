@@ -11,7 +11,6 @@ from __future__ import annotations
 import difflib
 import functools
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping
 from importlib import resources
@@ -51,7 +50,7 @@ def known_names(setting: Setting) -> tuple[frozenset[str], ...]:
 
     If one container has names of several rows, the name of the first such row is the one to change.
     """
-    return tuple(frozenset(row) for row in _table()["names"][setting])
+    return tuple(frozenset(map(snake_case, row)) for row in _table()["names"][setting])
 
 
 @functools.cache
@@ -77,6 +76,9 @@ def mentions(kind: Literal["evaluation", "debugging"], name: str) -> bool:
     return "train" not in words and not word_list(kind).isdisjoint(words)
 
 
+LARGEST_VALUE = 1 << 62
+
+
 def parse_keys(given: Iterable[str]) -> dict[str, str]:
     """Parse the values of --key, and return the name for each setting.
 
@@ -84,7 +86,11 @@ def parse_keys(given: Iterable[str]) -> dict[str, str]:
     Raises UsageError for an unknown setting and for an empty name.
     """
     keys: dict[str, str] = {}
+    if not isinstance(given, Iterable) or isinstance(given, str):
+        raise UsageError(f"the keys are a list of names, not {given!r:.80}")
     for item in given:
+        if not isinstance(item, str):
+            raise UsageError(f"--key {item!r:.80} is not a name; for example --key batch_size=CONFIG.train_bs")
         setting, equals, name = item.partition("=")
         if not equals:
             setting, name = "batch_size", item
@@ -100,14 +106,26 @@ def as_setting(setting: str) -> Setting:
     for known in SETTINGS:
         if setting == known:
             return known
-    near = difflib.get_close_matches(setting, SETTINGS, n=1, cutoff=0.0)[0]
+    near = difflib.get_close_matches(str(setting), SETTINGS, n=1, cutoff=0.0)[0]
     raise UsageError(
         f"{setting!r} is not a setting that can be patched; did you mean {near}? Valid: {', '.join(SETTINGS)}"
     )
 
 
+def check_keys(keys: Mapping[str, str]) -> dict[Setting, str]:
+    """Return the name for each setting. Raise UsageError for anything else than names."""
+    if not isinstance(keys, Mapping):
+        raise UsageError(f"keys is a mapping such as {{'batch_size': 'CONFIG.train_bs'}}, not {keys!r:.80}")
+    wrong = [name for name in keys.values() if not isinstance(name, str)]
+    if wrong:
+        raise UsageError(f"a key is the name of a value in the file, such as 'CONFIG.train_bs', not {wrong[0]!r:.80}")
+    return {as_setting(setting): name for setting, name in keys.items()}
+
+
 def check_values(values: Mapping[str, object]) -> dict[Setting, int | float]:
     """Return the values in the order of SETTINGS. Raise UsageError for a value that no training run can have."""
+    if values and not isinstance(values, Mapping):
+        raise UsageError(f"the values to patch are a mapping such as {{'batch_size': 48}}, not {values!r:.80}")
     if not values:
         raise UsageError("there are no values to patch; for example {'batch_size': 48}")
     named = {as_setting(name): value for name, value in values.items()}
@@ -118,8 +136,8 @@ def check_values(values: Mapping[str, object]) -> dict[Setting, int | float]:
         value = named[setting]
         is_rate = setting == "learning_rate"
         least = 0 if setting == "warmup_steps" else 1
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise UsageError(f"{setting} must be a number, not {value!r}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST_VALUE:
+            raise UsageError(f"{setting} must be a number, not {value!r:.80}")
         if is_rate and value <= 0:
             raise UsageError(f"learning_rate must be above 0, not {value}")
         if not is_rate and (value != int(value) or value < least):

@@ -6,7 +6,7 @@ its definition. Two independent definitions are an error that shows both.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..errors import PatchError
@@ -38,15 +38,39 @@ class SiteChoice:
     notes: tuple[str, ...] = ()
     others: tuple[Site, ...] = ()
     """If ``site`` is None: the sites that have the name but not a number, such as "auto"."""
+    computed: tuple[Site, ...] = ()
+    """If ``site`` is None: the sites whose value is computed at run time."""
 
 
 def choose_site(document: Document, setting: Setting, key: str | None, beside: Site | None) -> SiteChoice:
     """Return the site of ``setting`` that training uses.
 
     ``key``: the name from --key, or None. ``beside``: the site of the batch size; of several candidates the one beside
-    it is chosen. Raises PatchError if several candidates remain, and for a value that is computed at run time.
+    it is chosen. Raises PatchError if several candidates remain, and for a number that is changed at run time.
     """
-    return _SiteChooser(document, setting).choose(key, beside)
+    if key is None:
+        document = document.only(beside.file if beside is not None else "")
+        return _SiteChooser(document, setting).choose(None, [], beside)
+    found = sites_for_key(document.sites, key, document)
+    found = [site for site in found if not site.file] or found
+    if len({site.file for site in found}) > 1:
+        raise _SiteChooser(document, setting).ambiguous_error(found)
+    return _SiteChooser(document.only(found[0].file), setting).choose(key, found, beside)
+
+
+def sites_in_use(document: Document, setting: Setting, path: Path, use: Site) -> list[Site]:
+    """Return the sites that the name ``path`` may refer to where ``use`` reads it."""
+    chooser = _SiteChooser(document.only(use.file), setting)
+    return chooser.not_overridden(chooser.targets_of(path, use))
+
+
+def run_time_error(document: Document, setting: Setting, sites: Sequence[Site], addition: str = "") -> PatchError:
+    """Return the error for a value that is computed; ``addition``: a sentence on what it would be."""
+    return PatchError(
+        f"{document.name}: {setting} is known only at run time:\n{document.excerpt([*sites])}\n{addition}"
+        f"Write a number there, or name the value to change with --key {setting}=NAME:LINE. "
+        "The file is untouched."
+    )
 
 
 class _SiteChooser:
@@ -55,12 +79,13 @@ class _SiteChooser:
         self.setting: Setting = setting
         self.notes: list[str] = []
 
-    def choose(self, key: str | None, beside: Site | None) -> SiteChoice:
+    def choose(self, key: str | None, named: list[Site], beside: Site | None) -> SiteChoice:
+        """Choose among the sites that ``key`` names, or if it is None among all."""
         if key is None:
             found = [site for site in self.document.sites if specificity_rank(self.setting, site.name) is not None]
             found = self._candidates([site for site in found if not self._is_evaluation(site)])
         else:
-            found = self._not_overridden(sites_for_key(self.document.sites, key, self.document))
+            found = self.not_overridden(named)
             if not any(isinstance(site.value, Number) for site in found):
                 found += self._definitions(found)
         numbers = _one_per_number([site for site in found if isinstance(site.value, Number)])
@@ -70,11 +95,11 @@ class _SiteChooser:
         if len(numbers) > 1 and beside is not None:
             numbers = _beside(numbers, beside)
         if len(numbers) > 1:
-            raise self._ambiguous_error(numbers)
+            raise self.ambiguous_error(numbers)
         if numbers:
             return SiteChoice(self._checked_for_changes(numbers[0], computed), tuple(self.notes))
         if computed:
-            raise self._run_time_error(computed)
+            return SiteChoice(None, tuple(self.notes), computed=tuple(computed))
         others = tuple(site for site in found if site.kind not in ("variable", "parameter"))
         if key is not None and not any(is_auto(site) for site in others):
             raise PatchError(
@@ -103,22 +128,23 @@ class _SiteChooser:
         """Return the definitions that settings refer to; without those, the sites with a name of the setting; without
         those, the definitions that any other use refers to.
         """
-        live = self._not_overridden(named)
+        live = self.not_overridden(named)
         defaults = [site for site in named if site.kind == "option" and not any(site is other for other in live)]
         unused = self._definitions(defaults)  # the defaults of options that a command line overrides
         strong = [site for site in live if site not in unused]
         strong = [site for site in strong if site.kind != "parameter" and self._is_strong(site)]
         uses = [site for site in live if isinstance(site.value, Reference)]
-        settings = [site for site in uses if site.kind == "keyword" and self._holds_settings(site)]
+        settings = [site for site in uses if site.kind == "flag" or self._is_setting(site)]
         referred = self._definitions(settings)
         if any(isinstance(site.value, Number | Computed) for site in referred):
-            literal = [site for site in strong if site.kind == "keyword" and isinstance(site.value, Number)]
+            kinds = {site.kind for site in settings}
+            literal = [site for site in strong if site.kind in kinds and isinstance(site.value, Number)]
             self._note_use(settings[0], referred, [site for site in strong if isinstance(site.value, Number)])
             return _unique(referred + literal)
         if any(isinstance(site.value, Number | Computed) for site in strong):
             return strong
         weak = [site for site in live if site not in strong and self._counts(site)]
-        given = self._not_overridden([*self._definitions(uses), *(site for site in weak if site.kind != "parameter")])
+        given = self.not_overridden([*self._definitions(uses), *(site for site in weak if site.kind != "parameter")])
         if any(isinstance(site.value, Number | Computed) for site in given):
             return _unique(given)
         return _unique([*strong, *weak])
@@ -128,6 +154,9 @@ class _SiteChooser:
         chosen = [site.location for site in referred if isinstance(site.value, Number)]
         if any(site.location not in chosen and site.kind != "keyword" for site in numbers):
             self._note(f"{self.setting}: {use.location} trains with the value of {' and '.join(dict.fromkeys(chosen))}")
+
+    def _is_setting(self, site: Site) -> bool:
+        return site.kind == "keyword" and self._holds_settings(site)
 
     def _is_strong(self, site: Site) -> bool:
         """Return False for an argument of a call that holds no settings, such as DataLoader(…)."""
@@ -153,11 +182,11 @@ class _SiteChooser:
         if not isinstance(use.value, Reference) or not further:
             return []
         found: list[Site] = []
-        for site in self._not_overridden(self._targets_of(use.value.path, use)):
+        for site in self.not_overridden(self.targets_of(use.value.path, use)):
             found += [site] if not isinstance(site.value, Reference) else self._follow(site, further - 1)
         return found
 
-    def _targets_of(self, path: Path, use: Site) -> list[Site]:
+    def targets_of(self, path: Path, use: Site) -> list[Site]:
         """Return the sites that a reference may refer to: those of the same path, else the option of that name."""
         target = self.document.canonical(path)
         sites = [site for site in self.document.sites if site is not use]
@@ -170,7 +199,7 @@ class _SiteChooser:
 
     # ---- overriding
 
-    def _not_overridden(self, sites: list[Site]) -> list[Site]:
+    def not_overridden(self, sites: list[Site]) -> list[Site]:
         """Return the sites that are neither in a debugging branch nor overridden by a later one."""
         live = []
         for site in sites:
@@ -238,25 +267,18 @@ class _SiteChooser:
         path = self.document.canonical(site.path)
         changes = [other for other in computed if self.document.canonical(other.path) == path]
         if changes:
-            raise self._run_time_error([site, *changes])
+            raise run_time_error(self.document, self.setting, [site, *changes])
         for other in computed:
             self._note(
                 f"{self.setting}: {other.location} computes {other.dotted_name} at run time and is left unchanged"
             )
         return site
 
-    def _ambiguous_error(self, sites: list[Site]) -> PatchError:
+    def ambiguous_error(self, sites: list[Site]) -> PatchError:
         return PatchError(
             f"{self.document.name}: {self.setting} is set in {len(sites)} places, and none of them refers to another:\n"
             f"{self.document.excerpt(sites)}\n"
             f"Choose one: {', or '.join(f'--key {self.setting}={site.key}' for site in sites[:4])}\n"
-            "The file is untouched."
-        )
-
-    def _run_time_error(self, sites: list[Site]) -> PatchError:
-        return PatchError(
-            f"{self.document.name}: {self.setting} is known only at run time:\n{self.document.excerpt(sites)}\n"
-            f"Write a number there, or name the value to change with --key {self.setting}=NAME:LINE. "
             "The file is untouched."
         )
 

@@ -6,21 +6,25 @@ The patch chooses the site to change from these.
 from __future__ import annotations
 
 import bisect
+import dataclasses
 import difflib
 import functools
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ..errors import PatchError
+from .redaction import shown_line
 from .setting_names import snake_case
 
 Path = tuple[str, ...]
 Kind = Literal["entry", "variable", "attribute", "item", "keyword", "parameter", "option", "flag"]
 """entry: in a dict or a JSON or YAML mapping · attribute: in a class · item: CONFIG["x"] = 1 or cfg.x = 1 · keyword:
 f(x=1) · parameter: def f(x=1) · option: defined with argparse · flag: --x 1 on a command line."""
-Style = Literal["dict", "keywords", "class", "item", "json", "yaml", "yaml flow", "flags", "none"]
+Style = Literal[
+    "dict", "keywords", "class", "item", "json", "jsonnet", "yaml", "yaml flow", "toml", "toml inline", "flags", "none"
+]
 """The syntax in which another entry can be written beside this one; none: no entry can be added."""
 
 COMMAND_LINE = "--"
@@ -63,6 +67,16 @@ class Computed:
     names: frozenset[str]
     uses_old_value: bool = False
     """True if the name's previous value goes into it: `batch_size *= 2`."""
+    operation: Operation | None = field(default=None, compare=False)
+    """The arithmetic that it is computed with, if it is plain."""
+
+
+@dataclass(frozen=True)
+class Operation:
+    """Arithmetic on values, such as `EFFECTIVE // PER_DEVICE`. ``operator``: as Python writes it, or `max`, `ceil`."""
+
+    operator: str
+    operands: tuple[Value, ...]
 
 
 @dataclass(frozen=True)
@@ -91,12 +105,16 @@ class Chunk:
         """Return the line, counted from 1, that contains the character."""
         return bisect.bisect_right(line_starts(self.text), position)
 
-    def line(self, number: int) -> str:
-        """Return a line's text without its line end; lines are counted from 1."""
+    def start_of(self, line: int) -> int:
+        """Return the position of the first character of a line, counted from 1; of the last line if it has fewer."""
         starts = line_starts(self.text)
-        number = max(1, min(number, len(starts)))
-        end = starts[number] if number < len(starts) else len(self.text)
-        return self.text[starts[number - 1] : end].rstrip("\r\n")
+        return starts[max(1, min(line, len(starts))) - 1]
+
+    def shown_line(self, position: int) -> str:
+        """Return the line that contains the character, for a message: shortened, and without credentials."""
+        starts = (*line_starts(self.text), len(self.text))
+        line = self.line_of(position)
+        return shown_line(self.text, starts[line - 1], starts[line], position)
 
 
 @dataclass(frozen=True)
@@ -134,15 +152,21 @@ class Site:
     """The condition under which the binding happens; DEBUG if that is a debugging switch."""
     is_local: bool = False
     """True inside a function: the binding happens only if that function is called."""
+    file: str = ""
+    """The configuration file that a notebook cell writes, if the site is in one: only --key selects such a site."""
 
     @property
     def name(self) -> str:
         return self.path[-1]
 
     @property
+    def position(self) -> int:
+        """The character at which the value begins, or the entry if the value is not a number."""
+        return self.value.start if isinstance(self.value, Number) else self.start
+
+    @property
     def line(self) -> int:
-        position = self.value.start if isinstance(self.value, Number) else self.start
-        return self.chunk.line_of(position)
+        return self.chunk.line_of(self.position)
 
     @property
     def key(self) -> str:
@@ -189,14 +213,19 @@ class Document:
             seen.add(root)
         return (root, *path[1:])
 
+    def only(self, file: str) -> Document:
+        """Return the document with the sites of one file that its cells write; "": with those of none."""
+        return dataclasses.replace(self, sites=tuple(site for site in self.sites if site.file == file))
+
     def excerpt(self, sites: list[Site]) -> str:
         """Return one row for each site: file:line and the text of the line."""
-        return "\n".join(self.excerpt_line(site.chunk, site.line) for site in sites)
+        return "\n".join(self.excerpt_at(site.chunk, site.position) for site in sites)
 
-    def excerpt_line(self, chunk: Chunk, line: int) -> str:
+    def excerpt_at(self, chunk: Chunk, position: int) -> str:
+        """Return file:line and the text of the line, or what is around the character ``position`` if it is long."""
+        line = chunk.line_of(position)
         place = f"{self.name}:{line}" if chunk.cell is None else f"{self.name}, cell {chunk.cell}, line {line}"
-        text = chunk.line(line).strip()
-        return f"  {place}:  {text if len(text) <= 120 else text[:117] + '...'}"
+        return f"  {place}:  {chunk.shown_line(position)}"
 
 
 @functools.lru_cache(maxsize=64)

@@ -6,16 +6,23 @@ import contextlib
 import difflib
 import io
 import os
-import shutil
 import stat
-import tempfile
+import time
 import tokenize
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import PatchError
+from .._utils.files import refuse_links_of_others, replace_file
+from ..errors import PatchError, UsageError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 LARGEST_BYTES = 64 << 20
+LOCK_ATTEMPTS, LOCK_SECONDS = 100, 0.1
 PYTHON_SUFFIXES = (".py", ".pyw")
 
 
@@ -33,10 +40,13 @@ class TextFile:
 def read_text_file(path: Path) -> TextFile:
     """Return the file's content. Raise PatchError if it is not a text file; the message says what it is instead."""
     try:
+        refuse_links_of_others(path)
         target = path.resolve(strict=True)
         status = target.stat()
     except FileNotFoundError:
         raise PatchError(f"{path}: there is no such file{_nearest_name(path)}") from None
+    except UsageError as error:
+        raise PatchError(str(error)) from None
     except (OSError, RuntimeError, ValueError) as error:
         raise PatchError(f"{path} can't be read: {error}") from None
     if stat.S_ISDIR(status.st_mode):
@@ -80,36 +90,47 @@ def _encoding(path: Path, content: bytes) -> str:
 
 
 def replace_text_file(original: TextFile, text: str) -> None:
-    """Replace the file atomically by ``text``, with its mode and, if permitted, its owner and group.
+    """Replace the file atomically by ``text``, with its mode, extended attributes and, if permitted, its owner.
 
-    Raises PatchError if the folder can't be written to, or if the file has changed since it was read.
+    Raises PatchError if the folder can't be written to, or if the file has changed since it was read. Two patches of
+    one file wait for each other: the second finds that the file has changed.
     """
     target = original.target
     if not os.access(target, os.W_OK):
         raise PatchError(f"{original.path} is read-only")
-    try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{target.name[:40]}.", dir=target.parent)
-    except OSError as error:
-        raise PatchError(f"{original.path} can't be replaced: {error.strerror} in {target.parent}") from None
-    new = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(text.encode(original.encoding))
-            file.flush()
-            os.fsync(file.fileno())
-        _keep_owner_and_mode(target, new)
+
+    def check() -> None:
         if target.read_bytes() != original.content:
             raise PatchError(f"{original.path} was changed by another program in the meantime; run the command again")
-        os.replace(new, target)
+
+    try:
+        with _locked(target):
+            replace_file(target, text.encode(original.encoding), check)
+    except _LockedError:
+        raise PatchError(f"{original.path} is locked by another program; run the command again when it ends") from None
     except OSError as error:
         raise PatchError(f"{original.path} can't be replaced: {error.strerror}. The file is untouched.") from None
-    finally:
-        new.unlink(missing_ok=True)
 
 
-def _keep_owner_and_mode(old: Path, new: Path) -> None:
-    status = old.stat()
-    if status.st_uid != new.stat().st_uid or status.st_gid != new.stat().st_gid:
-        with contextlib.suppress(PermissionError):
-            shutil.chown(new, status.st_uid, status.st_gid)
-    new.chmod(stat.S_IMODE(status.st_mode))
+class _LockedError(Exception):
+    """Another program holds the lock of the file."""
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the advisory lock of a file, where the system has such locks. Raise _LockedError if it is not released."""
+    if fcntl is None:
+        yield
+        return
+    with path.open("rb") as file:
+        for _ in range(LOCK_ATTEMPTS):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(LOCK_SECONDS)
+            except OSError:  # a file system without locks
+                break
+        else:
+            raise _LockedError
+        yield

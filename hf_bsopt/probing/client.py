@@ -29,7 +29,7 @@ from ..workloads.trainable import Phase, Trainable
 from ..workloads.workload import Workload
 from .devices import Device, with_timed_steps
 from .preflight import Preflight
-from .worker import READY, PreflightRequest, ProbeRequest, Request
+from .worker import READY, PreflightRequest, ProbeRequest, Request, command
 
 TIMEOUT_SECONDS = 600.0
 PREFLIGHT_SECONDS = 120.0
@@ -130,8 +130,8 @@ class _Worker:
     def __init__(self, environment: dict[str, str]) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  closed in end()
         self._process = subprocess.Popen(
-            [sys.executable, "-W", "ignore::RuntimeWarning:runpy", "-m", "hf_bsopt.probing.worker"],
-            env=with_package(environment, sys.path),  # the model's class may be in a file next to the caller's script
+            command(sys.executable, os.getpid(), sys.path),
+            env=with_package(environment),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

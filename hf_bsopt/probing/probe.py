@@ -12,7 +12,7 @@ from ..records import Outcome, Peak, Trial
 from ..workloads.captured_outputs import restore_captured_outputs
 from ..workloads.meta_device import initialized
 from ..workloads.trainable import Phase, Trainable
-from ..workloads.training_step import TrainingStep, evaluation_step, generation_step, smallest_batch
+from ..workloads.training_step import TrainingStep, generation_step, smallest_batch
 from .devices import Device, Schedule
 from .memory import DeviceMemory
 from .oom import out_of_memory
@@ -45,7 +45,7 @@ def probe(workload: Trainable, batch_size: int, device: Device, phase: Phase = "
     detail = ""
     try:
         run.phases[phase]()
-        outcome, detail = run.verdict()
+        outcome, detail = run.verdict(memory.used_bytes())
     except NoStepError as error:
         outcome, detail = "no step", str(error)
     except Exception as error:
@@ -93,6 +93,7 @@ class _Run:
         self._workload = workload
         self._batch_size = batch_size
         self._kind = device.spec.kind
+        self._total_bytes = device.spec.total_bytes
         self._schedule: Schedule = device.schedule
         self._memory = memory
         self._last_step_retried = False
@@ -103,13 +104,17 @@ class _Run:
             "generation": self.generate,
         }
 
-    def verdict(self) -> tuple[Outcome, str]:
-        """Return (outcome, detail) of a run without an error, which may still not fit."""
+    def verdict(self, used_bytes: int) -> tuple[Outcome, str]:
+        """Return (outcome, detail) of a run without an error, which may still not fit: the limit of a process is not
+        exact (RLIMIT_DATA does not count libraries).
+        """
         spilled = self._memory.spilled()
         if spilled:
             return "spill", spilled
         if self._last_step_retried:
             return "retries", f"the allocator still had to release its cache {SETTLING_STEPS} steps after the first"
+        if self._total_bytes is not None and used_bytes > self._total_bytes:
+            return "over limit", f"it used {used_bytes / 2**30:.2f} GiB of {self._total_bytes / 2**30:.2f} GiB"
         return "fits", ""
 
     def train(self) -> None:
@@ -130,18 +135,15 @@ class _Run:
 
     def evaluate(self) -> None:
         """Run evaluation batches with the optimizer's state in memory, keeping the logits for the metrics."""
-        model = self._build_and_train()
+        step = self._build_and_train()
         kept: list[torch.Tensor] = []
         for _ in range(EVALUATED_BATCHES):
             batch = self._workload.batch(self._batch_size, self._kind)
-            self._timed(lambda batch=batch: kept.append(self._evaluated(model, batch)))  # type: ignore[misc]
-
-    def _evaluated(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        return evaluation_step(model, self._workload.settings.precision, batch, self._kind)
+            self._timed(lambda batch=batch: kept.append(step.evaluate(batch)))  # type: ignore[misc]
 
     def generate(self) -> None:
         """Generate with the optimizer's state in memory, as Trainer does in its evaluation."""
-        model = self._build_and_train()
+        model = self._build_and_train().model
         batch = self._workload.batch(self._batch_size, self._kind)
         precision, count = self._workload.settings.precision, self._workload.new_tokens
         self._timed(lambda: generation_step(model, precision, batch, count, self._kind))
@@ -156,13 +158,13 @@ class _Run:
         self._memory.start()
         return model
 
-    def _build_and_train(self) -> nn.Module:
-        """Return the model after a few steps at the smallest size, which create the optimizer's state."""
+    def _build_and_train(self) -> TrainingStep:
+        """Return the step after a few at the smallest size, which create the optimizer's state."""
         model = self._build()
         step = TrainingStep(model, self._workload.settings, self._kind, self._workload.overrides)
         self._run_steps(step, smallest_batch(model), self._schedule.warmup_steps)
         self.seconds = []
-        return model
+        return step
 
     def _run_steps(self, step: TrainingStep, batch_size: int, count: int, *, padded: bool = True) -> None:
         """Train until the optimizer has stepped ``count`` times. Raise NoStepError if too many steps are skipped."""

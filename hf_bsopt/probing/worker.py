@@ -1,4 +1,4 @@
-"""The process in which probes run: ``python -m hf_bsopt.probing.worker``.
+"""The process in which probes run, started by start_worker.py.
 
 It reads pickled requests from standard input and writes pickled answers to standard output; all other output goes to
 standard error. The process imports what a training step needs and never touches the device: each request runs in a
@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import os
 import pickle
 import signal
 import sys
+import sysconfig
 import tempfile
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, Protocol
@@ -35,6 +38,7 @@ FULL_DEVICE_HINT = "not even an empty process fits on the device; end the other 
 TAIL_BYTES = 4096
 IMPORTED_EARLY = ("transformers.modeling_utils", "accelerate.utils.operations", "hf_bsopt.probing.probe")
 """Imported while the caller still traces."""
+_callers_path: list[str] = []
 
 
 class Request(Protocol):
@@ -131,8 +135,10 @@ def run_in_fork(request: Request) -> Any:
     """Answer the request in a fork. If the fork ends without an answer, describe how it ended."""
     reading, writing = os.pipe()
     stderr_start = _standard_error_bytes()
+    worker = os.getpid()
     child = os.fork()
     if child == 0:
+        end_with_parent(worker)
         os.close(reading)
         if request.device.needs_fresh_process:
             _start_again(request, writing)
@@ -157,12 +163,11 @@ def _start_again(request: Request, writing: int) -> NoReturn:
         file.seek(0)
         os.dup2(file.fileno(), 0)
         os.set_inheritable(writing, True)
-        os.execv(sys.executable, [sys.executable, "-m", "hf_bsopt.probing.worker", str(writing)])
+        os.execv(sys.executable, [*command(sys.executable, os.getppid(), _callers_path), str(writing)])
 
 
 def _run(request: Request, writing: int) -> NoReturn:
     """Answer the request in the fork and exit. SIGALRM keeps its default action, which ends the process."""
-    end_with_parent()
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, request.timeout_seconds)
     try:
@@ -225,17 +230,31 @@ def _import_everything() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def main() -> None:
+def command(python: str, parent: int, path: Sequence[str]) -> list[str]:
+    """Return the command of a worker. -P: nothing is imported from the working folder, whatever lies there."""
+    return [python, "-P", str(Path(__file__).with_name("start_worker.py")), str(parent), json.dumps(list(path))]
+
+
+def use_path_of_caller(path: Sequence[str]) -> None:
+    """Import from where the caller does, since the model's class may be in a file next to its script; the standard
+    library comes first.
+    """
+    standard = sysconfig.get_paths()["stdlib"]
+    own = [place for place in sys.path if place.startswith(standard) and "site-packages" not in place]
+    others = [place or os.getcwd() for place in path]  # noqa: PTH109
+    sys.path[:] = dict.fromkeys([*own, *others, *sys.path])
+
+
+def main(arguments: Sequence[str]) -> None:
     """Serve requests on the standard streams; given a pipe's number, answer one request there and exit."""
-    end_with_parent()
-    if len(sys.argv) > 1:
+    path, *pipe = arguments
+    _callers_path.extend(json.loads(path))
+    if pipe:
         _import_everything()
-        _run(pickle.load(sys.stdin.buffer), int(sys.argv[1]))
+        use_path_of_caller(_callers_path)
+        _run(pickle.load(sys.stdin.buffer), int(pipe[0]))
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     _import_everything()
+    use_path_of_caller(_callers_path)
     serve(sys.stdin.buffer, answers)
-
-
-if __name__ == "__main__":
-    main()

@@ -8,12 +8,12 @@ Exit codes: 0 it fits, 1 out of memory, 2 invalid arguments, 3 the script itself
 from __future__ import annotations
 
 import argparse
-import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from .._utils.argument_parser import ArgumentParser
+from .._utils.terminal import show
 from ..data import catalog
 from ..errors import BatchSizeError, UsageError
 from ..options import MAX_ATTEMPTS, MULTIPLE_OF, TARGET, check_target
@@ -30,17 +30,11 @@ DEFAULT_GPU = "T4"
 PROG = "python -m hf_bsopt.rehearsal"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
-
-
-def _parser(prog: str) -> _Parser:
-    parser = _Parser(
+def _parser(prog: str) -> ArgumentParser:
+    parser = ArgumentParser(
         prog=prog,
         description=(__doc__ or "").splitlines()[0],
         epilog="The script and its arguments come after two dashes: -- train.py --epochs 3",
-        allow_abbrev=False,
     )
     parser.add_argument("--gpu", default=DEFAULT_GPU, help='a GPU ("T4", "A100-40GB") or a memory size ("24GiB")')
     parser.add_argument("--steps", type=int, default=3, help="optimizer steps to run before stopping (default 3)")
@@ -73,7 +67,7 @@ def main(argv: Sequence[str] | None = None, prog: str = PROG) -> int:
             raise UsageError(f"no script was given; put it after two dashes: {prog} --gpu T4 -- train.py")
         return _run(options, script, arguments)
     except BatchSizeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        show(f"error: {error}", file=sys.stderr)
         return USAGE
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -97,9 +91,9 @@ def _run(options: argparse.Namespace, script: Path, arguments: list[str]) -> int
     _check(options)
     gpu = catalog.gpu(options.gpu)
     if gpu.assumed:
-        print(f"· {gpu.assumed}", file=sys.stderr)
+        show(f"· {gpu.assumed}", file=sys.stderr)
     outcome = rehearse(script, arguments, gpu, steps=options.steps, timeout_seconds=options.timeout)
-    print("\n" + format_outcome(outcome, script, gpu, tuple(options.target)), flush=True)
+    show("\n" + format_outcome(outcome, script, gpu, tuple(options.target)))
     if options.find and outcome.status in ("ended", "stopped", "oom"):
         return _find(options, script, arguments, gpu, outcome)
     return _exit_code(outcome)
@@ -136,8 +130,7 @@ def _find(options: argparse.Namespace, script: Path, arguments: list[str], gpu: 
             quiet=True,
         )
 
-    show = functools.partial(print, flush=True)
     search = ScriptBatchSearch(outcome, outcome.trainer, rerun, gpu, target=tuple(options.target), show=show)
     found = search.run(options.multiple_of, options.max_attempts)
-    print(found.text)
+    show(found.text)
     return FIND_EXIT_CODES[found.verdict]

@@ -190,9 +190,9 @@ def _draw_trials(ax: Axes, trials: Sequence[Trial], source: Source, colour: str,
 
 
 def _ending(trial: Trial) -> str:
-    return {"oom": "out of memory", "retries": "does not fit", "spill": "does not fit"}.get(
-        trial.outcome, trial.outcome
-    )
+    if trial.outcome == "oom":
+        return "out of memory"
+    return "does not fit" if trial.is_about_memory else trial.outcome
 
 
 def _ring(ax: Axes, data: PlotData, ink: str) -> None:

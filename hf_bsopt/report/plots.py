@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from .._utils.files import writable, write_atomically
+from .._utils.files import check_writable, write_atomically
 from ..errors import MissingExtraError, UsageError
 from .plot_data import PlotData
 from .plot_panels import draw_memory, draw_throughput
@@ -50,10 +50,15 @@ def check_file(path: Path) -> None:
 
     Raises MissingExtraError without matplotlib.
     """
+    check_suffix(path)
+    require_matplotlib()
+    check_writable(path)
+
+
+def check_suffix(path: Path) -> None:
+    """Raise UsageError unless the name ends as that of a plot."""
     if path.suffix.lower() not in FORMATS:
         raise UsageError(f"a plot is a {', '.join(FORMATS)} file, not {str(path)!r}; for example memory.png")
-    require_matplotlib()
-    writable(path)
 
 
 def plot(data: PlotData, ax: Axes | None = None) -> Axes:
@@ -84,7 +89,7 @@ def plot_step(data: PlotData, ax: Axes | None = None) -> Axes:
 
 def save(plotted: Sequence[PlotData], path: Path) -> None:
     """Write all plots side by side into one file, which is replaced atomically."""
-    check_file(path)
+    check_suffix(path)
     write_atomically(path, rendered(plotted, path.suffix.lower().lstrip(".")))
 
 

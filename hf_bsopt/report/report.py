@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._utils.files import write_atomically
 from .._utils.package_versions import package_version
+from .._utils.terminal import printable
 from ..advice.result import Advice
 from ..search.answer import Answer, PhaseAnswer
 from . import html, text, wording
@@ -51,7 +52,7 @@ class Report(Answer):
 
     def format(self, *, verbose: bool = False) -> str:
         """Return the report as text: one screen, or everything with ``verbose``."""
-        return text.format_report(self, self.suggestions, verbose=verbose)
+        return printable(text.format_report(self, self.suggestions, verbose=verbose))
 
     def __str__(self) -> str:
         return self.format()

@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from .._utils.cache_folder import user_cache_folder
-from .._utils.files import write_atomically
+from .._utils.files import read_text, write_atomically
 from ..errors import UsageError
 from ..records import Trial
 
-FORMAT = 1
+FORMAT = 2
 """Incremented when older files would be misread. Added or removed fields are detected without it."""
 BANDS = 50
 """Bands of free memory: each is 2 % of the device."""
@@ -64,7 +64,7 @@ class AnswerCache:
         question = _canonical(key)
         path = self._path(question)
         try:
-            return _parse(path.read_text(encoding="utf-8"), question)
+            return _parse(read_text(path, follows_links=False), question)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, RecursionError) as error:
@@ -76,10 +76,11 @@ class AnswerCache:
         question = _canonical(key)
         path = self._path(question)
         answer = CachedAnswer(batch_size, trials, is_settled, datetime.now(UTC).date().isoformat())
-        content = {"format": FORMAT, "key": json.loads(question), "answer": dataclasses.asdict(answer)}
+        content: dict[str, Any] = {"format": FORMAT, "key": json.loads(question), "answer": dataclasses.asdict(answer)}
+        content["checksum"] = checksum(content)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, json.dumps(content, indent=1) + "\n")
+            write_atomically(path, json.dumps(content, indent=1) + "\n", follows_links=False)
         except (OSError, UsageError) as error:
             logger.info("the answer is not cached for the next run: %s", error)
 
@@ -110,15 +111,25 @@ def _canonical(key: Mapping[str, Any]) -> str:
 def _parse(text: str, question: str) -> CachedAnswer:
     """Parse a file. Raises ValueError unless it is what :meth:`AnswerCache.save` writes for this question."""
     content = json.loads(text)
-    if not isinstance(content, dict) or content.keys() != {"format", "key", "answer"}:
+    if not isinstance(content, dict) or content.keys() != {"format", "key", "answer", "checksum"}:
         raise ValueError("it is not a cached answer")
+    if content.pop("checksum") != checksum(content):
+        raise ValueError("it is not as it was written: its checksum differs")
     if _restored(int, content["format"]) != FORMAT:
         raise ValueError(f"its format is {content['format']!r}, not {FORMAT}")
     if not isinstance(content["key"], dict) or _canonical(content["key"]) != question:
         raise ValueError("it answers another question")
     answer: CachedAnswer = _restored(CachedAnswer, content["answer"])
     date.fromisoformat(answer.kept_on)
+    sizes = [trial.batch_size for trial in answer.trials]
+    if min(sizes, default=1) < 1 or not 0 <= answer.batch_size <= max(sizes, default=0):
+        raise ValueError(f"a batch size of {answer.batch_size} does not follow from the sizes that were run")
     return answer
+
+
+def checksum(content: Mapping[str, Any]) -> str:
+    """Return the checksum of a file's other values."""
+    return hashlib.sha256(_canonical(content).encode()).hexdigest()
 
 
 def _restored(kind: Any, value: Any) -> Any:

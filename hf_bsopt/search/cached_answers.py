@@ -15,6 +15,8 @@ from ..workloads.trainable import Trainable
 from ..workloads.workload import Workload
 from .answer_cache import AnswerCache, band, default_folder
 
+NOT_IN_THE_KEY = {"device", "gpu", "memory", "probe_timeout", "cache", "trust_cache"}
+"""Device options that are in the device's own properties, or do not change an answer."""
 DECIDING_PACKAGES = ("hf-bsopt", "torch", "transformers", "accelerate", "peft", "bitsandbytes")
 """Packages whose versions decide how much memory a step needs."""
 
@@ -43,10 +45,11 @@ def cached_answers(
     spec = found.spec
     total = spec.total_bytes or 1
     asked = {name: value for name, value in dataclasses.asdict(search).items() if name != "max_attempts"}
+    how = {name: value for name, value in dataclasses.asdict(device).items() if name not in NOT_IN_THE_KEY}
     key = {
         "workload": workload.values(),
         "config": workload.config.to_dict(),
-        "search": {**asked, "expandable_segments": device.expandable_segments},
+        "search": {**asked, **how},
         "device": {**dataclasses.asdict(spec), "context_bytes": None},
         "driver": found.driver,
         "free_band": band(total - spec.context_bytes, total),

@@ -20,7 +20,7 @@ def corrected(tried: Mapping[int, Trial], prediction: Prediction | None, limits:
     """Return the prediction, corrected by its error at the sizes that ran: by a line, from two sizes on. After one
     size, a small error is an offset, a large one a factor. Without a prediction, memory is proportional to the size.
     """
-    ran = sorted(size for size, trial in tried.items() if trial.fits)
+    ran = sorted(size for size, trial in tried.items() if trial.has_whole_peak)
     used = {size: float(tried[size].used_bytes or 0) for size in ran}
     predicted = prediction.unlimited if prediction is not None else (lambda size: 0)
     if not ran:
@@ -40,7 +40,7 @@ def corrected(tried: Mapping[int, Trial], prediction: Prediction | None, limits:
 
 def is_as_expected(trial: Trial, expected_bytes: float, limits: Limits) -> bool:
     """Return whether a run agrees with the prediction. An OOM says only that it needed more than the whole device."""
-    if not trial.fits:
+    if not trial.has_whole_peak:
         return expected_bytes > limits.total_bytes * (1 - TOLERANCE)
     return abs((trial.used_bytes or 0) - expected_bytes) <= TOLERANCE * limits.total_bytes
 
@@ -76,14 +76,14 @@ class Expectation:
     def _extra_bytes(self, too_large: int) -> float:
         """Return what ``too_large`` used beyond the expectation, if it ran."""
         trial = self.tried.get(too_large)
-        if trial is None or not trial.fits or not trial.used_bytes:
+        if trial is None or not trial.has_whole_peak or not trial.used_bytes:
             return 0.0
         noise = self.policy.noise * self.limits.total_bytes
         return max(0.0, trial.used_bytes - self.used_bytes(too_large)) + noise
 
     def _distance(self, size: int, used: float) -> float:
         """Return the bytes to keep free, in proportion to how far the size is from one that ran."""
-        ran = [other for other, trial in self.tried.items() if trial.fits]
+        ran = [other for other, trial in self.tried.items() if trial.has_whole_peak]
         policy = self.policy
         fraction = policy.distance_after_one_run if len(ran) < 2 else policy.distance_after_two_runs
         away = (abs(self.used_bytes(size) - self.used_bytes(other)) for other in ran)

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 DEFAULT_GPU = "T4"
 DEVICES = ("auto", "predict", "rehearse", "cuda", "mps", "cpu")
-CUDNN_ATTENTION = (90, 100, 103)
-"""Compute capabilities on which SDPA prefers cuDNN. Source: check_prefer_cudnn_attention in PyTorch's sdp_utils.cpp."""
 METAL_BYTES = 64 * 2**20
 """Memory that Metal takes for itself, assumed until it is asked."""
 
@@ -177,7 +175,7 @@ def check_precision(workload: Trainable, device: GpuSpec) -> None:
 def differences(workload: Trainable, spec: GpuSpec) -> tuple[str, ...]:
     """Return what runs differently on the virtual GPU than on the real one, in sentences."""
     attention = workload.attention if isinstance(workload, Workload) else "sdpa"
-    if attention == "sdpa" and spec.compute_capability in CUDNN_ATTENTION:
+    if attention == "sdpa" and spec.prefers_cudnn_attention:
         return ("the virtual GPU has no cuDNN: its attention is replaced by the flash kernel, which keeps as much",)
     if attention == "flash_attention_2":
         return ("flash_attention_2 is rehearsed as the flash kernel of PyTorch's own SDPA",)

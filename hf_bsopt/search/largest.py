@@ -3,7 +3,7 @@
     find_largest_batch_size(run)  # run(32) trains a step with 32 samples, and raises if memory runs out
 
 From ``start`` it grows by half while sizes fit, halves while they don't, then tries the middle between the largest that
-fits and the smallest that does not. Source: the algorithm of seeds/000, with the last step up cut to the limit.
+fits and the smallest that does not. The last step up is cut to the limit.
 
 An estimate that is too small:
 
@@ -46,9 +46,7 @@ from typing import Literal
 
 from ..errors import UsageError
 from ..probing.oom import out_of_memory
-from ..records import Trial
-from .choose import LARGEST_TRIED, Probe
-from .verify import GROWTH, Verification
+from .verify import GROWTH
 
 
 @dataclass(frozen=True)
@@ -123,24 +121,6 @@ def find_largest_batch_size(
     if bracket.fits == limit:
         bound = "limit"
     return LargestBatchSize(bracket.fits, tuple(attempts), bracket.is_closed, bound)
-
-
-def search_trials(
-    probe: Probe, first: int, *, limit: int = LARGEST_TRIED, max_attempts: int | None = None
-) -> Verification:
-    """Search as :func:`find_largest_batch_size` does, with a probe that returns a Trial.
-
-    Raises UsageError for invalid arguments.
-    """
-    _check_at_least_one(first=first, limit=limit, max_attempts=max_attempts)
-    trials: list[Trial] = []
-    bracket = _Bracket(min(first, limit), limit)
-    while not bracket.is_closed and (max_attempts is None or len(trials) < max_attempts):
-        trials.append(trial := probe(bracket.size))
-        if not trial.is_about_memory:
-            return Verification(bracket.fits, tuple(trials), False, trial)
-        bracket.record(trial.fits)
-    return Verification(bracket.fits, tuple(trials), bracket.is_closed)
 
 
 def _check_at_least_one(**numbers: int | None) -> None:

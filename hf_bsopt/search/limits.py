@@ -30,8 +30,7 @@ class Prediction(Protocol):
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of a verified size: it ran within ``limit_bytes`` of the device's ``total_bytes``. If the two are equal,
-    it is enough that it ran.
+    """Limits of a verified size: it ran within ``limit_bytes`` of the device's ``total_bytes``.
 
     allowed(n): the largest size at or under n that may be recommended, 0 if there is none; never falls as n grows.
     """
@@ -45,7 +44,8 @@ class Limits:
         return self.limit_bytes >= self.total_bytes
 
     def fits(self, trial: Trial) -> bool:
-        return trial.fits and (self.is_whole_device or (trial.used_bytes or 0) <= self.limit_bytes)
+        """Return whether the size ran within the limits, whatever slack the limit of its process had."""
+        return trial.fits and (trial.used_bytes or 0) <= self.limit_bytes
 
     def largest_that_fits(self, tried: Mapping[int, Trial]) -> int:
         """Return the largest size run within the limits, 0 if there is none."""

@@ -11,9 +11,11 @@ from .choose import largest_under, round_down
 from .verifier import Verifier, nothing_fits
 
 
-def predict_phase(phase: Phase, workload: Trainable, device: GpuSpec, search: SearchOptions) -> PhaseAnswer:
+def predict_phase(
+    phase: Phase, workload: Trainable, device: GpuSpec, search: SearchOptions, *, expandable_segments: bool
+) -> PhaseAnswer:
     """Predict the largest batch of this phase under the target."""
-    predictor = _predictor_of(phase, workload, device)
+    predictor = _predictor_of(phase, workload, device, expandable_segments)
     _, size = largest_under(
         predictor,
         search.target[1],
@@ -27,11 +29,17 @@ def predict_phase(phase: Phase, workload: Trainable, device: GpuSpec, search: Se
 
 
 def verify_phase(
-    phase: Phase, predicted: PhaseAnswer, verifier: Verifier, workload: Trainable, search: SearchOptions
+    phase: Phase,
+    predicted: PhaseAnswer,
+    verifier: Verifier,
+    workload: Trainable,
+    search: SearchOptions,
+    *,
+    expandable_segments: bool,
 ) -> PhaseAnswer:
     """Verify the predicted batch by running it. Raises NothingFitsError if nothing that was run fits."""
     device = verifier.client.device.spec
-    predictor = _predictor_of(phase, workload, device)
+    predictor = _predictor_of(phase, workload, device, expandable_segments)
 
     def allowed(size: int) -> int:
         return round_down(min(size, _largest_wanted(phase, workload, search)), search.multiple_of)
@@ -39,15 +47,17 @@ def verify_phase(
     phase_verifier = verifier.for_phase(phase, predictor.workload)
     verification = phase_verifier.verify(predicted.batch_size, allowed, predictor)
     if not verification.batch_size:
-        raise nothing_fits(verification, verifier.fraction, device.name)
+        raise nothing_fits(verification, phase_verifier)
     asked = search.check_evaluation if phase == "evaluation" else None
     checked = None if asked is None else phase_verifier.run(asked)
     return PhaseAnswer(verification.batch_size, phase_verifier.run(verification.batch_size), checked)
 
 
-def _predictor_of(phase: Phase, workload: Trainable, device: GpuSpec) -> Predictor:
+def _predictor_of(phase: Phase, workload: Trainable, device: GpuSpec, expandable_segments: bool) -> Predictor:
     workload = workload.accumulating(1)
-    return Predictor(workload.evaluating() if phase == "evaluation" else workload, device, phase=phase)
+    if phase == "evaluation":
+        workload = workload.evaluating()
+    return Predictor(workload, device, expandable_segments=expandable_segments, phase=phase)
 
 
 def _largest_wanted(phase: Phase, workload: Trainable, search: SearchOptions) -> int:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 from ..errors import DeviceError, ProbeError, RehearsalError, SearchInterrupted, UsageError
 from ..memory.memory_profile import memory_profile
 from ..options import MAX_BATCH_SIZE, DeviceOptions, SearchOptions
-from ..parallel.ranks import agreed, first_device_is
+from ..parallel.agreement import failures_reported
+from ..parallel.ranks import agreed, check_same, first_device_is
 from ..probing import ProbeClient
 from ..records import Bound, Decision, GpuSpec, Trial
 from ..workloads.trainable import Phase, Trainable
@@ -36,8 +37,19 @@ from .verify import Verification, verify
 if TYPE_CHECKING:
     import torch
 
+EFFECTIVE_BATCH_OPTIONS = (
+    "effective_batch_size",
+    "total_tokens",
+    "gradient_accumulation_steps",
+    "num_processes",
+    "learning_rate",
+    "base_batch_size",
+    "lr_scaling",
+)
+"""Options that decide the effective batch and its learning rate: the same on all ranks."""
+
 Describe = Callable[[GpuSpec], Trainable]
-"""Makes the workload for a device, of which it may choose the precision."""
+"""Makes the workload for a device; its precision may depend on the device."""
 
 
 def run(describe: Describe, device: DeviceOptions, search: SearchOptions) -> Answer:
@@ -49,7 +61,7 @@ def run(describe: Describe, device: DeviceOptions, search: SearchOptions) -> Ans
     """
     choice = choose_device(device)
     if search.throughput and choice.device is None:
-        raise UsageError(f"throughput is measured on a device that computes: --device cuda or cpu; {choice.note}")
+        raise UsageError(f"throughput is measured on a real device: --device cuda or cpu; {choice.note}")
     with _started_client(choice, device) as client:  # its imports take as long as describing the workload
         workload = describe(choice.spec)
         check_precision(workload, choice.spec)
@@ -123,14 +135,24 @@ def run_on_every_rank(
     """Call :func:`run` on every rank of a distributed run: all get the size that fits the smallest GPU.
 
     ``local_device``: the device of this rank, which its probes then see as their first one. In a single
-    process it is :func:`run`. Raises AgreementError if another rank failed.
+    process it is :func:`run`. Raises AgreementError if another rank failed, or if the ranks would train with different
+    effective batches.
     """
 
     def run_here(limit: int | None) -> Answer:
         with first_device_is(local_device):
             return run(describe, device, replace(search, batch_size=limit))
 
-    return agreed(run_here, search.batch_size, device.probe_timeout)
+    with failures_reported():
+        asked = {name: getattr(search, name) for name in EFFECTIVE_BATCH_OPTIONS}
+        check_same(asked, device.probe_timeout)
+        answer = agreed(run_here, search.batch_size, device.probe_timeout)
+        plan = answer.plan
+        check_same(
+            {"the micro-batch": plan.micro_batch, "the accumulation": plan.accumulation},
+            device.probe_timeout,
+        )
+    return answer
 
 
 @contextlib.contextmanager
@@ -170,16 +192,14 @@ def _answer(
 ) -> Answer:
     device = choice.spec
     if device.total_bytes is None:
-        raise UsageError("a batch size needs a device with a limit of memory")
+        raise UsageError("a batch size needs a device with a memory limit")
     if search.num_processes > 1:
         workload = workload.replicated()
     plan_for(1, workload.length, search)  # contradictions are reported before the trace
     if client is not None:
         client.start()
     predicted = predict(workload, device, search, expandable_segments=options.expandable_segments)
-    answer = replace(
-        predicted_answer(predicted, workload, search, notes), expandable_segments=options.expandable_segments
-    )
+    answer = predicted_answer(predicted, workload, search, notes, expandable_segments=options.expandable_segments)
     if client is None:
         return answer
     verifier = Verifier(
@@ -205,7 +225,7 @@ def _verify(answer: Answer, predicted: PredictedSize, verifier: Verifier, worklo
 
     verification = verifier.verify(predicted.decision.batch_size, allowed, predictor)
     if not verification.batch_size:
-        raise nothing_fits(verification, verifier.fraction, predictor.device.name)
+        raise nothing_fits(verification, verifier, search.check)
     decision = _decision_after(predicted.decision, verification, predictor.device)
     if search.throughput:
         decision = _fastest(decision, verifier, allowed)
@@ -215,7 +235,9 @@ def _verify(answer: Answer, predicted: PredictedSize, verifier: Verifier, worklo
     for phase, phase_answer in others.items():
         is_verified = phase == "generation" or search.verify_evaluation
         if phase_answer is not None and phase_answer.batch_size and is_verified:
-            others[phase] = phases.verify_phase(phase, phase_answer, verifier, workload, search)
+            others[phase] = phases.verify_phase(
+                phase, phase_answer, verifier, workload, search, expandable_segments=answer.expandable_segments
+            )
     return replace(
         answer,
         trials=(*table_trials(predictor, decision, ran), *ran),

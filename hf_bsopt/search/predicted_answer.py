@@ -13,16 +13,25 @@ from .prediction import PredictedSize
 
 
 def predicted_answer(
-    predicted: PredictedSize, workload: Trainable, search: SearchOptions, notes: tuple[str, ...]
+    predicted: PredictedSize,
+    workload: Trainable,
+    search: SearchOptions,
+    notes: tuple[str, ...],
+    *,
+    expandable_segments: bool,
 ) -> Answer:
     """Return the answer before anything was run."""
     predictor, decision = predicted.predictor, predicted.decision
     device = predictor.device
     evaluation = generation = None
     if search.evaluation or search.verify_evaluation:
-        evaluation = phases.predict_phase("evaluation", workload, device, search)
+        evaluation = phases.predict_phase(
+            "evaluation", workload, device, search, expandable_segments=expandable_segments
+        )
     if workload.new_tokens:
-        generation = phases.predict_phase("generation", workload, device, search)
+        generation = phases.predict_phase(
+            "generation", workload, device, search, expandable_segments=expandable_segments
+        )
     return Answer(
         workload=workload,
         device=device,
@@ -37,6 +46,7 @@ def predicted_answer(
         evaluation=evaluation,
         generation=generation,
         notes=notes,
+        expandable_segments=expandable_segments,
         has_batch_norm=predictor.has_batch_norm,
         memory_profile=memory_profile(predictor.timeline, decision.batch_size, device),
     )

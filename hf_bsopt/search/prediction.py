@@ -16,7 +16,7 @@ from ..records import Bound, Decision, GpuSpec, Trial
 from ..workloads.trainable import Trainable
 from .answer import Question
 from .batch_plan import BatchPlan, plan
-from .choose import decide
+from .choose import decide, largest_that
 
 GIB = 2**30
 
@@ -122,24 +122,57 @@ def _decide(predictor: Predictor, search: SearchOptions) -> Decision:
     device = predictor.device
     total = device.total_bytes
     if total is None:
-        raise UsageError("a batch size needs a device with a limit of memory")
+        raise UsageError("a batch size needs a device with a memory limit")
     limit, bound = upper_limit(search)
     try:
-        return decide(
-            predictor,
-            total_bytes=total,
-            target=search.target,
-            multiple_of=search.multiple_of,
-            limit=limit,
-            limit_bound=bound,
-            guess=predictor.guess,
-        )
+        while True:
+            decision = decide(
+                predictor,
+                total_bytes=total,
+                target=search.target,
+                multiple_of=search.multiple_of,
+                limit=limit,
+                limit_bound=bound,
+                guess=predictor.guess,
+            )
+            if predictor.confirm(decision.batch_size):
+                return decision
     except NothingFitsError:
-        needed = predictor.unlimited(1)
-        raise NothingFitsError(
-            f"not even one sequence of {predictor.workload.length} tokens stays under {search.target[1]:.0%} of "
-            f"{device.name}: it needs {needed / GIB:.2f} GiB of {total / GIB:.2f} GiB; {_hint(device, search)}"
-        ) from None
+        raise _nothing_fits(predictor, total, search) from None
+
+
+def _nothing_fits(predictor: Predictor, total: int, search: SearchOptions) -> NothingFitsError:
+    """Return the error that says what fits above the target, and how full the size to be checked is."""
+    device = predictor.device
+    largest = largest_that(lambda size: predictor(size).fits, guess=predictor.guess(1.0), limit=MAX_BATCH_SIZE)
+    checked = None if search.check is None else predictor(search.check)
+    needed = predictor.expected(1)
+    message = (
+        f"not even one sequence of {predictor.workload.length} tokens stays under {search.target[1]:.0%} of "
+        f"{device.name}: it needs {needed / GIB:.2f} GiB of {total / GIB:.2f} GiB"
+    )
+    if checked is not None:
+        message += f"; {format_checked(checked, predictor.expected(checked.batch_size), total)}"
+    error = NothingFitsError(f"{message}; {_above_the_target(predictor, largest, total) or _hint(device, search)}")
+    error.largest, error.checked = largest, checked
+    return error
+
+
+def format_checked(trial: Trial, needed: int, total: int) -> str:
+    """Return how full the device is at the size that was checked."""
+    figures = f"{needed / GIB:.2f} GiB, {needed / total:.0%} of the memory"
+    if trial.fits:
+        return f"batch size {trial.batch_size} fits above the target: {figures}"
+    return f"batch size {trial.batch_size} does not fit: {figures}" if needed else f"{trial.batch_size} does not fit"
+
+
+def _above_the_target(predictor: Predictor, largest: int, total: int) -> str:
+    """Return what fits the device at all, without room for anything else; empty if nothing does."""
+    if not largest:
+        return ""
+    sizes = "1 fits" if largest == 1 else f"1 to {largest} fit"
+    full = f"{(predictor(largest).used_bytes or 0) / total:.0%}"
+    return f"{sizes} the memory above the target ({largest} fills {full}): --target 0 1 answers with what fits at all"
 
 
 def _hint(device: GpuSpec, search: SearchOptions) -> str:

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field, replace
 from ..errors import NothingFitsError, ProbeError, RehearsalError
 from ..options import MAX_ATTEMPTS
 from ..probing import ProbeClient
-from ..records import Trial
+from ..records import VERDICTS, Trial
 from ..workloads.trainable import Phase, Trainable
 from .answer_cache import CachedAnswer
 from .cached_answers import CachedAnswers
 from .limits import Allowed, Limits, Prediction
 from .policies import policy_for
+from .prediction import format_checked
 from .throughput import curve_sizes, plateau
 from .trial_log import TrialLog
 from .verify import Verification, verify
@@ -129,7 +130,24 @@ class Verifier:
 THROUGHPUT_STEPS = 10
 
 
-def nothing_fits(verification: Verification, fraction: float, name: str) -> NothingFitsError:
-    """Return the error that lists the sizes that were run."""
-    tried = ", ".join(f"{trial.batch_size} ({trial.detail or trial.outcome})" for trial in verification.trials)
-    return NothingFitsError(f"no size that was run stays under {fraction:.0%} of {name}: {tried}")
+def nothing_fits(verification: Verification, verifier: Verifier, check: int | None = None) -> NothingFitsError:
+    """Return the error that lists the sizes that were run, and answers ``check`` by running that size too."""
+    device, total = verifier.client.device.spec, verifier.client.device.spec.total_bytes or 1
+    tried = ", ".join(f"{trial.batch_size} ({_format_outcome(trial, total)})" for trial in verification.trials)
+    message = f"no size that was run stays under {verifier.fraction:.0%} of {device.name}: {tried}"
+    checked = None if check is None else verifier.run(check)
+    if checked is not None:
+        message += f"; {format_checked(checked, checked.used_bytes or 0, total)}"
+    trials = [*verification.trials, *([] if checked is None else [checked])]
+    largest = max((trial.batch_size for trial in trials if trial.fits), default=0)
+    if largest:
+        message += f"; up to {largest} ran in the memory above the target: --target 0 1 answers with what fits at all"
+    error = NothingFitsError(message)
+    error.largest, error.checked = largest, checked
+    return error
+
+
+def _format_outcome(trial: Trial, total: int) -> str:
+    if trial.fits:
+        return f"{(trial.used_bytes or 0) / total:.0%}"
+    return trial.detail or VERDICTS[trial.outcome]

@@ -212,7 +212,7 @@ class _Search:
 
     def _is_oom(self, size: int) -> bool:
         trial = self.tried.get(size)
-        return trial is not None and not trial.fits
+        return trial is not None and not trial.has_whole_peak
 
     def _corrected_attempts(self, too_large: int) -> int:
         """Return the number of attempts up to which the prediction is corrected; more after an OOM."""

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 from .._utils import progress
 from ..errors import NothingFitsError, TraceError, UsageError
 from ..memory.predictor import Predictor
-from ..options import Options, SearchOptions
+from ..options import Options
 from ..records import Decision, GpuSpec
 from ..report.wording import reason
-from ..search.device_choice import check_precision, named_gpu
+from ..search.device_choice import check_precision, choose_device
 from ..search.prediction import predict
 from ..workloads.workload import Workload, describe
 
@@ -62,9 +62,10 @@ def batch_size_table(
     utilization (used ÷ total memory at the optimal size), task, precision, optimizer, attention, why.
 
     ``gpus``: names or memory sizes; if empty, the GPU of this machine, else a T4. ``max_lengths``: in tokens; if empty,
-    512 or the model's limit. ``options``: how every model is trained, such as ``Options.of({"bf16": True}, "name")``;
-    their gpu and max_length are not used. If there is no batch size, ``why`` is the reason and the sizes are missing: a
-    model that does not fit or an invalid combination does not stop the others.
+    512 or the model's limit. ``options``: how every model is trained, such as
+    ``Options.of({"precision": "bf16"}, "name")``; their gpu and max_length are not used. If there is no batch size,
+    ``why`` is the reason and the sizes are missing: a model that does not fit or an invalid combination does not stop
+    the others.
 
     ``attrs`` of the frame: target, multiple_of, and notes (assumptions about the GPUs).
 
@@ -73,8 +74,9 @@ def batch_size_table(
     if isinstance(models, str) or isinstance(gpus, (str, GpuSpec)) or not models:
         raise UsageError('models and gpus are lists, such as ["bert-base-uncased"] and ["T4"]')
     options = options or Options()
-    named = [named_gpu(gpu) for gpu in gpus or (None,)]
-    specs = [*dict.fromkeys(spec for spec, _ in named)]
+    predicting = dataclasses.replace(options.device, device="predict")
+    choices = [choose_device(dataclasses.replace(predicting, gpu=gpu)) for gpu in gpus or (None,)]
+    specs = [*dict.fromkeys(choice.spec for choice in choices)]
     lengths: list[int | None] = [*dict.fromkeys(max_lengths)] or [None]
     asked = [(model, length) for model in dict.fromkeys(models) for length in lengths]
     cells: list[Cell] = []
@@ -92,7 +94,7 @@ def batch_size_table(
     if len(refusals) == len(asked):
         raise refusals[0]
     frame = _frame([cell for spec in specs for cell in cells if cell.gpu is spec])
-    notes = [*dict.fromkeys(note for _, notes in named for note in notes)]
+    notes = [*dict.fromkeys(note for choice in choices for note in choice.notes)]
     frame.attrs = {"target": options.search.target, "multiple_of": options.search.multiple_of, "notes": notes}
     return frame
 
@@ -107,15 +109,16 @@ def _row(model: str, workload: Workload, specs: Sequence[GpuSpec], options: Opti
             check_precision(workload, spec)
             if traced is None:
                 traced = Predictor(workload, spec, expandable_segments=options.device.expandable_segments)
-            cells.append(_predicted(cell, workload, traced, options.search))
+            cells.append(_predicted(cell, workload, traced, options))
         except (UsageError, TraceError) as error:
             cells.append(dataclasses.replace(cell, why=str(error)))
     return cells
 
 
-def _predicted(cell: Cell, workload: Workload, traced: Predictor, search: SearchOptions) -> Cell:
+def _predicted(cell: Cell, workload: Workload, traced: Predictor, options: Options) -> Cell:
+    search, expandable_segments = options.search, options.device.expandable_segments
     try:
-        predicted = predict(workload, cell.gpu, search, traced=traced)
+        predicted = predict(workload, cell.gpu, search, expandable_segments=expandable_segments, traced=traced)
     except NothingFitsError:
         total, high = cell.gpu.total_bytes or 0, search.target[1]
         needed = traced.on(cell.gpu).unlimited(1) / GIB

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,10 +14,12 @@ WEIGHTS_PER_BLOCK, MAXIMA_PER_BLOCK = 64, 256
 double quantization, arXiv:2305.14314)."""
 
 
-def quantized(model: Any, dtype: torch.dtype) -> nn.Module:
+def quantized(model: Any, dtype: torch.dtype, *, is_prepared: bool) -> nn.Module:
     """Return the model with each linear layer except the head as bitsandbytes' Linear4bit, as after quantization.
 
-    ``dtype``: the dtype in which the layers compute.
+    ``dtype``: the dtype in which the layers compute. ``is_prepared``: the model then goes through peft's
+    prepare_model_for_kbit_training, which casts all other parameters to float32. Experts that are one parameter for all
+    of them (transformers 5) are no linear layers, and stay as they are.
     """
     import bitsandbytes as bnb
     from transformers import BitsAndBytesConfig
@@ -32,7 +35,13 @@ def quantized(model: Any, dtype: torch.dtype) -> nn.Module:
         if isinstance(module, bnb.nn.Linear4bit):
             _set_quantized_weight(module, dtype)
     model.is_loaded_in_4bit = model.is_quantized = True  # peft chooses its layers by these
-    return model
+    if is_prepared:
+        from peft import prepare_model_for_kbit_training
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers 5.23 by deprecated names
+            return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # type: ignore[no-any-return]
+    return model  # type: ignore[no-any-return]
 
 
 def _set_quantized_weight(layer: Any, dtype: torch.dtype) -> None:

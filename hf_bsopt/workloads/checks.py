@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 
+from .._utils.field_types import in_short
 from ..errors import MissingExtraError, UsageError
 
 
@@ -13,7 +14,7 @@ def check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         near = difflib.get_close_matches(value, choices, n=1, cutoff=0.4)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise UsageError(f"{option} {value!r} is not one of {', '.join(choices)}{hint}")
+        raise UsageError(f"{option} {in_short(value)} is not one of {', '.join(choices)}{hint}")
 
 
 def require_package(package: str, feature: str) -> None:

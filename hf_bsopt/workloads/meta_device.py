@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
+
+from .rebinding import rebind_attributes
 
 META = torch.device("meta")
 
@@ -16,7 +18,9 @@ def on_meta(module: nn.Module) -> nn.Module:
     """Return the module if all of it is on ``meta``, else a copy that is, with the same tied weights. The module itself
     is not changed.
     """
-    return _with_empty_tensors(module, META)
+    if all(tensor.device == META for tensor in (*module.parameters(), *module.buffers())):
+        return module
+    return with_empty_tensors(module, META, {})
 
 
 RANDOM_WEIGHTS_STD = 0.02
@@ -30,19 +34,22 @@ def initialized(module: nn.Module, device: str) -> nn.Module:
     of bitsandbytes' weights is set to zeros.
     """
     if any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())):
-        module = _with_empty_tensors(module, torch.device(device))
-        with torch.no_grad():
-            for parameter in module.parameters():
-                if parameter.is_floating_point():
-                    parameter.normal_(0, RANDOM_WEIGHTS_STD)
-                else:
-                    parameter.zero_()
-            for buffer in module.buffers():
-                buffer.zero_()
+        module = with_empty_tensors(module, torch.device(device), {})
+        fill_randomly((*module.parameters(), *module.buffers()))
     for tensor in (*module.parameters(), *module.buffers()):
         for state in _quantization_state(tensor):
             state.zero_()
     return module
+
+
+def fill_randomly(tensors: Iterable[torch.Tensor]) -> None:
+    """Write small random numbers into weights, and zeros into buffers and integers."""
+    with torch.no_grad():
+        for tensor in tensors:
+            if isinstance(tensor, nn.Parameter) and tensor.is_floating_point():
+                tensor.normal_(0, RANDOM_WEIGHTS_STD)
+            else:
+                tensor.zero_()
 
 
 def tensors_of(model: nn.Module) -> Iterator[torch.Tensor]:
@@ -64,16 +71,24 @@ def _quantization_state(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
                 states.append(value)
 
 
-def _with_empty_tensors(module: nn.Module, device: torch.device) -> nn.Module:
-    """Return the module if all of it is on ``device``, else a copy with uninitialized tensors there."""
-    tensors = [*module.parameters(), *module.buffers()]
-    if all(tensor.device == device for tensor in tensors):
-        return module
-    memo: dict[int, Any] = {}
-    for tensor in tensors:
+def with_empty_tensors(module: nn.Module, device: torch.device, memo: dict[int, Any]) -> nn.Module:
+    """Return a copy with uninitialized tensors on ``device``.
+
+    ``memo``: id → copy of the parts that are copied already; the new ones are added.
+    """
+    for tensor in (*module.parameters(), *module.buffers()):
+        if id(tensor) in memo:
+            continue
         empty = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=device)
         if isinstance(tensor, nn.Parameter):
             memo[id(tensor)] = nn.Parameter(empty, requires_grad=tensor.requires_grad)
         else:
             memo[id(tensor)] = empty
-    return copy.deepcopy(module, memo)
+    return deep_copy(module, memo)
+
+
+def deep_copy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """Return a deep copy whose own functions, such as a ``forward`` that was replaced on the instance, run the copy."""
+    copied = copy.deepcopy(module, memo)
+    rebind_attributes(copied, memo)
+    return copied

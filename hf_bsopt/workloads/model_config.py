@@ -3,33 +3,17 @@
 from __future__ import annotations
 
 import difflib
-import functools
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from .._utils.files import is_folder
 from ..data import catalog
 from ..errors import UnknownModelError, UsageError
+from .config_values import check_values, in_one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
-
-AUTO_CLASSES: dict[str, str] = {
-    "token-classification": "AutoModelForTokenClassification",
-    "sequence-classification": "AutoModelForSequenceClassification",
-    "masked-lm": "AutoModelForMaskedLM",
-    "question-answering": "AutoModelForQuestionAnswering",
-    "causal-lm": "AutoModelForCausalLM",
-    "seq2seq": "AutoModelForSeq2SeqLM",
-}
-TASK_MAPPINGS: dict[str, str] = {
-    "token-classification": "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES",
-    "sequence-classification": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
-    "masked-lm": "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
-    "question-answering": "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES",
-    "causal-lm": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
-    "seq2seq": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
-}
 
 
 def load_config(model: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
@@ -40,7 +24,7 @@ def load_config(model: str, *, trust_remote_code: bool = False) -> PreTrainedCon
     """
     from transformers import AutoConfig
 
-    if Path(model).is_dir() or model.endswith("config.json"):
+    if is_folder(model) or model.endswith("config.json"):
         return _config_of_folder(Path(model))
     entry = catalog.model_entry(model)
     if entry is not None:
@@ -56,6 +40,8 @@ def load_config(model: str, *, trust_remote_code: bool = False) -> PreTrainedCon
             f"{model!r} is not in the catalog, is not a folder with a config.json, and could not be loaded from the "
             f"hub. Nearest names: {nearest}"
         ) from error
+    except Exception as error:  # of a configuration that is invalid, or of code that a repository brings
+        raise UsageError(f"the configuration of {model} cannot be loaded: {in_one_line(error)}") from error
 
 
 def is_hub_reachable() -> bool:
@@ -87,6 +73,7 @@ def _config_of_folder(folder: Path) -> PreTrainedConfig:
         raise UsageError(f"no config.json in {folder}; save one with config.save_pretrained({str(folder)!r})")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
+        check_values(values, str(path))
         if not isinstance(values, dict) or "model_type" not in values:
             raise UsageError(f"{path} has no model_type, so the architecture is unknown")
         if values["model_type"] not in CONFIG_MAPPING:
@@ -99,72 +86,4 @@ def _config_of_folder(folder: Path) -> PreTrainedConfig:
     except UsageError:
         raise
     except Exception as error:  # each architecture raises its own errors for invalid values
-        raise UsageError(f"{path} is not a valid model configuration: {error}") from error
-
-
-@functools.cache
-def _tasks_of(model_type: str) -> tuple[str, ...]:
-    from transformers.models.auto import modeling_auto
-
-    return tuple(task for task, name in TASK_MAPPINGS.items() if model_type in getattr(modeling_auto, name))
-
-
-def default_task(config: PreTrainedConfig) -> tuple[str, str]:
-    """Return the usual task of the architecture and the reason. Raises UsageError if it has a head for none."""
-    tasks = _tasks_of(config.model_type)
-    if config.is_encoder_decoder and "seq2seq" in tasks:
-        return "seq2seq", "the model has an encoder and a decoder"
-    if "masked-lm" in tasks and "token-classification" in tasks:
-        return "token-classification", "the usual task of an encoder"
-    if "causal-lm" in tasks:
-        return "causal-lm", "the usual task of a decoder"
-    if tasks:
-        return tasks[0], "the first task that this architecture has a head for"
-    raise UsageError(f"architecture {config.model_type!r} has no head for any of {', '.join(AUTO_CLASSES)}")
-
-
-def check_head(config: PreTrainedConfig, task: str) -> None:
-    """Raise UsageError unless the architecture has a head for this task."""
-    tasks = _tasks_of(config.model_type)
-    if task not in tasks:
-        raise UsageError(f"{config.model_type} has no head for {task}; it has {', '.join(tasks)}")
-
-
-OFFSET_POSITIONS = (
-    "camembert",
-    "data2vec-text",
-    "esm",
-    "ibert",
-    "layoutlmv3",
-    "lilt",
-    "longformer",
-    "luke",
-    "markuplm",
-    "mpnet",
-    "roberta",
-    "roberta-prelayernorm",
-    "xlm-roberta",
-    "xlm-roberta-xl",
-    "xmod",
-)
-"""Model types whose positions start after the padding token's: the table is two longer than the longest input."""
-
-
-def position_limit(config: PreTrainedConfig) -> int | None:
-    """Return the number of tokens that the model has positions for; None if it has no such limit."""
-    if config.model_type in ("t5", "mt5", "longt5", "umt5"):
-        return None  # relative positions in buckets
-    if config.model_type == "esm" and config.position_embedding_type != "absolute":
-        return None  # rotary positions, without a limit
-    limit = getattr(config, "max_position_embeddings", None)
-    if not isinstance(limit, int) or limit <= 0:
-        return None
-    return limit - 2 if config.model_type in OFFSET_POSITIONS else limit
-
-
-def supports_sdpa(config: PreTrainedConfig, task: str) -> bool:
-    """Return True if transformers has scaled_dot_product_attention for this architecture."""
-    import transformers
-
-    model_class: Any = getattr(transformers, AUTO_CLASSES[task])._model_mapping[type(config)]
-    return bool(model_class._supports_sdpa)
+        raise UsageError(f"{path} is not a valid model configuration: {in_one_line(error)}") from error

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
+import difflib
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self
 
 from ..errors import UsageError
-from .checks import check_choice
 from .example_batch import check_sizes, expand, without_data
-from .optimizers import OPTIMIZERS
-from .step_settings import NO_OVERRIDES, PRECISIONS, Precision, StepOverrides, StepSettings
+from .optimizers import OPTIMIZERS, optimizer_name
+from .step_settings import NO_OVERRIDES, PRECISIONS, Precision, StepOverrides, StepSettings, precision_name
 from .trainable import Trainable
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class ModuleWorkload:
         return {"model": type(self.module).__name__, "example_batch": shapes, **dataclasses.asdict(self.settings)}
 
     def describe(self) -> list[tuple[str, str]]:
-        """Return (name, value) of everything that decides about memory."""
+        """Return (name, value) of everything that determines memory use."""
         shapes = ", ".join(
             f"{name} {list(value.shape)}" for name, value in self.example.items() if hasattr(value, "shape")
         )
@@ -112,17 +112,18 @@ def module_workload(
         )
     _check_example(example)
     check_module(module)
-    settings = StepSettings(_precision(module, precision), optimizer or "adamw_torch_fused")
+    _check_names(module, example)
+    settings = StepSettings(_precision(module, precision), optimizer_name(optimizer or "adamw_torch_fused"))
     return ModuleWorkload(module, example, settings)
 
 
 def copy_on_meta(module: nn.Module) -> nn.Module:
     """Return a copy of the module on ``meta``. Raises UsageError if it holds something that cannot be copied."""
-    from .meta_device import on_meta
+    from .meta_device import deep_copy, on_meta
 
     try:
         model = on_meta(module)
-        return copy.deepcopy(module) if model is module else model
+        return deep_copy(module, {}) if model is module else model
     # raised by pickle and copy for a lock, a file or a connection, and by torch for lazy parameters
     except Exception as error:
         raise UsageError(
@@ -166,7 +167,7 @@ def _precision(module: nn.Module, requested: str | None) -> Precision:
     trains_halves = bool(trained & {torch.float16, torch.bfloat16})
     if requested is None:
         return of_weights if of_weights != "fp32" else "bf16" if trains_halves else "fp16"
-    check_choice("precision", requested, tuple(PRECISIONS))
+    requested = precision_name(requested)
     if requested.endswith("-weights") and requested != of_weights:
         raise UsageError(
             f"{requested} trains weights that are held in that precision, and those of this module are not: convert it "
@@ -177,7 +178,32 @@ def _precision(module: nn.Module, requested: str | None) -> Precision:
             "fp16 mixed precision cannot train weights that are held in half precision (its gradient scaler refuses "
             "them): convert them to float32, or use bf16"
         )
-    return cast("Precision", requested)
+    return requested
+
+
+def _check_names(module: nn.Module, example: Mapping[str, Any]) -> None:
+    """Raise UsageError unless forward takes the names of the example, and all that it needs are among them."""
+    try:
+        parameters = inspect.signature(module.forward).parameters
+    except (TypeError, ValueError):  # a forward in C
+        return
+    kinds = {parameter.kind for parameter in parameters.values()}
+    named = [name for name, parameter in parameters.items() if parameter.kind in NAMED]
+    for name in example:
+        if not isinstance(name, str):
+            raise UsageError(f"the keys of example_batch are names of arguments, not {name!r}")
+        if name not in named and inspect.Parameter.VAR_KEYWORD not in kinds:
+            near = difflib.get_close_matches(name, named, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]}?" if near else f": it takes {', '.join(named)}"
+            raise UsageError(
+                f"example_batch has {name!r}, which forward of {type(module).__name__} does not take{hint}"
+            )
+    missing = [name for name in named if parameters[name].default is inspect.Parameter.empty and name not in example]
+    if missing:
+        raise UsageError(f"example_batch lacks {', '.join(missing)}, which forward of {type(module).__name__} needs")
+
+
+NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 def _check_example(example: Mapping[str, Any]) -> None:

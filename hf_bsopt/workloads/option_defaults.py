@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
-from .checks import check_choice, require_package
-from .model_config import AUTO_CLASSES, check_head, default_task, position_limit, supports_sdpa
-from .optimizers import OPTIMIZER_ALIASES, OPTIMIZERS
-from .step_settings import PRECISIONS
+from .checks import check_choice
+from .heads import AUTO_CLASSES, check_architecture, check_head, default_task, supports_sdpa
+from .optimizers import optimizer_name
+from .positions import is_hard_limit, position_limit
+from .step_settings import precision_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -29,7 +30,8 @@ def choose_task(config: PreTrainedConfig, requested: str | None) -> tuple[str, s
         reason = f"task {task}: {why}"
     check_choice("task", task, tuple(AUTO_CLASSES))
     check_head(config, task)
-    return task, reason
+    left_out = check_architecture(config, task, is_requested=requested is not None)
+    return task, "; ".join(part for part in (reason, left_out) if part)
 
 
 def choose_length(config: PreTrainedConfig, requested: int | None) -> tuple[int, str]:
@@ -38,9 +40,25 @@ def choose_length(config: PreTrainedConfig, requested: int | None) -> tuple[int,
     if requested is None:
         length = min(DEFAULT_LENGTH, limit or DEFAULT_LENGTH)
         return length, f"max_length {length}: " + ("the model's limit" if limit == length else "a usual length")
-    if limit is not None and requested > limit:
+    if limit is None or requested <= limit:
+        return requested, ""
+    if is_hard_limit(config):
         raise UsageError(f"max_length {requested} exceeds the model's limit of {limit} positions; use {limit} or less")
-    return requested, ""
+    return requested, (
+        f"max_length {requested} is more than the {limit} tokens of max_position_embeddings: the model runs, since its "
+        f"positions are computed, and was not trained at that length"
+    )
+
+
+def check_chunks(config: PreTrainedConfig, max_length: int) -> None:
+    """Raise UsageError if the feed-forward layers are cut into chunks that do not divide the length."""
+    chunk = getattr(config, "chunk_size_feed_forward", 0)
+    if isinstance(chunk, int) and chunk > 0 and max_length % chunk:
+        longer = -(-max_length // chunk) * chunk
+        raise UsageError(
+            f"chunk_size_feed_forward {chunk} of the configuration does not divide max_length {max_length}; use "
+            f"--max_length {longer}, or 0 for it"
+        )
 
 
 def check_generation(config: PreTrainedConfig, task: str, max_length: int, new_tokens: int) -> None:
@@ -53,7 +71,7 @@ def check_generation(config: PreTrainedConfig, task: str, max_length: int, new_t
         )
     limit = position_limit(config)
     prompt = max_length if task == "causal-lm" else 1
-    if limit is not None and prompt + new_tokens > limit:
+    if limit is not None and prompt + new_tokens > limit and is_hard_limit(config):
         has_room = new_tokens < limit and task == "causal-lm"
         instead = f"--max_length {limit - new_tokens}" if has_room else "fewer new tokens"
         raise UsageError(
@@ -66,8 +84,7 @@ def choose_precision(requested: str | None) -> tuple[str, str]:
     """Return the precision and the reason."""
     if requested is None:
         return "fp16", "precision fp16: supported by every GPU since the T4"
-    check_choice("precision", requested, tuple(PRECISIONS))
-    return requested, ""
+    return precision_name(requested), ""
 
 
 def choose_weights_dtype(
@@ -108,16 +125,13 @@ def choose_optimizer(requested: str | None) -> tuple[str, str]:
     """Return the optimizer, aliases resolved, and the reason."""
     if requested is None:
         return "adamw_torch_fused", "optimizer adamw_torch_fused: Trainer's default"
-    optimizer = OPTIMIZER_ALIASES.get(requested, requested)
-    check_choice("optimizer", optimizer, tuple(OPTIMIZERS))
-    if "8bit" in optimizer:
-        require_package("bitsandbytes", optimizer)
-    return optimizer, ""
+    return optimizer_name(requested), ""
 
 
 def choose_attention(config: PreTrainedConfig, requested: str | None, task: str) -> tuple[str, str]:
     """Return the attention implementation and the reason; eager if the architecture has no other."""
-    check_choice("attention", requested or "sdpa", ATTENTIONS)
+    if requested is not None:
+        check_choice("attention", requested, ATTENTIONS)
     if requested == "eager" or supports_sdpa(config, task):
         return (requested, "") if requested else ("sdpa", "attention sdpa: transformers' default")
     return "eager", f"attention eager: transformers has no other implementation for {config.model_type}"
@@ -134,6 +148,20 @@ def set_labels(config: PreTrainedConfig, task: str, requested: int | None) -> st
         config.num_labels = labels
         if requested is None:
             reason = f"{labels} labels: a few more or fewer make no difference"
+    if getattr(config, "problem_type", None) is not None:
+        config.problem_type = None  # the labels of its losses differ by a few bytes
     if task == "sequence-classification" and getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = 0
     return reason
+
+
+def quantization_reason(config: PreTrainedConfig, weights_dtype: str, *, load_in_4bit: bool) -> str:
+    """Return what is assumed if the checkpoint is quantized already."""
+    settings = getattr(config, "quantization_config", None)
+    if settings is None or load_in_4bit:
+        return ""
+    method = settings.get("quant_method", "") if isinstance(settings, dict) else getattr(settings, "quant_method", "")
+    return (
+        f"the checkpoint is quantized ({getattr(method, 'value', method) or 'see its quantization_config'}), and its "
+        f"weights are sized as if held in {weights_dtype}; for adapters over 4-bit weights: --lora_r 16 --load_in_4bit"
+    )

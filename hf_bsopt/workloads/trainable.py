@@ -61,11 +61,11 @@ class Trainable(Protocol):
         ...
 
     def values(self) -> dict[str, Any]:
-        """Return everything that decides about memory, as JSON values."""
+        """Return everything that determines memory use, as JSON values."""
         ...
 
     def describe(self) -> list[tuple[str, str]]:
-        """Return (name, value) of everything that decides about memory."""
+        """Return (name, value) of everything that determines memory use."""
         ...
 
     def portable(self) -> Trainable:

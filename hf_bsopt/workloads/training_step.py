@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import UsageError
+from ..errors import REHEARSE, UsageError
 from .optimizers import make_optimizer
 from .step_settings import NO_OVERRIDES, Precision, StepOverrides, StepSettings
 from .trainable import Trainable
@@ -54,7 +54,11 @@ class TrainingStep:
         else:
             self.optimizer = overrides.make_optimizer(model)
         self.scaler = torch.amp.GradScaler(device_type, enabled=settings.precision == "fp16")
+        begin = overrides.begin_own_step
+        self._own = None if begin is None else begin(model, self.optimizer, self.scaler, device_type)
+        self.other_modules = () if self._own is None else self._own.modules
         self._forward = autocast_forward(model, settings.precision, device_type)
+        self._device_type = device_type
         self._total_loss: torch.Tensor | None = None
         self._batches: Sequence[Batch] = ()
 
@@ -65,7 +69,7 @@ class TrainingStep:
         second one on, all micro-batches need the same memory.
         """
         self._batches = batches  # the batches of the previous step are freed only now, as in Trainer
-        items = _count_labels(batches)
+        items = _count_labels(batches) if self._own is None else self._own.count_items(batches)
         for index in range(len(batches)) if run is None else run:
             self._forward_backward(batches[index], items, len(batches))
         self.scaler.unscale_(self.optimizer)
@@ -83,17 +87,26 @@ class TrainingStep:
         batches = [workload.batch(batch_size, device, padded=padded) for _ in range(count)]
         self(batches, run=sorted({0, count - 1}))
 
-    def _forward_backward(self, batch: Batch, items: torch.Tensor | None, accumulation: int) -> None:
+    def evaluate(self, batch: Batch) -> Any:
+        """Run an evaluation step, and return what Trainer keeps for the metrics."""
+        if self._own is not None:
+            return self._own.evaluate(batch)
+        return evaluation_step(self.model, self.settings.precision, batch, self._device_type)
+
+    def _forward_backward(self, batch: Batch, items: Any, accumulation: int) -> None:
         self.model.train()
-        if self._overrides.compute_loss is None:
-            outputs = self._forward(**batch)
-            loss = loss_of(outputs)
-            del outputs
+        if self._own is not None:
+            loss = self._own.forward_backward(batch, items, accumulation)
         else:
-            loss = self._overrides.compute_loss(self._forward, dict(batch), items)
-        loss = loss / accumulation
-        self.scaler.scale(loss).backward()
-        loss = loss.detach()
+            if self._overrides.compute_loss is None:
+                outputs = self._forward(**batch)
+                loss = loss_of(outputs)
+                del outputs
+            else:
+                loss = self._overrides.compute_loss(self._forward, dict(batch), items)
+            loss = loss / accumulation
+            self.scaler.scale(loss).backward()
+            loss = loss.detach()
         if self._total_loss is None:
             self._total_loss = torch.zeros((), device=loss.device)
         self._total_loss += loss
@@ -150,7 +163,8 @@ def loss_of(outputs: Any) -> torch.Tensor:
         loss = outputs[0] if outputs else None
     if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
         raise UsageError(
-            'the model returns no loss: forward has to return it as "loss", as the first output or as the only one'
+            'the model returns no loss: forward has to return it as "loss", as the first output or as the only one. '
+            f"Its inputs may lack the labels (example_batch, or the data collator of a Trainer). {REHEARSE}"
         )
     return loss
 

@@ -17,11 +17,14 @@ from ..data import catalog
 from ..errors import UsageError
 from ..option_keywords import FindKeywords
 from ..options import ModelOptions, Options
+from .adapters import check_adapters, choose_dropout, kbit_reason, with_adapters
 from .bnb_4bit import quantized
-from .checks import require_package
-from .model_config import AUTO_CLASSES, load_config
+from .config_values import in_one_line
+from .heads import AUTO_CLASSES, EXAMPLE, has_stacked_experts
+from .model_config import load_config
 from .optimizers import OPTIMIZERS
 from .option_defaults import (
+    check_chunks,
     check_generation,
     choose_attention,
     choose_length,
@@ -29,6 +32,7 @@ from .option_defaults import (
     choose_precision,
     choose_task,
     choose_weights_dtype,
+    quantization_reason,
     set_labels,
 )
 from .step_settings import NO_OVERRIDES, PRECISIONS, Precision, StepOverrides, StepSettings
@@ -50,7 +54,9 @@ class Workload:
 
     max_length: tokens in every sequence (the worst case: no sequence is shorter).
     weights_dtype: the dtype of the weights, "float32", "float16" or "bfloat16".
-    lora_r: rank of peft's LoRA, 0 for none. lora_targets: names of modules, None for peft's choice.
+    lora_r: rank of peft's LoRA, 0 for none. lora_targets: names of modules or "all-linear", None for peft's choice.
+    lora_dropout, lora_alpha: as in peft's LoraConfig; None for its default.
+    prepare_kbit: 4-bit models go through peft's prepare_model_for_kbit_training.
     accumulation: micro-batches per optimizer step; from 2 on, gradients are in memory during the forward pass.
     new_tokens: tokens that a generation adds to each sequence; 0 for no generation.
     pretrained: real steps load the checkpoint's weights, instead of random ones that need the same memory.
@@ -69,7 +75,10 @@ class Workload:
     activation_checkpointing: bool = False
     lora_r: int = 0
     lora_targets: tuple[str, ...] | None = None
+    lora_dropout: float = 0.0
+    lora_alpha: float | None = None
     load_in_4bit: bool = False
+    prepare_kbit: bool = False
     accumulation: int = 1
     new_tokens: int = 0
     pretrained: bool = False
@@ -121,17 +130,13 @@ class Workload:
         model = self._model()
         model.config.use_cache = False  # as Trainer does: after the construction, in which submodules copied the config
         if self.load_in_4bit:
-            model = quantized(model, getattr(torch, self.weights_dtype))
+            model = quantized(model, getattr(torch, self.weights_dtype), is_prepared=self.prepare_kbit)
         if self.activation_checkpointing:
             _turn_on_checkpointing(model)
         if self.lora_r:
-            from peft import LoraConfig, get_peft_model
-
-            targets = list(self.lora_targets) if self.lora_targets else None
-            try:
-                model = get_peft_model(model, LoraConfig(r=self.lora_r, target_modules=targets))
-            except ValueError as error:
-                raise UsageError(f"LoRA: {error}") from error
+            model = with_adapters(
+                model, self.lora_r, self.lora_targets, dropout=self.lora_dropout, alpha=self.lora_alpha, task=self.task
+            )
             if self.activation_checkpointing:
                 model.enable_input_require_grads()
         return model
@@ -155,7 +160,9 @@ class Workload:
         try:
             return auto_class.from_config(config, dtype=dtype)
         except Exception as error:  # each architecture raises its own errors for invalid values
-            raise UsageError(f"a model cannot be built from the configuration of {self.model}: {error}") from error
+            raise UsageError(
+                f"a model cannot be built from the configuration of {self.model}: {in_one_line(error)}"
+            ) from error
 
     def batch(self, batch_size: int, device: str, *, padded: bool = True) -> dict[str, torch.Tensor]:
         """Return the worst case: all sequences have full length, and one of them is padded so that the mask is kept.
@@ -186,13 +193,24 @@ class Workload:
         make_unknown(batch.values())
         return batch
 
+    def failure(self, error: Exception) -> str:
+        """Return a sentence about a training step that failed for another reason than memory, and what to do."""
+        missing = ""
+        if self.task == "seq2seq" and getattr(self.config, "decoder_start_token_id", None) is None:
+            missing = "; its configuration has no decoder_start_token_id, from which most decoders make their inputs"
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        return (
+            f"a training step of {self.model} for {self.task} fails: {kind}{in_one_line(error).rstrip('.')}{missing}. "
+            f"Check its configuration, or {EXAMPLE}"
+        )
+
     def values(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
         hidden = ("config", "defaults")
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in hidden}
 
     def describe(self) -> list[tuple[str, str]]:
-        """Return (name, value) of everything that decides about memory."""
+        """Return (name, value) of everything that determines memory use."""
         rows = [
             ("model", self.model),
             ("task", self.task),
@@ -205,10 +223,17 @@ class Workload:
             rows.append(("checkpointing", "activations are recomputed in the backward pass"))
         if self.lora_r:
             targets = ", ".join(self.lora_targets) if self.lora_targets else "peft's modules for this architecture"
-            rows.append(("adapters", f"LoRA r={self.lora_r} on {targets}"))
+            alpha = "" if self.lora_alpha is None else f", alpha {self.lora_alpha:g}"
+            rows.append(("adapters", f"LoRA r={self.lora_r} on {targets}, dropout {self.lora_dropout:g}{alpha}"))
         if self.load_in_4bit:
-            rows.append(("weights", "4-bit nf4 with double quantization (bitsandbytes)"))
+            rows.append(("weights", f"4-bit nf4 with double quantization (bitsandbytes), {self._kbit_preparation}"))
         return rows
+
+    @property
+    def _kbit_preparation(self) -> str:
+        if self.prepare_kbit:
+            return "all others cast to float32 by prepare_model_for_kbit_training"
+        return f"all others in {self.weights_dtype}, without prepare_model_for_kbit_training"
 
 
 def describe(model: str, options: ModelOptions | None = None, **keywords: Unpack[FindKeywords]) -> Workload:
@@ -218,10 +243,11 @@ def describe(model: str, options: ModelOptions | None = None, **keywords: Unpack
     Raises UnknownModelError, UsageError or MissingExtraError.
     """
     options = options or Options.of(keywords, "name").model
-    _check_adapters(options)
+    check_adapters(options)
     config = load_config(model, trust_remote_code=options.trust_remote_code)
     task, task_reason = choose_task(config, options.task)
     max_length, length_reason = choose_length(config, options.max_length)
+    check_chunks(config, max_length)
     check_generation(config, task, max_length, options.generate)
     precision, precision_reason = choose_precision(options.precision)
     weights_dtype, dtype_reason = choose_weights_dtype(
@@ -230,6 +256,8 @@ def describe(model: str, options: ModelOptions | None = None, **keywords: Unpack
     optimizer, optimizer_reason = choose_optimizer(options.optimizer)
     attention, attention_reason = choose_attention(config, options.attention, task)
     labels_reason = set_labels(config, task, options.num_labels)
+    has_experts = has_stacked_experts(config, task)
+    lora_dropout, dropout_reason = choose_dropout(options, has_experts=has_experts)
     reasons = (
         task_reason,
         length_reason,
@@ -238,6 +266,9 @@ def describe(model: str, options: ModelOptions | None = None, **keywords: Unpack
         optimizer_reason,
         attention_reason,
         labels_reason,
+        dropout_reason,
+        quantization_reason(config, weights_dtype, load_in_4bit=options.load_in_4bit),
+        kbit_reason(options, leaves_experts=has_experts),
     )
     entry = catalog.model_entry(model)
     return Workload(
@@ -252,25 +283,14 @@ def describe(model: str, options: ModelOptions | None = None, **keywords: Unpack
         activation_checkpointing=options.activation_checkpointing,
         lora_r=options.lora_r,
         lora_targets=options.lora_targets,
+        lora_dropout=lora_dropout,
+        lora_alpha=options.lora_alpha,
         load_in_4bit=options.load_in_4bit,
+        prepare_kbit=options.load_in_4bit and options.prepare_kbit,
         new_tokens=options.generate,
         pretrained=options.pretrained,
         defaults=tuple(reason for reason in reasons if reason),
     )
-
-
-def _check_adapters(options: ModelOptions) -> None:
-    """Raise UsageError or MissingExtraError for adapters or 4-bit weights that cannot be trained as requested."""
-    if options.lora_targets and not options.lora_r:
-        raise UsageError("lora_targets names the modules that get adapters: add a rank, such as --lora_r 16")
-    if options.lora_r:
-        require_package("peft", "LoRA")
-    if options.load_in_4bit:
-        require_package("bitsandbytes", "4-bit weights")
-        if not options.lora_r:
-            raise UsageError("4-bit weights cannot be trained themselves: add adapters, such as --lora_r 16")
-        if options.pretrained:
-            raise UsageError("4-bit weights are always random here, and need the same memory: leave out pretrained")
 
 
 def _turn_on_checkpointing(model: Any) -> None:

@@ -306,8 +306,9 @@ def test_training_arguments_as_yaml_are_read(tmp_path: Path) -> None:
 def test_the_error_on_pickled_training_arguments_says_how_to_convert_them(tmp_path: Path) -> None:
     path = tmp_path / "training_args.bin"
     path.write_bytes(b"\x80\x05\x95\xff\xfe")
-    with pytest.raises(UsageError, match="to_json_string"):
+    with pytest.raises(UsageError, match="to_json_string") as error:
         parse(["--model", "x", "--training_args", str(path)])
+    assert "torch.load" not in str(error.value), "loading a pickle can run any code"
 
 
 def test_env_prints_what_a_bug_report_needs(capsys: Capture) -> None:
@@ -360,3 +361,23 @@ def test_a_script_that_cannot_be_patched_is_an_error_before_the_search(
 def test_invalid_combinations_with_patch_are_usage_errors(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--model", "bert-tiny", *wrong]) == cli.USAGE
     assert "--patch" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", [["--html", "x.html"], ["--check", "8"], ["--throughput"]])
+def test_lengths_refuses_flags_that_it_would_ignore(capsys: Capture, flag: list[str]) -> None:
+    error = usage_error(capsys, "lengths", "--model", "bert-tiny", "--dataset", "train.jsonl", *flag)
+    assert f"{flag[0]} does not apply to lengths: hf-bsopt find --dataset takes it" in error
+
+
+def test_a_table_refuses_flags_about_one_answer(capsys: Capture) -> None:
+    assert "--check is about one model on one GPU" in usage_error(
+        capsys, "table", "--models", "bert-tiny", "--check", "8"
+    )
+
+
+def test_env_prints_its_help_and_refuses_flags(capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["env", "--help"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: hf-bsopt env")
+    assert "--nonsense" in usage_error(capsys, "env", "--nonsense")

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import logging
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from hf_bsopt._utils import files
 from hf_bsopt.cli.main import FOUND, NOTHING_FITS, USAGE, main
 from hf_bsopt.errors import RehearsalError
 from hf_bsopt.probing.devices import Schedule
@@ -125,3 +131,41 @@ def test_a_search_that_fails_logs_the_failed_size(caplog: pytest.LogCaptureFixtu
     with pytest.raises(RehearsalError, match="no kernel"):
         verifier.verify(24, lambda size: size, None)
     assert logged(caplog) == ["✗ Batch size 24: error, no kernel"]
+
+
+def test_a_disk_that_fills_up_during_the_search_costs_no_answer_and_no_other_file(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page, values = tmp_path / "page.html", tmp_path / "values.json"
+
+    def refuse_json(target: Path, content: bytes, check: object = None) -> None:
+        if target == values:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        page.write_bytes(content)
+
+    monkeypatch.setattr(files, "replace_file", refuse_json)
+    assert main([*MINI, "--html", str(page), "--json", str(values)]) == USAGE
+    out, err = capsys.readouterr()
+    assert "OPTIMAL BATCH SIZE" in out
+    assert err == f"error: cannot write {values}: No space left on device\n"
+    assert page.exists() and not values.exists()
+
+
+def test_a_full_disk_behind_standard_output_is_one_sentence() -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "hf_bsopt", "env"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (USAGE, "error: No space left on device\n")
+
+
+def test_control_characters_in_names_do_not_reach_the_terminal(tmp_path: Path, capsys: Capture) -> None:
+    folder = tmp_path / "bert\x1b]0;title\x07"
+    folder.mkdir()
+    config = {"model_type": "bert", "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 128, "vocab_size": 100}))
+    for model in (str(folder), "no\x1b[2Jmodel"):
+        main([*MINI, "--model", model])
+    out, err = capsys.readouterr()
+    assert r"bert\x1b]0;title\x07" in out and r"no\x1b[2Jmodel" in err
+    assert "\x1b" not in out + err and "\x07" not in out + err

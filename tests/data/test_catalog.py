@@ -10,11 +10,30 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_bsopt.data.catalog import gpu, known_gpus, known_models, model_entry, nearest_models
+from hf_bsopt.data.catalog import (
+    _gpu_data,
+    _gpu_key,
+    _models,
+    gpu,
+    known_gpus,
+    known_models,
+    model_entry,
+    nearest_models,
+)
 from hf_bsopt.errors import UnknownGpuError
 from hf_bsopt.records import GpuSpec
 
 MIB = 2**20
+
+
+def test_no_two_entries_share_a_name() -> None:
+    """The later one would hide the other."""
+    models = [name.casefold() for hub_id, entry in _models().items() for name in {hub_id, *entry["aliases"]}]
+    gpu_names = ((name, *entry["aliases"]) for name, entry in _gpu_data()["gpus"].items())
+    gpus = [key for names in gpu_names for key in {_gpu_key(name) for name in names}]
+    assert sorted(set(models)) == sorted(models)
+    assert sorted(set(gpus)) == sorted(gpus)
+
 
 # ---- models
 
@@ -124,10 +143,14 @@ GPUS = [
     ("V100-16GB", 16_914_055_168, 70, 80),
     ("V100-32GB", 32_494 * MIB, 70, 80),
     ("L4", 22_693 * MIB, 89, 58),
+    # CUDA samples' deviceQuery, driver 12.2: 23,609,475,072 bytes; with driver 12.8 it was 23,696,375,808
+    ("A10", 23_609_475_072, 86, 72),
     ("A10G", 22_587 * MIB, 86, 80),
     ("L40S", 45_495 * MIB, 89, 142),
     ("A100-40GB", 42_405_462_016, 80, 108),
     ("A100-80GB", 81_222 * MIB, 80, 108),
+    ("A800-40GB", 42_405_462_016, 80, 108),  # an A100 with slower links between GPUs
+    ("A800-80GB", 81_222 * MIB, 80, 108),
     ("H100-80GB", 81_082 * MIB, 90, 132),
     ("H200", 150_109_945_856, 90, 132),
     ("RTX 3060", 12_622_168_064, 86, 28),
@@ -169,6 +192,10 @@ def test_every_known_gpu_is_checked_above() -> None:
         ("Tesla V100-PCIE-32GB", "V100-32GB"),
         ("NVIDIA L4", "L4"),
         ("NVIDIA A10G", "A10G"),
+        ("NVIDIA A10", "A10"),
+        ("A800-SXM4-80GB", "A800-80GB"),
+        ("NVIDIA A800 80GB PCIe", "A800-80GB"),
+        ("NVIDIA A800-SXM4-40GB", "A800-40GB"),
         ("NVIDIA L40S", "L40S"),
         ("a100-40gb", "A100-40GB"),
         ("A100_40 GB", "A100-40GB"),
@@ -229,7 +256,7 @@ def test_an_invalid_memory_size_is_refused_with_an_example(spelling: str) -> Non
     [
         ("T5", "T4"),
         ("A100-60GB", "A100-80GB"),
-        ("A10", "A10G"),
+        ("A10X", "A10"),
         ("NVIDIA GeForce RTX 3060 Laptop GPU", "RTX 3060"),
         ("RTX 4060 Ti", "RTX 4060"),
         ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "A100-40GB"),

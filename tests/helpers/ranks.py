@@ -64,15 +64,20 @@ class _Store:
         return {**address, "TORCHELASTIC_USE_AGENT_STORE": str(self.is_separate)}
 
 
-def run(part: Callable[[Any], Any], *given: Any, store_is_separate: bool = True) -> list[Answer]:
-    """Run ``part`` with one of the arguments on each rank, and return the answers by rank."""
+def run(
+    part: Callable[[Any], Any], *given: Any, store_is_separate: bool = True, answers: int | None = None
+) -> list[Answer]:
+    """Run ``part`` with one of the arguments on each rank, and return the answers by rank. ``answers``: only the first
+    ranks are waited for; the others have an empty one.
+    """
     store = _Store(store_is_separate)
     started = [
         _start(part, argument, {**store.variables, **_rank_variables(rank, len(given))})
         for rank, argument in enumerate(given)
     ]
     try:
-        return [_receive(receiver) for _, receiver in started]
+        received = [_receive(receiver) for _, receiver in started[:answers]]
+        return received + [Answer()] * (len(started) - len(received))
     finally:
         for process, receiver in started:
             process.kill()
@@ -113,7 +118,7 @@ def _run_rank(part: Callable[[Any], Any], argument: Any, variables: dict[str, st
     started_at = time.monotonic()
     try:
         outcome: dict[str, Any] = {"value": part(argument)}
-    except Exception as error:
+    except BaseException as error:
         outcome = {"error": type(error).__name__, "message": str(error), "cause": type(error.__cause__).__name__}
     sender.send(Answer(**outcome, seconds=time.monotonic() - started_at))
     os._exit(0)  # without waiting for ranks that may be gone

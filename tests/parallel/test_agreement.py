@@ -12,7 +12,8 @@ from torch import distributed
 from torch.distributed.distributed_c10d import _get_default_store
 
 from hf_bsopt.errors import AgreementError, BatchSizeError, UsageError
-from hf_bsopt.parallel.agreement import Agreement, agree, collectives_started, exchange, post_message, report_failure
+from hf_bsopt.parallel.agreement import Agreement, agree, exchange, post_message, report_failure
+from hf_bsopt.parallel.collectives import collectives_started
 
 TIMEOUT_SECONDS = 1.0
 SLACK_SECONDS = 10.0

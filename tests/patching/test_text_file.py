@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -38,16 +41,68 @@ def test_an_unchanged_file_is_not_written(tmp_path: Path) -> None:
 def test_a_file_changed_by_another_program_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "train.py"
     path.write_text(SOURCE)
-    keep_owner_and_mode = text_file._keep_owner_and_mode
+    fsync = os.fsync
 
-    def another_program_writes(old: Path, new: Path) -> None:
-        keep_owner_and_mode(old, new)
-        old.write_text("batch_size = 9\n")
+    def another_program_writes(descriptor: int) -> None:
+        fsync(descriptor)
+        path.write_text("batch_size = 9\n")
 
-    monkeypatch.setattr(text_file, "_keep_owner_and_mode", another_program_writes)
+    monkeypatch.setattr(os, "fsync", another_program_writes)
     with pytest.raises(PatchError, match="changed by another program"):
         patch(path, BATCH)
     assert (path.read_text(), len(list(tmp_path.iterdir()))) == ("batch_size = 9\n", 1)
+
+
+def test_of_two_patches_at_once_none_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "train.py"
+    names = ["first", "second"]
+    before_replacing, replace = threading.Barrier(len(names)), os.replace
+
+    def replace_together(old: Path, new: Path) -> None:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            before_replacing.wait(0.5)  # without a lock both get here: each has compared the file, none replaced it
+        replace(old, new)
+
+    monkeypatch.setattr(os, "replace", replace_together)
+    path.write_text("".join(f"{name} = 8\n" for name in names))
+    together = threading.Barrier(len(names))
+    done = []
+
+    def change(name: str) -> None:
+        together.wait()
+        with contextlib.suppress(PatchError):
+            patch(path, BATCH, keys={"batch_size": name})
+            done.append(name)
+
+    threads = [threading.Thread(target=change, args=(name,)) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert done
+    assert path.read_text() == "".join(f"{name} = {48 if name in done else 8}\n" for name in names)
+
+
+def test_a_locked_file_is_not_waited_for_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "train.py"
+    path.write_text(SOURCE)
+    monkeypatch.setattr(text_file, "LOCK_SECONDS", 0)
+    with path.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(PatchError, match="locked by another program; run the command again"):
+            patch(path, BATCH)
+    assert path.read_text() == SOURCE
+
+
+def test_extended_attributes_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "train.py"
+    path.write_text(SOURCE)
+    try:
+        os.setxattr(path, "user.origin", b"the lab")
+    except (AttributeError, OSError):
+        pytest.skip("no extended attributes here")
+    patch(path, BATCH)
+    assert os.getxattr(path, "user.origin") == b"the lab"
 
 
 def test_a_failed_replacement_leaves_only_the_unchanged_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +127,7 @@ def test_anything_but_a_text_file_is_refused_with_the_reason(tmp_path: Path) -> 
     (tmp_path / "wrong.py").write_bytes(b"batch_size = 8 # \xff\n")
     (tmp_path / "coding.py").write_bytes(b"# coding: klingon\nbatch_size = 8\n")
     (tmp_path / "wide.json").write_bytes('{"batch_size": 8}'.encode("utf-16"))
-    (tmp_path / "train.toml").write_text("batch_size = 8")
+    (tmp_path / "train.ini").write_text("batch_size = 8")
     (tmp_path / "train").write_text(SOURCE)
     expected = {
         "train.py": "is a folder",
@@ -84,7 +139,7 @@ def test_anything_but_a_text_file_is_refused_with_the_reason(tmp_path: Path) -> 
         "wrong.py": "invalid or missing encoding|not text in utf-8",
         "coding.py": "unknown encoding",
         "wide.json": "a binary file",
-        "train.toml": r"only \.py, .* files can be patched, not \.toml",
+        "train.ini": r"only \.py, .* files can be patched, not \.ini",
         "train": "a file without a suffix",
         "x\0.py": "can't be read",
     }

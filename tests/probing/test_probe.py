@@ -26,7 +26,7 @@ pytestmark = [
 
 MIB = 2**20
 GPU = GpuSpec("2 GiB GPU", 2 * 2**30, 80, 108, 300 * MIB)
-WORKER = "hf_bsopt.probing.worker"
+WORKER = "start_worker.py"
 HERE = str(Path(__file__).parents[1] / "helpers")
 FAILURES = ["error", "crash", "killed"]
 OTHERS = [
@@ -158,4 +158,8 @@ def test_a_size_without_an_answer_has_no_measurements(trials: dict[str, Trial], 
 
 def test_no_worker_is_left_over(trials: dict[str, Trial]) -> None:
     assert len(trials) == len(FAILURES) + len(OTHERS)
-    assert not [child for child in psutil.Process().children(recursive=True) if WORKER in child.cmdline()]
+    assert not [
+        child
+        for child in psutil.Process().children(recursive=True)
+        if any(word.endswith(WORKER) for word in child.cmdline())
+    ]

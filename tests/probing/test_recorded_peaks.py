@@ -32,7 +32,7 @@ pytestmark = [
 BIOBERT = "dmis-lab/biobert-v1.1"
 needs_peft = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="peft is not installed")
 A100, T4, H200 = "A100-40GB", "T4", "H200"
-LORA = {"lora_r": 16, "lora_targets": ("q_proj", "v_proj"), "activation_checkpointing": True}
+LORA = {"lora_r": 16, "lora_targets": ("q_proj", "v_proj"), "lora_dropout": 0.0, "activation_checkpointing": True}
 TOKENS = {"task": "token-classification", "precision": "fp16", "max_length": 512}
 
 # gpu, model, options, accumulation, batch size, allocated bytes, reserved bytes

@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.skipif(virtual_gpu.why_not() is not None, reason=str(virtual_gpu.why_not())),
 ]
 
-WORKER = "hf_bsopt.probing.worker"
+WORKER = "start_worker.py"
 HERE = str(Path(__file__).parents[1] / "helpers")
 GPU = GpuSpec("2 GiB GPU", 2 * 2**30, 80, 108, 300 * 2**20)
 
@@ -80,7 +80,8 @@ def test_predicted_and_rehearsed_trials_are_labelled_in_the_json(report: Report)
 
 def test_no_process_is_left_over(report: Report) -> None:
     assert report.batch_size
-    assert not [child for child in psutil.Process().children(recursive=True) if WORKER in child.cmdline()]
+    commands = [child.cmdline() for child in psutil.Process().children(recursive=True)]
+    assert not [words for words in commands if any(word.endswith(WORKER) for word in words)]
 
 
 def test_a_module_is_rehearsed_with_an_example_batch(monkeypatch: pytest.MonkeyPatch) -> None:

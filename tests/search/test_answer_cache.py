@@ -42,15 +42,16 @@ def test_a_cached_answer_is_loaded_as_it_was_saved(cache: AnswerCache) -> None:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(
-    trials=st.lists(st.from_type(Trial), max_size=4).map(tuple),
-    batch_size=st.integers(0, 2**20),
+    trials=st.lists(st.builds(Trial, batch_size=st.integers(1, 2**20)), max_size=4).map(tuple),
+    below=st.integers(0, 2**20),
     is_settled=st.booleans(),
 )
 def test_every_trial_is_restored_exactly(
-    tmp_path: Path, trials: tuple[Trial, ...], batch_size: int, is_settled: bool
+    tmp_path: Path, trials: tuple[Trial, ...], below: int, is_settled: bool
 ) -> None:
     """The representations are compared: 1 differs from 1.0 and -0.0 from 0.0, and nan equals nan."""
     cache = AnswerCache(tmp_path)
+    batch_size = max(0, max((trial.batch_size for trial in trials), default=0) - below)
     cache.save(KEY, trials, batch_size, is_settled)
     cached = cache.load(KEY)
     assert cached is not None
@@ -100,7 +101,7 @@ def test_a_key_may_contain_infinity(cache: AnswerCache) -> None:
 def test_different_keys_have_different_answers(cache: AnswerCache, other: dict[str, Any]) -> None:
     save(cache)
     assert cache.load(other) is None
-    cache.save(other, (), 8, False)
+    cache.save(other, TRIALS, 8, False)
     first, second = cache.load(KEY), cache.load(other)
     assert first is not None and second is not None
     assert (first.batch_size, second.batch_size) == (48, 8)
@@ -122,7 +123,7 @@ def test_a_file_with_the_answer_to_another_key_is_ignored(cache: AnswerCache) ->
     """Two keys with the same hash would lead to this."""
     path = save(cache)
     other = {**KEY, "device": "L4"}
-    cache.save(other, (), 8, False)
+    cache.save(other, TRIALS, 8, False)
     (other_path,) = (file for file in cache.folder.iterdir() if file != path)
     other_path.write_bytes(path.read_bytes())
     assert cache.load(other) is None
@@ -169,7 +170,7 @@ def test_a_full_disk_leaves_the_previous_answer(
 
     monkeypatch.setattr(os, "replace", full)
     with caplog.at_level(logging.INFO, logger=answer_cache.__name__):
-        cache.save(KEY, (), 8, False)
+        cache.save(KEY, TRIALS, 8, False)
     assert "No space left on device" in caplog.text
     cached = cache.load(KEY)
     assert cached is not None and cached.batch_size == 48

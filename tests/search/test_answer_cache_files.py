@@ -59,7 +59,7 @@ def test_an_answer_in_another_encoding_is_ignored_and_replaced(cache: AnswerCach
     path = save(cache)
     content = saved_content()
     content["answer"]["trials"][0]["detail"] = "größer"
-    text = json.dumps(content, ensure_ascii=False)
+    text = json.dumps({**content, "checksum": answer_cache.checksum(content)}, ensure_ascii=False)
     path.write_text(text, encoding="utf-8")
     assert cache.load(KEY) is not None
     for encoding in ("latin-1", "utf-16", "utf-8-sig"):
@@ -100,6 +100,11 @@ def saved_content() -> dict[str, Any]:
     return content
 
 
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Write the content with its checksum, so that what is wrong with it is all that is wrong."""
+    path.write_text(json.dumps({**content, "checksum": answer_cache.checksum(content)}))
+
+
 def at(content: Any, place: tuple[str | int, ...]) -> Any:
     for name in place:
         content = content[name]
@@ -113,9 +118,10 @@ SECONDS = ("step_seconds", "step_seconds_spread", "samples_per_second", "tokens_
 def test_a_saved_file_has_the_content_that_these_tests_assume(cache: AnswerCache) -> None:
     path = save(cache)
     content = json.loads(path.read_text())
+    assert content.pop("checksum") == answer_cache.checksum(content)
     content["answer"]["kept_on"] = "2026-03-31"
     assert content == saved_content()
-    path.write_text(json.dumps(content))
+    write(path, content)
     cached = cache.load(KEY)
     assert cached is not None and cached.kept_on == "2026-03-31"
 
@@ -130,7 +136,7 @@ def test_a_value_of_the_wrong_type_is_ignored_and_replaced(cache: AnswerCache, p
         if type(wrong) is type(was) or is_allowed(place, wrong):
             continue
         parent[name] = wrong
-        path.write_text(json.dumps(content))
+        write(path, content)
         assert is_ignored_and_replaced(cache, path), wrong
 
 
@@ -147,7 +153,7 @@ def test_a_missing_field_is_ignored_and_replaced(cache: AnswerCache, place: tupl
     path = save(cache)
     content = saved_content()
     del at(content, place[:-1])[place[-1]]
-    path.write_text(json.dumps(content))
+    write(path, content)
     assert is_ignored_and_replaced(cache, path)
 
 
@@ -158,14 +164,14 @@ def test_an_unknown_field_is_ignored_and_replaced(cache: AnswerCache, place: tup
     path = save(cache)
     content = saved_content()
     at(content, place)["one more"] = 1
-    path.write_text(json.dumps(content))
+    write(path, content)
     assert is_ignored_and_replaced(cache, path)
 
 
 @pytest.mark.parametrize("found", [0, answer_cache.FORMAT + 1, True, 1.0, "1", None])
 def test_a_file_of_another_format_is_ignored_and_replaced(cache: AnswerCache, found: object) -> None:
     path = save(cache)
-    path.write_text(json.dumps({**saved_content(), "format": found}))
+    write(path, {**saved_content(), "format": found})
     assert is_ignored_and_replaced(cache, path)
 
 
@@ -178,15 +184,52 @@ def test_a_word_or_a_number_that_a_trial_cannot_have_is_ignored_and_replaced(
     path = save(cache)
     content = saved_content()
     content["answer"]["trials"][0][field] = wrong
-    path.write_text(json.dumps(content))
+    write(path, content)
     assert is_ignored_and_replaced(cache, path)
+
+
+@pytest.mark.parametrize("size", [-1, 49, 10**400])
+def test_a_size_that_no_trial_bears_out_is_ignored_and_replaced(cache: AnswerCache, size: int) -> None:
+    path = save(cache)
+    content = saved_content()
+    content["answer"]["batch_size"] = size if size != 49 else max(trial.batch_size for trial in TRIALS) + 1
+    write(path, content)
+    assert is_ignored_and_replaced(cache, path)
+
+
+@pytest.mark.parametrize("size", [-1, 0])
+def test_a_trial_of_no_sequence_is_ignored_and_replaced(cache: AnswerCache, size: int) -> None:
+    path = save(cache)
+    content = saved_content()
+    content["answer"]["trials"][0]["batch_size"] = size
+    write(path, content)
+    assert is_ignored_and_replaced(cache, path)
+
+
+def test_a_value_that_was_changed_is_ignored_and_replaced(cache: AnswerCache) -> None:
+    path = save(cache)
+    text = path.read_text()
+    assert text.count('"batch_size": 48') >= 1
+    path.write_text(text.replace('"batch_size": 48', '"batch_size": 40'))
+    assert is_ignored_and_replaced(cache, path)
+    path.write_text(text.replace('"checksum": "', '"checksum": "0'))
+    assert is_ignored_and_replaced(cache, path)
+
+
+def test_a_link_is_neither_followed_for_reading_nor_for_writing(cache: AnswerCache, tmp_path: Path) -> None:
+    path = save(cache)
+    elsewhere = path.rename(tmp_path / "elsewhere.json")
+    path.symlink_to(elsewhere)
+    before = elsewhere.read_bytes()
+    assert is_ignored_and_replaced(cache, path)
+    assert not path.is_symlink() and elsewhere.read_bytes() == before
 
 
 def test_an_invalid_date_is_ignored_and_replaced(cache: AnswerCache) -> None:
     path = save(cache)
     content = saved_content()
     content["answer"]["kept_on"] = "yesterday"
-    path.write_text(json.dumps(content))
+    write(path, content)
     assert is_ignored_and_replaced(cache, path)
 
 
@@ -194,7 +237,7 @@ def test_an_ignored_file_is_logged(cache: AnswerCache, caplog: pytest.LogCapture
     path = save(cache)
     content = saved_content()
     content["answer"]["trials"][1]["peak"]["reserved_bytes"] = "many"
-    path.write_text(json.dumps(content))
+    write(path, content)
     with caplog.at_level(logging.INFO, logger=answer_cache.__name__):
         assert cache.load(KEY) is None
     (record,) = caplog.records

@@ -53,6 +53,22 @@ def test_the_result_was_run_and_is_exact_if_the_attempts_suffice(
         assert (found.bound == "limit") == (true >= limit)
 
 
+@examples(500)
+@given(misfits=st.sets(st.integers(1, 80)), start=st.integers(1, 80))
+def test_if_memory_is_irregular_the_result_fits_and_the_next_size_does_not(misfits: set[int], start: int) -> None:
+    ran: list[int] = []
+
+    def run(batch_size: int) -> None:
+        ran.append(batch_size)
+        if batch_size in misfits:
+            raise MemoryError
+
+    with mock.patch.object(largest, "_free_memory"):
+        found = find_largest_batch_size(run, start=start, limit=80)
+    assert found.batch_size == max((size for size in ran if size not in misfits), default=0)
+    assert found.batch_size == 80 or found.batch_size + 1 in misfits & set(ran)
+
+
 def test_the_error_message_is_kept_and_tensors_in_its_traceback_are_freed() -> None:
     class Tensor:
         pass

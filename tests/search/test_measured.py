@@ -81,7 +81,7 @@ def test_a_checked_size_is_run_too(report: Report) -> None:
 def test_no_worker_process_is_left(report: Report) -> None:
     assert report.batch_size
     children = psutil.Process().children(recursive=True)
-    assert not [child for child in children if "hf_bsopt.probing.worker" in child.cmdline()]
+    assert not [child for child in children if any(word.endswith("start_worker.py") for word in child.cmdline())]
 
 
 class OptimisticPredictor(Predictor):

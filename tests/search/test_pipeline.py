@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch import nn
 import hf_bsopt
 from hf_bsopt import NothingFitsError, Report, UsageError, find_batch_size
 from hf_bsopt.records import GpuSpec
+from hf_bsopt.search import phases
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL_GPU = GpuSpec("2 GiB GPU", 2 * 2**30, 80, 108, 300 * 2**20)
@@ -39,6 +41,19 @@ def test_biobert_on_a_t4_is_48() -> None:
     assert chosen.peak is not None
     assert chosen.peak.reserved_bytes == pytest.approx(12_048_138_240, rel=0.001)
     assert found.decision.largest in range(60, 66)
+
+
+def test_evaluation_is_predicted_with_the_allocator_setting_of_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, bool] = {}
+
+    class Seen(phases.Predictor):
+        def __init__(self, *args: Any, expandable_segments: bool = False, phase: str = "training", **more: Any) -> None:
+            seen[phase] = expandable_segments
+            super().__init__(*args, expandable_segments=expandable_segments, phase=phase, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(phases, "Predictor", Seen)
+    find(evaluation=True, expandable_segments=True)
+    assert seen == {"evaluation": True}
 
 
 def test_the_choice_is_under_the_target_and_the_next_is_over(report: Report) -> None:
@@ -283,3 +298,47 @@ def test_the_dataframe_has_a_row_for_each_size(report: Report) -> None:
     assert frame.loc[frame["chosen"], "batch_size"].tolist() == [report.batch_size]
     assert frame["utilization"].dropna().between(0, 1).all()
     assert frame.loc[frame["outcome"] != "fits", "utilization"].isna().all()
+
+
+# ---- check, where nothing stays under the target
+
+
+def test_check_is_answered_though_nothing_stays_under_the_target() -> None:
+    keywords = {"gpu": "T4", "device": "predict", "max_length": 64, "target": (0.0, 0.03), "evaluation": False}
+    with pytest.raises(NothingFitsError) as raised:
+        find_batch_size("bert-tiny", **keywords, check=16)
+    error = raised.value
+    words = str(error)
+    assert words.startswith("not even one sequence of 64 tokens stays under 3% of T4: it needs 0.")
+    assert error.checked is not None and (error.checked.batch_size, error.checked.fits) == (16, True)
+    share = (error.checked.used_bytes or 0) / (error.question.device.total_bytes or 1)
+    assert f"; batch size 16 fits above the target: 0.{words.split('target: 0.')[1][:2]} GiB, {share:.0%}" in words
+    assert error.largest > 16
+    assert f"1 to {error.largest} fit the memory above the target" in words
+    assert "--target 0 1" in words
+
+
+def test_a_checked_size_that_does_not_fit_at_all_is_said_to_need_more_than_there_is() -> None:
+    keywords = {"gpu": "T4", "memory": "450MiB", "device": "predict", "max_length": 64, "evaluation": False}
+    with pytest.raises(NothingFitsError) as raised:
+        find_batch_size("bert-tiny", **keywords, target=(0.0, 0.8), check=10**6)
+    assert raised.value.checked is not None and not raised.value.checked.fits
+    assert "batch size 1000000 does not fit: " in str(raised.value)
+
+
+def test_a_hint_is_given_where_nothing_fits_at_all() -> None:
+    with pytest.raises(NothingFitsError, match="a shorter max_length, activation checkpointing") as raised:
+        find_batch_size("bert-base-uncased", gpu="T4", memory="1GiB", device="predict", max_length=64)
+    assert (raised.value.largest, raised.value.checked) == (0, None)
+
+
+@pytest.mark.slow
+def test_llama_3_8b_on_an_a100_is_checked_above_the_target() -> None:
+    """2 sequences fill 96 % of it, and 15 fit at most; the answer was "not even one sequence"."""
+    keywords = {"gpu": "A100-80GB", "device": "predict", "max_length": 1024, "optimizer": "adamw_torch"}
+    with pytest.raises(NothingFitsError) as raised:
+        keywords = {**keywords, "precision": "bf16-weights", "activation_checkpointing": True}
+        find_batch_size("meta-llama/Meta-Llama-3-8B", **keywords, check=2)
+    assert raised.value.largest == 15
+    assert "batch size 2 fits above the target" in str(raised.value)
+    assert "96% of the memory" in str(raised.value)

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from hf_bsopt.errors import UsageError
 from hf_bsopt.records import Outcome, Peak, Trial
 from hf_bsopt.search.choose import largest_that, round_down
-from hf_bsopt.search.largest import search_trials
 from hf_bsopt.search.limits import Limits
 from hf_bsopt.search.policies import FREE, REAL_GPU, with_calibration
 from hf_bsopt.search.throughput import CURVE, curve_sizes, plateau
@@ -152,7 +151,7 @@ def test_nothing_is_run_after_a_failure_other_than_memory(outcome: Outcome) -> N
     assert (result.batch_size, result.trials, result.failure) == (0, (failed,), failed)
 
 
-@pytest.mark.parametrize("outcome", ["retries", "spill"])
+@pytest.mark.parametrize("outcome", ["retries", "spill", "over limit"])
 def test_a_size_that_ran_with_retries_or_host_memory_does_not_fit(outcome: Outcome) -> None:
     def probe(size: int) -> Trial:
         used = 2000 + 100 * size
@@ -296,77 +295,6 @@ def test_a_prediction_within_5_percent_needs_at_most_three_probes_and_no_oom(
     largest = within.allowed(largest_that(lambda n: memory(n) <= fraction * TOTAL))
     assert result.batch_size in ran
     assert result.batch_size >= 0.97 * largest or within.following(result.batch_size) == largest
-
-
-# ---- without a prediction
-
-
-def fits_up_to(largest: int) -> tuple[Callable[[int], Trial], list[int]]:
-    return device(lambda size: 0 if size <= largest else 2 * TOTAL)
-
-
-def test_an_estimate_that_is_too_small_grows_by_half() -> None:
-    probe, ran = fits_up_to(1000)
-    assert search_trials(probe, 19, limit=64, max_attempts=4) == Verification(
-        63, search_trials(probe, 19, limit=64, max_attempts=4).trials, False
-    )
-    assert ran[:4] == [19, 28, 42, 63]
-
-
-def test_an_estimate_that_is_too_small_grows_to_the_limit() -> None:
-    probe, ran = fits_up_to(1000)
-    assert search_trials(probe, 19, limit=64).batch_size == 64
-    assert ran == [19, 28, 42, 63, 64]
-
-
-def test_an_estimate_that_is_too_large_is_halved_and_then_bisected() -> None:
-    probe, ran = fits_up_to(16)
-    assert search_trials(probe, 19, limit=64, max_attempts=4).batch_size == 16
-    assert ran == [19, 9, 14, 16]
-
-
-def test_a_good_estimate_is_bracketed() -> None:
-    probe, ran = fits_up_to(24)
-    assert search_trials(probe, 19, limit=64, max_attempts=3).batch_size == 23
-    assert ran == [19, 28, 23]
-
-
-@examples(2500)
-@given(
-    memory=curves(),
-    noise=st.sampled_from([0.0, 0.1]),
-    seed=st.integers(0, 1000),
-    first=st.integers(1, 900),
-    limit=st.integers(1, 600),
-    attempts=st.none() | st.integers(1, 12),
-)
-def test_a_settled_search_without_a_prediction_ends_at_the_largest_size_that_fits(
-    memory: Memory, noise: float, seed: int, first: int, limit: int, attempts: int | None
-) -> None:
-    memory = noisy(memory, noise, seed)
-    probe, ran = device(memory)
-    result = search_trials(probe, first, limit=limit, max_attempts=attempts)
-    assert len(ran) == len(set(ran)) <= (attempts or 30)
-    assert result.batch_size == max((size for size in ran if memory(size) < TOTAL + 1), default=0)
-    if result.is_settled:
-        assert result.batch_size == limit or result.batch_size + 1 in ran
-        if noise == 0:
-            assert result.batch_size == largest_that(lambda n: memory(n) < TOTAL + 1, limit=limit)
-    else:
-        assert attempts is not None
-
-
-def test_a_search_without_a_prediction_stops_at_a_failure_other_than_memory() -> None:
-    failed = Trial(8, "error", None, None, "measured", detail="no such layer")
-    result = search_trials(lambda size: failed, 8)
-    assert (result.batch_size, result.failure) == (0, failed)
-
-
-@pytest.mark.parametrize("wrong", [{"first": 0}, {"first": 1, "limit": 0}, {"first": 1, "max_attempts": 0}])
-def test_invalid_arguments_of_the_search_without_a_prediction_are_usage_errors(wrong: dict[str, int]) -> None:
-    probe, _ = fits_up_to(1)
-    with pytest.raises(UsageError):
-        search_trials(probe, **wrong)
 
 
 # ---- throughput

@@ -18,12 +18,9 @@ from transformers import AutoConfig, AutoModel, BertConfig, LlamaConfig
 from hf_bsopt.data import catalog
 from hf_bsopt.errors import UnknownModelError, UsageError
 from hf_bsopt.workloads import model_config
-from hf_bsopt.workloads.model_config import (
-    AUTO_CLASSES,
-    default_task,
-    load_config,
-    position_limit,
-)
+from hf_bsopt.workloads.heads import AUTO_CLASSES, default_task
+from hf_bsopt.workloads.model_config import load_config
+from hf_bsopt.workloads.positions import position_limit
 
 
 @pytest.fixture
@@ -234,3 +231,10 @@ def test_the_hub_is_not_tried_when_offline_is_set_or_there_is_a_proxy(
     monkeypatch.setattr(urllib.request, "getproxies", lambda: proxies)
     monkeypatch.setattr(socket, "create_connection", connect)
     assert model_config.is_hub_reachable() == expected
+
+
+def test_an_unknown_architecture_is_refused_with_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "berrt"}')
+    with pytest.raises(UsageError, match="no model_type 'berrt'; the nearest is") as caught:
+        load_config(str(tmp_path))
+    assert len(str(caught.value)) < 300 + len(str(tmp_path))

@@ -11,10 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from hf_bsopt.data import catalog
 from hf_bsopt.errors import MissingExtraError, UsageError
-from hf_bsopt.workloads.optimizers import OPTIMIZER_ALIASES, OPTIMIZERS, make_optimizer
+from hf_bsopt.memory.predictor import Predictor
+from hf_bsopt.workloads.module import module_workload
+from hf_bsopt.workloads.optimizers import NOT_BY_NAME, OPTIMIZER_ALIASES, OPTIMIZERS, make_optimizer, optimizer_name
 from hf_bsopt.workloads.step_settings import StepSettings
 from hf_bsopt.workloads.training_step import TrainingStep
+from hf_bsopt.workloads.workload import describe
 
 
 class Classifier(nn.Module):
@@ -81,7 +85,7 @@ def test_8_bit_adam_is_the_one_of_bitsandbytes(model: Classifier, name: str, pag
 
 @pytest.mark.parametrize("name", sorted({*OPTIMIZERS, *OPTIMIZER_ALIASES}))
 def test_biases_and_norms_are_in_a_group_without_weight_decay(model: Classifier, name: str) -> None:
-    if "8bit" in name:
+    if "bitsandbytes" in OPTIMIZERS[OPTIMIZER_ALIASES.get(name, name)]:
         pytest.importorskip("bitsandbytes")
     decayed, plain = make_optimizer(model, name).param_groups
     assert {id(p) for p in decayed["params"]} == {id(model.hidden.weight), id(model.head.weight)}
@@ -116,9 +120,56 @@ def test_8_bit_adam_without_bitsandbytes_is_refused_with_the_pip_command(
         make_optimizer(model, name)
 
 
+@pytest.mark.parametrize("name", sorted(name for name, what in OPTIMIZERS.items() if "bitsandbytes" in what))
+def test_each_optimizer_of_bitsandbytes_is_traced_with_the_state_that_its_name_says(name: str) -> None:
+    """Bytes of state for a weight of 2^20 elements: 4 or 1 for each tensor (and maxima of the blocks); pages none."""
+    pytest.importorskip("bitsandbytes")
+    elements = 2**20
+    tensors = 3 if "ademamix" in name else 1 if "lion" in name or "rmsprop" in name else 2
+    expected = 0 if "paged" in name else tensors * elements * (1 if "8bit" in name else 4)
+    example = {"x": torch.zeros(2, 1024)}
+    module = Wide()
+    workload = module_workload(module, example, "fp32", name)
+    state = Predictor(workload, catalog.gpu("T4")).timeline.composition(1, catalog.gpu("T4"))["optimizer"]
+    assert state == pytest.approx(expected, rel=0.03, abs=2**16)
+
+
+class Wide(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1024, 1024, bias=False)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"loss": self.layer(x).mean()}
+
+
+@pytest.mark.parametrize(("name", "nearest"), [(name, nearest) for name, (_, nearest) in NOT_BY_NAME.items()])
+def test_other_names_of_training_arguments_are_refused_with_the_nearest(name: str, nearest: str) -> None:
+    with pytest.raises(UsageError, match=rf"optimizer {name} is .*find_batch_size\(trainer\).*is {nearest}$"):
+        optimizer_name(name)
+    assert nearest in OPTIMIZERS
+
+
+def test_every_name_of_training_arguments_is_known_or_refused_with_the_nearest() -> None:
+    from transformers.training_args import OptimizerNames
+
+    assert {name.value for name in OptimizerNames} <= {*OPTIMIZERS, *OPTIMIZER_ALIASES, *NOT_BY_NAME}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(torch.optim.AdamW, "adamw_torch"), (torch.optim.Adam, "adamw_torch"), (torch.optim.SGD, "sgd")]
+)
+def test_a_class_of_torch_is_taken_by_its_name(kind: type, name: str) -> None:
+    assert describe("bert-tiny", optimizer=kind).optimizer == name  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"torch\.optim\.NAdam has no name"):
+        describe("bert-tiny", optimizer=torch.optim.NAdam)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="optimizer is a string, not AdamW"):
+        describe("bert-tiny", optimizer=torch.optim.AdamW([torch.zeros(1)]))  # type: ignore[arg-type]
+
+
 def test_every_optimizer_changes_the_weights(model: Classifier) -> None:
     for name in OPTIMIZERS:
-        if "8bit" in name:
+        if "8bit" in name or "paged" in name:
             continue  # its kernels need a GPU
         trained = copy.deepcopy(model)
         before = copy.deepcopy(trained.state_dict())

@@ -53,8 +53,9 @@ def find_executable_batch_size(
 
     Like accelerate's decorator of the same name, but for the sizes: instead of nine tenths each time, the next size is
     the one that the memory at the failure suggests, in steps of at least 1/32 that grow if they do not help, and of at
-    most three quarters; half if nothing is known of the memory. ``reduce_batch_size_fn``, if given, returns the next
-    size instead. The largest size is not searched for: the run that fits is the training, and is not repeated.
+    most three quarters. If nothing is known of the memory, it is nine tenths too, and less after 24 errors.
+    ``reduce_batch_size_fn``, if given, returns the next size instead. The largest size is not searched for: the run
+    that fits is the training, and is not repeated. A method may be decorated in its class.
 
     In a distributed run every rank continues with the smallest size that any of them would take. If that is not safe,
     because one rank finished or waits in a collective, all ranks that can be reached raise AgreementError.

@@ -14,6 +14,10 @@ from dataclasses import dataclass
 MINIMUM_STEPS = (32, 24, 16, 8, 6, 4)
 """The size is reduced by at least 1/32 as long as the estimate is below it; each time that it is not, the next fraction
 applies."""
+BLIND_STEPS = (10, 8, 6, 4, 3, 2)
+"""The same where nothing is known of the memory: a tenth, as accelerate does, since a size that is skipped is lost."""
+BLIND_PATIENCE = 24
+"""Errors after which these steps grow: as many as accelerate needs from 128 to 6."""
 PATIENCE = 12
 """After this many errors each further one moves on to the next fraction, so the search ends whatever the estimates."""
 LARGEST_FACTOR = 4
@@ -73,7 +77,9 @@ def next_size(facts: OomFacts, failures: int = 1, contradictions: int = 0) -> Ne
     if size <= 1:
         return NextSize(0, "not even one sequence fits")
     if estimate is None:
-        return NextSize(size // 2, "half, because the memory that it needed is unknown")
+        part = BLIND_STEPS[min(max(0, failures - BLIND_PATIENCE), len(BLIND_STEPS) - 1)]
+        reason = f"1/{part} less, because the memory that it needed is unknown"
+        return NextSize(size * (part - 1) // part, reason)
     strictness = contradictions + max(0, failures - PATIENCE)
     minimum_step = max(1, size // MINIMUM_STEPS[min(strictness, len(MINIMUM_STEPS) - 1)])
     chosen = min(size - minimum_step, max(estimate, size // LARGEST_FACTOR, 1))

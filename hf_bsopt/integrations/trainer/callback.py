@@ -10,6 +10,7 @@ yet made that depends on the size. Classes and modules of transformers stay as t
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import sys
 import weakref
@@ -24,13 +25,14 @@ from transformers.trainer_callback import ExportableState
 from ...errors import UsageError
 from ...option_keywords import TrainerKeywords
 from ...options import Options
-from ...parallel.agreement import exchange
+from ...parallel.agreement import exchange, failures_reported, start_heartbeat
 from ...report.report import Report
 from ..preserve_state import preserve_random_state
 from .checkpoint_state import CheckpointState, read_checkpoint_state
 from .memory_logging import MemoryLogger
 from .recovery import Recovery
 from .sizing import apply, check, effective_batch, format_line, report_of, set_size
+from .uneven_steps import UnevenSteps
 from .workload import trainer_workload
 
 logger = logging.getLogger(__name__)
@@ -59,6 +61,7 @@ class BatchSizeCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         is_here = device.gpu is None and device.device not in ("predict", "rehearse")
         self._log = MemoryLogger(self.options.search.target, device.memory if is_here else None) if log else None
         self._trainers: list[weakref.ref[Trainer]] = []  # mostly one
+        self._uneven_steps: weakref.WeakKeyDictionary[Trainer, UnevenSteps] = weakref.WeakKeyDictionary()
 
     # ---- events, in their order
 
@@ -74,6 +77,7 @@ class BatchSizeCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             raise UsageError(f"this Trainer has {len(others)} BatchSizeCallbacks; one of them sizes it")
         if args.auto_find_batch_size:
             check(trainer)
+        start_heartbeat()  # a rank that ends before it is sized is named by the others
         self._trainers.append(weakref.ref(trainer))
         vars(trainer)[SHADOWED] = _Shadow(self, self._trainers[-1], vars(trainer).get(SHADOWED))
 
@@ -89,6 +93,10 @@ class BatchSizeCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
                 "this BatchSizeCallback was added after its Trainer was made, or belongs to another one: give it to "
                 "Trainer(callbacks=[…]), or call find_batch_size(trainer)"
             )
+        if isinstance(state.stateful_callbacks, dict):  # that of a checkpoint without this callback lacks it
+            state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+        if trainer in self._uneven_steps:
+            self._uneven_steps[trainer].begin()
         if self.recovery is not None:
             self.recovery.watch(trainer)
         if self._log is not None:
@@ -110,6 +118,9 @@ class BatchSizeCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     ) -> None:
         if self.recovery is not None:
             self.recovery.end()
+        trainer = self._its(args)
+        if trainer in self._uneven_steps:
+            self._uneven_steps[trainer].end()
 
     def state(self) -> dict[str, Any]:
         """Return the size and the device it was found on, for trainer_state.json and a resumed training."""
@@ -127,6 +138,13 @@ class BatchSizeCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
 
     def size(self, trainer: Trainer, checkpoint: str | None) -> None:
         """Find and set the size, or take that of ``checkpoint``."""
+        with failures_reported():
+            self._size(trainer, checkpoint)
+        uneven_steps = UnevenSteps.of(trainer)
+        if uneven_steps is not None:
+            self._uneven_steps[trainer] = uneven_steps
+
+    def _size(self, trainer: Trainer, checkpoint: str | None) -> None:
         if self._its(trainer.args) is None:  # a copy of the one that it was made in
             self._trainers.append(weakref.ref(trainer))
         before = None if checkpoint is None else self._remembered_in(Path(checkpoint), trainer)
@@ -144,7 +162,9 @@ class BatchSizeCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             print(f"BatchSizeCallback: {format_line(self.report)}", file=sys.stderr)
 
     def _remembered_in(self, checkpoint: Path, trainer: Trainer) -> CheckpointState | None:
-        """Return what every rank can take from the checkpoint; None if one has to search, so that all do."""
+        """Return what every rank can take from the checkpoint; None if one has to search, or if they have different
+        checkpoints, so that all search.
+        """
         before, why = read_checkpoint_state(checkpoint), NOTHING_KEPT
         if before is not None:
             asked = (
@@ -153,8 +173,12 @@ class BatchSizeCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
                 else self.options.search.effective_batch_size or effective_batch(trainer)
             )
             why = before.difference(CheckpointState.of(trainer, self._arguments), asked)
-        told_by_all = exchange(why, timeout_seconds=self.options.device.probe_timeout)
-        reason = next((word for word in told_by_all if word), "")
+        own = {"why": why, "sizes": None if before is None else [before.micro_batch, before.accumulation]}
+        messages = exchange(json.dumps(own), timeout_seconds=self.options.device.probe_timeout)
+        all_ranks = [json.loads(message) for message in messages]
+        reason = next((one["why"] for one in all_ranks if one["why"]), "")
+        if not reason and any(one["sizes"] != all_ranks[0]["sizes"] for one in all_ranks):
+            reason = f"the ranks have different ones: {', '.join(str(one['sizes']) for one in all_ranks)}"
         if reason not in ("", NOTHING_KEPT):
             logger.warning("the checkpoint's batch size is not taken: %s", reason)
         return None if reason else before

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ...errors import TraceError, UsageError
+from ...errors import REHEARSE, TraceError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -38,12 +38,16 @@ class TensorShape:
         return torch.zeros(sizes, dtype=self.dtype, device=device)
 
 
-def infer_shapes(batch_of: Callable[[int], Any]) -> Mapping[str, Any]:
-    """Return the shapes of the tensors in a batch of any size. Raise TraceError if they are not linear in the size."""
+def infer_shapes(batch_of: Callable[[int], Any], trainer: str = "Trainer") -> Mapping[str, Any]:
+    """Return the shapes of the tensors in a batch of any size. Raise TraceError if they are not linear in the size.
+
+    ``trainer``: its name, for the message.
+    """
     smaller, larger = (batch_of(size) for size in SIZES)
     if not isinstance(smaller, Mapping):
         raise UsageError(
-            f"the data collator returns a {type(smaller).__name__}: Trainer needs a dict of the arguments of forward"
+            f"the data collator of this {trainer} returns a {type(smaller).__name__}, not a dict of tensors, so that "
+            f"the shapes of the inputs of the model are not known before it trains. {REHEARSE}"
         )
     shapes: Mapping[str, Any] = _linear(smaller, larger)
     if _sizes(build_batch(shapes, VERIFIED_SIZE, "meta")) != _sizes(batch_of(VERIFIED_SIZE)):

@@ -24,14 +24,13 @@ from ...probing.oom import out_of_memory
 from ..preserve_state import RandomState
 from .loss_scale import divide, is_divided, is_mean_of_micro_batch
 from .step import clean_copy_on_meta
+from .uneven_steps import SHADOWED, UnevenSteps, sequences, weight_in_step, weights_by_content
 
 if TYPE_CHECKING:
     import torch
     from transformers import Trainer
 
 logger = logging.getLogger(__name__)
-IGNORED_LABEL = -100
-SHADOWED = ("training_step", "get_batch_samples")
 LOSS_DIVISORS = ("current_gradient_accumulation_steps", "model_accepts_loss_kwargs", "loss_is_scaled_for_ga")
 """Attributes that decide by how much Trainer divides a loss."""
 
@@ -54,6 +53,7 @@ class Recovery:
         self._trainer = trainer
         self._before = {name: vars(trainer)[name] for name in SHADOWED if name in vars(trainer)}
         self._step, self._fetch = trainer.training_step, trainer.get_batch_samples
+        self._weighs_uneven_steps = UnevenSteps.of(trainer) is not None
         vars(trainer).update(training_step=self._training_step, get_batch_samples=self._get_batch_samples)
 
     def end(self) -> None:
@@ -101,7 +101,7 @@ class Recovery:
         if not _can_be_split(inputs):
             error.add_note("the batch cannot be split into parts: its tensors have different first dimensions")
             raise error
-        if _batch_size(inputs) <= self.parts:
+        if sequences(inputs) <= self.parts:
             error.add_note(
                 "not even one sequence at a time fits: use a shorter max_length, activation checkpointing or LoRA"
             )
@@ -118,7 +118,7 @@ class Recovery:
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
         self._random_state.restore()
-        size = _batch_size(inputs)
+        size = sequences(inputs)
         logger.warning(
             "out of memory in step %d with micro-batches of %d sequences: repeating it and continuing with %d; "
             "the effective batch size is unchanged",
@@ -135,8 +135,11 @@ class Recovery:
         if len(parts) == 1:
             loss: torch.Tensor = self._step(model, inputs, items)
             return loss
-        weights = _weights(parts)
+        weights = weights_by_content(parts)
         steps = trainer.current_gradient_accumulation_steps
+        weight_of_all = weight_in_step(self._samples, inputs) if self._weighs_uneven_steps else None
+        if weight_of_all is not None:
+            steps = 1 / weight_of_all
         before = {name: vars(trainer)[name] for name in LOSS_DIVISORS if name in vars(trainer)}
         if not is_divided(trainer, items) and self._is_mean(inputs):
             divide(trainer)  # else Trainer would add up the means of the parts
@@ -165,26 +168,19 @@ class Recovery:
         return self._loss_is_mean
 
 
-def _batch_size(inputs: Any) -> int:
-    """Return the number of sequences in a micro-batch."""
-    from accelerate.utils import find_batch_size
-
-    return int(find_batch_size(inputs) or 1)
-
-
 def _can_be_split(inputs: Any) -> bool:
     """Return whether every tensor holds one entry per sequence, or one for all."""
     import torch
     from torch.utils._pytree import tree_leaves
 
-    shared = (1, _batch_size(inputs))
+    shared = (1, sequences(inputs))
     tensors = [leaf for leaf in tree_leaves(dict(inputs)) if isinstance(leaf, torch.Tensor)]
     return all(not tensor.dim() or tensor.size(0) in shared for tensor in tensors)
 
 
 def _split(inputs: Any, count: int) -> list[Any]:
     """Split into at most ``count`` parts of nearly the same size."""
-    size = _batch_size(inputs)
+    size = sequences(inputs)
     count = min(count, size)
     edges = [size * index // count for index in range(count + 1)]
     return [_slice(inputs, size, slice(a, b)) for a, b in itertools.pairwise(edges)]
@@ -199,19 +195,6 @@ def _slice(value: Any, size: int, part: slice) -> Any:
     if isinstance(value, torch.Tensor):
         return value[part] if value.dim() and value.size(0) == size else value
     return value[part] if isinstance(value, (list, tuple)) and len(value) == size else value
-
-
-def _weights(parts: list[Any]) -> list[float]:
-    """Return the weight of each part in the mean over all of them."""
-    import torch
-
-    labels = [part.get("labels") for part in parts]
-    if all(isinstance(one, torch.Tensor) and one.dim() > 1 for one in labels):
-        counts = [int((one != IGNORED_LABEL).sum()) for one in labels]
-    else:
-        counts = [_batch_size(part) for part in parts]
-    total = sum(counts)
-    return [count / total if total else 1 / len(parts) for count in counts]
 
 
 @contextlib.contextmanager

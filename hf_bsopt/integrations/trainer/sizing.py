@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Unpack, cast
 from ...errors import UsageError
 from ...option_keywords import TrainerKeywords
 from ...options import DeviceOptions, Options, SearchOptions
-from ...parallel.agreement import exchange
+from ...parallel.agreement import exchange, failures_reported
 from ...report.report import Report
 from ...search.answer import PhaseAnswer
 from ...search.pipeline import run_on_every_rank
 from ..preserve_state import model_on_host, preserve_random_state
+from . import pairs
 from .loss_scale import divide, is_divided, is_mean_of_micro_batch
+from .uneven_steps import UnevenSteps
 from .workload import TrainerWorkload, trainer_workload
 
 if TYPE_CHECKING:
@@ -42,8 +44,9 @@ def find_batch_size(trainer: Trainer, **keywords: Unpack[TrainerKeywords]) -> Re
     then.
     """
     options = Options.of(keywords, "trainer")
-    report = report_of(trainer, options)
-    apply(report, trainer, options)
+    with failures_reported():
+        report = report_of(trainer, options)
+        apply(report, trainer, options)
     return report
 
 
@@ -56,6 +59,11 @@ def report_of(trainer: Trainer, options: Options) -> Report:
         options = replace(options, device=_device_options(trainer, options.device))
         search = _search_options(trainer, options, workload)
         answer = run_on_every_rank(lambda spec: workload, options.device, search, device)
+        asked = trainer.args.train_batch_size
+        if answer.plan.micro_batch < asked and answer.plan.accumulation > 1 and pairs.is_over_pairs(workload):
+            sentence = pairs.advice(answer.plan.micro_batch, asked)
+            logger.warning("%s", sentence)
+            answer = replace(answer, plan=replace(answer.plan, advice=(*answer.plan.advice, sentence)))
     return Report.of(answer)
 
 
@@ -72,6 +80,7 @@ def _search_options(trainer: Trainer, options: Options, workload: TrainerWorkloa
     return replace(
         asked,
         fill=False,
+        evaluation=asked.evaluation and (workload.evaluated is not None or workload.overrides.begin_own_step is None),
         dataset_size=None if workload.worst is None else workload.worst.total,
         effective_batch_size=asked.effective_batch_size or (None if asked.fill else effective),
         num_processes=args.n_gpu if args.n_gpu > 1 else args.world_size,
@@ -114,11 +123,13 @@ def _agreed_evaluation(answer: PhaseAnswer | None, asked: int, timeout_seconds: 
 
 
 def set_size(trainer: Trainer, micro_batch: int, accumulation: int, workload: TrainerWorkload) -> None:
-    """Set both, and make Trainer average over the micro-batches if the loss does not do it by itself."""
+    """Set both. Make Trainer average over the micro-batches if the loss does not do it by itself."""
     args = trainer.args
     is_added_up = accumulation > 1 and not is_divided(trainer, items=1)
     if is_added_up and is_mean_of_micro_batch(trainer, workload.build(), workload.batch(2, "meta")):
         divide(trainer)
+    if accumulation > 1 and accumulation != args.gradient_accumulation_steps:
+        UnevenSteps(trainer).begin()
     args.per_device_train_batch_size = micro_batch
     args.gradient_accumulation_steps = accumulation
     trainer._train_batch_size = args.train_batch_size  # frozen in Trainer.__init__, read by the dataloader
@@ -140,6 +151,8 @@ def check(trainer: Trainer) -> None:
         )
     if trainer.train_dataset is None:
         raise UsageError("this Trainer has no train_dataset: its longest examples decide the batch size")
+    if hasattr(trainer.train_dataset, "__len__") and not len(trainer.train_dataset):
+        raise UsageError("the train_dataset has no examples: its longest ones decide the batch size")
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
         name = "DeepSpeed" if trainer.is_deepspeed_enabled else "FSDP"
         raise UsageError(

@@ -12,6 +12,7 @@ from ...workloads.module import copy_on_meta, weights_precision
 from ...workloads.optimizers import OPTIMIZER_ALIASES, OPTIMIZERS
 from ...workloads.step_settings import Precision
 from ...workloads.training_step import loss_of
+from .own_step import unwrap_forward
 
 if TYPE_CHECKING:
     import torch
@@ -26,8 +27,7 @@ def clean_copy_on_meta(module: nn.Module) -> Any:
     from accelerate.hooks import remove_hook_from_submodules
 
     model: Any = copy_on_meta(module)
-    if "_original_forward" in vars(model):  # Accelerator.prepare_model
-        del model._original_forward, model.forward
+    unwrap_forward(model)
     remove_hook_from_submodules(model)  # accelerate's, which move tensors to the device of a device_map
     _remove_own_hooks(model)
     return model
@@ -80,20 +80,6 @@ class OptimizerLike:
 
     def __call__(self, model: nn.Module) -> torch.optim.Optimizer:
         return self.kind([p for p in model.parameters() if p.requires_grad], **self.arguments)
-
-
-def own_methods_of(trainer: Trainer) -> list[str]:
-    """Return a note on the methods of the step that a subclass overrides, as far as they are not followed."""
-    from transformers import Trainer as Base
-
-    kind = type(trainer)
-    own = [name for name in ("compute_loss", "training_step") if getattr(kind, name) is not getattr(Base, name)]
-    if not own:
-        return []
-    return [
-        f"{kind.__name__} overrides {' and '.join(own)}: memory that it needs besides the model's forward and backward "
-        f"pass is not counted; BatchSizeCallback(recover=True) recovers if it runs out"
-    ]
 
 
 def own_loss_of(trainer: Trainer) -> OwnLoss | None:

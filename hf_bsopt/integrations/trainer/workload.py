@@ -21,16 +21,17 @@ from .collator_shapes import (
     move_batch,
     with_own_generators,
 )
+from .own_step import OwnStep, name_of, own_methods_of, own_step_of
 from .step import (
     checkpoint_kwargs_of,
     clean_copy_on_meta,
     optimizer_of,
     own_loss_of,
-    own_methods_of,
     precision_of,
     turn_on_checkpointing,
 )
 from .worst_case import WorstCase, worst_case
+from .yielded_examples import worst_of_batches, worst_of_stream
 
 if TYPE_CHECKING:
     from torch import nn
@@ -65,9 +66,10 @@ class TrainerWorkload(ModuleWorkload):
     @property
     def is_custom(self) -> bool:
         """True if memory may not grow linearly. Batches with all sequences in one row count: attention over the whole
-        row can grow with its square.
+        row can grow with its square. So does a step of the trainer's own.
         """
-        return not type(self.module).__module__.startswith(WELL_KNOWN) or is_in_one_row(self.shapes)
+        is_well_known = type(self.module).__module__.startswith(WELL_KNOWN)
+        return self.overrides.begin_own_step is not None or not is_well_known or is_in_one_row(self.shapes)
 
     @property
     def evaluation_examples(self) -> int | None:
@@ -101,7 +103,11 @@ class TrainerWorkload(ModuleWorkload):
         return replace(self, worst=self.evaluated, shapes=infer_shapes(self.evaluated.batch))
 
     def portable(self) -> Self:
-        return replace(self, module=self.build(), example=build_batch(self.shapes, 1, "meta"), evaluated=None)
+        module, own = self.build(), self.overrides.begin_own_step
+        step = own.portable(module) if isinstance(own, OwnStep) else own
+        overrides = replace(self.overrides, begin_own_step=step)
+        example = build_batch(self.shapes, 1, "meta")
+        return replace(self, module=module, example=example, evaluated=None, overrides=overrides)
 
     def describe(self) -> list[tuple[str, str]]:
         rows = [row for row in super().describe() if row[0] != "batch"]
@@ -120,17 +126,20 @@ def trainer_workload(trainer: Trainer, max_length: int | None = None) -> Trainer
     """
     args = trainer.args
     check_module(trainer.model)
-    notes = own_methods_of(trainer)
+    notes = []
+    own = own_methods_of(trainer)
+    if own:
+        are = "is traced as it is" if len(own) == 1 else "are traced as they are"
+        notes.append(f"{' and '.join(own)} of {type(trainer).__name__} {are}")
     worst, evaluated = None, None
-    if _has_length(trainer.train_dataset):
-        worst = _worst_of(trainer, trainer.get_train_dataloader)
+    if _has_length(trainer.train_dataset) or not _takes_tokens(trainer.model):
+        worst = _worst_of(trainer, trainer.get_train_dataloader, trainer._train_batch_size)
         notes.append(worst.note)
-        if worst.read < worst.total:
+        if worst.total is None or worst.read < worst.total:
             notes.append("an example longer than all that were read may run out of memory later")
         evaluated = _worst_evaluation(trainer)
-        shapes = infer_shapes(worst.batch)
+        shapes = infer_shapes(worst.batch, name_of(trainer))
     else:
-        _check_takes_tokens(trainer.model)
         length, source = _length(trainer, max_length)
         shapes = _shapes_of_tokens(trainer.model, length)
         notes.append(f"the dataset has no length: sized for sequences of {length} tokens, {source}")
@@ -140,12 +149,14 @@ def trainer_workload(trainer: Trainer, max_length: int | None = None) -> Trainer
             f"counted; accelerate launch --num_processes {args.n_gpu} trains faster and evenly"
         )
     optimizer, make_optimizer = optimizer_of(trainer)
+    precision = precision_of(trainer)
+    step = own_step_of(trainer, precision)
     return TrainerWorkload(
         module=trainer.model,
         example=build_batch(shapes, 2, "meta"),
-        settings=StepSettings(precision_of(trainer), optimizer, float(args.max_grad_norm or 0)),
+        settings=StepSettings(precision, optimizer, float(args.max_grad_norm or 0)),
         defaults=tuple(notes),
-        overrides=StepOverrides(own_loss_of(trainer), make_optimizer),
+        overrides=StepOverrides(own_loss_of(trainer) if step is None else None, make_optimizer, step),
         shapes=shapes,
         worst=worst,
         evaluated=evaluated,
@@ -160,15 +171,18 @@ def _has_length(dataset: Any) -> bool:
     return not isinstance(dataset, IterableDataset) and hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
 
 
-def _worst_of(trainer: Trainer, make_dataloader: Callable[[], Any]) -> WorstCase:
+def _worst_of(trainer: Trainer, make_dataloader: Callable[[], Any], batch_size: int | None = None) -> WorstCase:
     """Return the worst case of the dataloader that the trainer itself would make, overridden methods included. The
-    dataloader is not kept.
+    dataloader is not kept. ``batch_size``: what a dataloader without a dataset has to yield.
     """
     dataloaders = trainer.accelerator._dataloaders  # prepare() appends to it; there is no public list
     before = len(dataloaders)
     loader = make_dataloader()
     del dataloaders[before:]
-    return worst_case(loader.dataset, with_own_generators(loader.collate_fn))
+    dataset, collate = getattr(loader, "dataset", None), getattr(loader, "collate_fn", None)
+    if dataset is None or collate is None:
+        return worst_of_batches(make_dataloader, batch_size)
+    return (worst_case if _has_length(dataset) else worst_of_stream)(dataset, with_own_generators(collate))
 
 
 def _worst_evaluation(trainer: Trainer) -> WorstCase | None:
@@ -182,7 +196,7 @@ def _worst_evaluation(trainer: Trainer) -> WorstCase | None:
             worst.append(_worst_of(trainer, functools.partial(trainer.get_eval_dataloader, dataset)))
     if not worst:
         return None
-    return replace(max(worst, key=lambda case: case.length), total=max(case.total for case in worst))
+    return replace(max(worst, key=lambda case: case.length), total=max(case.total or 0 for case in worst) or None)
 
 
 @contextlib.contextmanager
@@ -199,18 +213,15 @@ def _without_saved_dataloaders(trainer: Trainer) -> Iterator[None]:
             vars(trainer)[EVAL_DATALOADERS] = saved
 
 
-def _check_takes_tokens(model: nn.Module) -> None:
+def _takes_tokens(model: nn.Module) -> bool:
+    """Return whether batches for the model can be made from a number of tokens alone."""
     taken = inspect.signature(model.forward).parameters
     takes_any = "input_ids" in taken or any(one.kind is one.VAR_KEYWORD for one in taken.values())
-    if not takes_any or getattr(model, "main_input_name", "input_ids") != "input_ids":
-        raise UsageError(
-            f"the train_dataset has no length and {type(model).__name__} takes no input_ids, so the shapes of its "
-            f"batches are unknown: call find_batch_size with a Trainer on a part of the data that has a length"
-        )
+    return takes_any and getattr(model, "main_input_name", "input_ids") == "input_ids"
 
 
 def _length(trainer: Trainer, requested: int | None) -> tuple[int, str]:
-    from ...workloads.model_config import position_limit
+    from ...workloads.positions import position_limit
 
     if requested is not None:
         return requested, "from max_length"

@@ -9,9 +9,10 @@ out of memory hours later.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,8 @@ class WorstCase:
 
     longest: examples, the first of which has the longest version of each of its sequences. shorter: another example,
     which needs padding next to them; None if all have the same length. length: tokens of the longest. read: examples
-    whose lengths are known, out of ``total``.
+    whose lengths are known, out of ``total``, which is None if it is not known.
+    is_of_equals: True if the collator takes only examples of the same length.
     """
 
     longest: tuple[Any, ...]
@@ -41,7 +43,8 @@ class WorstCase:
     collate: Callable[[list[Any]], Any]
     length: int
     read: int
-    total: int
+    total: int | None
+    is_of_equals: bool = False
 
     def batch(self, size: int, *, padded: bool = True) -> Any:
         """Return the collated batch of ``size`` examples. ``padded``: one of them needs padding, if any in the dataset
@@ -57,14 +60,39 @@ class WorstCase:
     @property
     def note(self) -> str:
         """One sentence for the report."""
-        known = f"all {self.total:,}" if self.read == self.total else f"{self.read:,} of the {self.total:,}"
-        return f"sized on the longest examples of the dataset ({self.length} tokens), from the lengths of {known}"
+        known = f"all {self.total:,}" if self.read == self.total else f"{self.read:,} of the {self.total or 0:,}"
+        known = known if self.total is not None else f"the first {self.read:,}, all that were read"
+        equals = "; the collator takes only examples of one length, so that a batch is of equals" * self.is_of_equals
+        return (
+            f"sized on the longest examples of the dataset ({self.length} tokens), from the lengths of {known}{equals}"
+        )
 
 
 def worst_case(dataset: Any, collate: Callable[[list[Any]], Any]) -> WorstCase:
     """Return the worst case of ``dataset`` (``__len__``, ``__getitem__``). Its lengths are read from its columns if it
-    is a ``datasets.Dataset``, else from its examples. Raise UsageError for a dataset without examples.
+    is a ``datasets.Dataset``, else from its examples. Raise UsageError for a dataset without examples, or if the
+    collator takes none of them together.
     """
+    case = _longest_of(dataset, collate)
+    return _that_is_collated(case)
+
+
+def _that_is_collated(case: WorstCase) -> WorstCase:
+    """Return the worst case, of equals only if the collator does not take examples of several lengths together."""
+    if case.shorter is None and len(case.longest) == 1:
+        return case
+    try:
+        case.batch(len(case.longest) + 1)
+    except Exception as error:  # a collator may raise anything
+        equals = replace(case, longest=case.longest[:1], shorter=None, is_of_equals=True)
+        with contextlib.suppress(Exception):
+            equals.batch(2)
+            return equals
+        raise UsageError(f"the data collator does not take the longest examples of the dataset: {error}") from error
+    return case
+
+
+def _longest_of(dataset: Any, collate: Callable[[list[Any]], Any]) -> WorstCase:
     if not len(dataset):
         raise UsageError("the train_dataset has no examples")
     indices, lengths = _column_lengths(dataset) or _read_lengths(dataset)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import TraceError
+from ...errors import NotLinearError
 from ...records import GpuSpec, Peak
 from .caching_allocator import BLOCK_BYTES, CachingAllocator, DeviceFull
 from .glibc_malloc import HeapAllocator
@@ -57,15 +57,15 @@ class Timeline:
         """Fit each block's size to two recordings made at ``batch_sizes``.
 
         ``device`` is the one that was traced for. ``trace_on`` traces the same step for another device, unless
-        ``is_valid_on`` says that the same kernels run there. Raises TraceError if the recordings do not have the same
-        blocks in the same order, or if a size is not affine.
+        ``is_valid_on`` says that the same kernels run there. Raises NotLinearError if the recordings do not have the
+        same blocks in the same order, or if a size is not affine.
         """
         self.device = device
         self._trace_on = trace_on
         self._is_valid_on = is_valid_on
         self._on_others: dict[tuple[str, int], Timeline] = {}
         if smaller.events != larger.events or smaller.origins != larger.origins:
-            raise TraceError(_first_difference(smaller, larger, batch_sizes))
+            raise NotLinearError(_first_difference(smaller, larger, batch_sizes))
         low, high = batch_sizes
         self._events = np.array(smaller.events, dtype=np.int64)
         self.steps = tuple(smaller.steps)
@@ -88,7 +88,7 @@ class Timeline:
                     known = lines[small, large] = _fit_line(small, large, low, high, smaller.origins[index])
                 self._fixed[index], self._slope[index] = known
             else:
-                raise TraceError(
+                raise NotLinearError(
                     f"{smaller.origins[index]} computes its memory by different rules at the two batch sizes"
                 )
 
@@ -118,31 +118,36 @@ class Timeline:
                 self._on_others[key] = self._trace_on(device)
         return self._on_others[key]
 
-    def at(self, batch_size: int) -> Timeline:
-        """Return the timeline that has the events of this batch size: this one, which has the same at every size."""
-        return self
+    def at(self, batch_size: int, device: GpuSpec | None = None) -> Timeline:
+        """Return the timeline whose events are those of this batch size: itself."""
+        return self if device is None else self.on(device)
 
     def verify(self, recording: Recording, batch_size: int) -> None:
-        """Check the prediction against a recording at a third batch size. Raises TraceError if they differ."""
+        """Check the prediction against a recording at a third batch size. Raises NotLinearError if they differ."""
         if np.array(recording.events, dtype=np.int64).tolist() != self._events.tolist():
-            raise TraceError(f"the step runs different operations at batch size {batch_size} than at smaller ones")
+            raise NotLinearError(f"the step runs different operations at batch size {batch_size} than at smaller ones")
         predicted = self.sizes(batch_size, self.device).tolist()
         for block, size in enumerate(recording.sizes):
             recorded = size.rule(self.device, *size.arguments) if isinstance(size, Formula) else size
             if recorded != predicted[block]:
-                raise TraceError(
+                raise NotLinearError(
                     f"the memory of {self.origins[block]} does not grow linearly with the batch size: {recorded} bytes "
                     f"at {batch_size}, but two smaller sizes predict {predicted[block]}"
                 )
+
+    def is_same_at(self, batch_size: int, other: Timeline) -> bool:
+        """Return whether both have the same events, with the same sizes, at this batch size."""
+        if not np.array_equal(self._events, other.events):
+            return False
+        return np.array_equal(self.sizes(batch_size, self.device), other.sizes(batch_size, self.device))
 
     def sizes(self, batch_size: int, device: GpuSpec | None = None) -> npt.NDArray[np.int64]:
         """Return the requested bytes of each block, in order of allocation."""
         device = device or self.device
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-        timeline = self.on(device).at(batch_size)
-        if timeline is not self:
-            return timeline.sizes(batch_size, device)
+        if self.on(device) is not self:
+            return self.on(device).sizes(batch_size, device)
         sizes = self._fixed + self._slope * batch_size
         answers: dict[Any, int] = {}
         for index, rule, arguments in self._formulas:
@@ -158,7 +163,7 @@ class Timeline:
         includes the unused ends of blocks that it does not split.
         """
         device = device or self.device
-        timeline = self.on(device).at(batch_size)
+        timeline = self.on(device)
         return int(timeline._running_total(timeline.sizes(batch_size, device)).max(initial=0))
 
     def model_bytes(self, device: GpuSpec | None = None) -> int:
@@ -166,7 +171,7 @@ class Timeline:
         attention implementation makes it less.
         """
         device = device or self.device
-        timeline = self.on(device).at(1)
+        timeline = self.on(device)
         counts = np.isin(timeline.categories, MODEL_CATEGORIES)
         return int(timeline._running_total(timeline.sizes(1, device) * counts).max(initial=0))
 
@@ -177,9 +182,8 @@ class Timeline:
     def composition(self, batch_size: int, device: GpuSpec | None = None) -> dict[str, int]:
         """Return bytes by category at the peak of live bytes; they add up to :meth:`live_bytes`."""
         device = device or self.device
-        timeline = self.on(device).at(batch_size)
-        if timeline is not self:
-            return timeline.composition(batch_size, device)
+        if self.on(device) is not self:
+            return self.on(device).composition(batch_size, device)
         parts = dict.fromkeys(CATEGORIES, 0)
         if not len(self):
             return parts
@@ -195,9 +199,8 @@ class Timeline:
     def peak_origin(self, batch_size: int, device: GpuSpec | None = None) -> str:
         """Return the operation whose allocation reaches the peak of live bytes; empty if nothing was allocated."""
         device = device or self.device
-        timeline = self.on(device).at(batch_size)
-        if timeline is not self:
-            return timeline.peak_origin(batch_size, device)
+        if self.on(device) is not self:
+            return self.on(device).peak_origin(batch_size, device)
         if not len(self):
             return ""
         sizes = self.sizes(batch_size, device)
@@ -207,7 +210,7 @@ class Timeline:
     def requests(self, batch_size: int, device: GpuSpec | None = None) -> Iterator[tuple[int, int]]:
         """Yield (block, bytes) in order; 0 bytes is a free. Empty blocks are left out."""
         device = device or self.device
-        timeline = self.on(device).at(batch_size)
+        timeline = self.on(device)
         sizes = timeline.sizes(batch_size, device).tolist()
         for event in timeline._events.tolist():
             size = sizes[abs(event) - 1]
@@ -234,7 +237,7 @@ class Timeline:
             allocator = CachingAllocator(
                 limit, device_bytes=device.total_bytes, expandable_segments=expandable_segments
             )
-        timeline = self.on(device).at(batch_size)
+        timeline = self.on(device)
         sizes = [0, *timeline.sizes(batch_size, device).tolist()]
         allocate, free = allocator.allocate, allocator.free
         try:
@@ -262,7 +265,7 @@ class Timeline:
 def _fit_line(small: int, large: int, low: int, high: int, origin: str) -> tuple[int, int]:
     slope, rest = divmod(large - small, high - low)
     if rest:
-        raise TraceError(f"the memory of {origin} does not grow linearly with the batch size")
+        raise NotLinearError(f"the memory of {origin} does not grow linearly with the batch size")
     return small - slope * low, slope
 
 

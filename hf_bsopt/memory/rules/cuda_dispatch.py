@@ -19,9 +19,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ...records import GpuSpec
+from . import triton_kernels
 from .autocast import KEY as AUTOCAST_KEY
 from .autocast import Autocast
 from .device_queries import DeviceQueries
+from .experts import can_use_grouped_product, grouped_product
 from .host import HOST_OPERATORS, additive
 
 aten = torch.ops.aten
@@ -44,8 +46,9 @@ def as_device(device: GpuSpec, queries: DeviceQueries | None = None) -> Iterator
         clear_cache()
 
     with contextlib.ExitStack() as stack:
-        for module, name, replacement in _replacements():
-            stack.enter_context(mock.patch.object(module, name, replacement))
+        for module, name, replacement in _replacements(device, queries):
+            is_new = not hasattr(module, name)
+            stack.enter_context(mock.patch.object(module, name, replacement, create=is_new))
         stack.enter_context(mock.patch.object(torch, "clear_autocast_cache", clear_both_caches))
         library = torch.library.Library("aten", "IMPL")
         stack.callback(library._destroy)
@@ -54,6 +57,7 @@ def as_device(device: GpuSpec, queries: DeviceQueries | None = None) -> Iterator
             autocast.register(library)
             for operator, kernel in (HOST_OPERATORS if device.kind != "cuda" else _operators(queries)).items():
                 library.impl(operator, kernel, "AutogradMeta")
+            library.impl("_grouped_mm", grouped_product, "Meta")
         was_on = torch.is_autocast_enabled("cuda")
         stack.callback(torch.set_autocast_enabled, "cuda", was_on)
         stack.enter_context(torch._C._IncludeDispatchKeyGuard(AUTOCAST_KEY))
@@ -70,17 +74,21 @@ def _operators(queries: DeviceQueries) -> dict[str, Any]:
     }
 
 
-def _replacements() -> Iterator[tuple[Any, str, Any]]:
+def _replacements(device: GpuSpec, queries: DeviceQueries) -> Iterator[tuple[Any, str, Any]]:
     """Yield (module, name, replacement) for the Python functions that check for a CUDA device."""
     devices = ["cuda", "meta", "cpu"]
     for name in ("torch.optim.optimizer", "torch.utils._foreach_utils"):
         module = importlib.import_module(name)
         yield module, "_get_foreach_kernels_supported_devices", lambda: list(devices)
         yield module, "_get_fused_kernels_supported_devices", lambda: list(devices)
+    if device.kind == "cuda":
+        yield from triton_kernels.replacements()
     # a CPU build of torch turns autocast("cuda") and GradScaler("cuda") off
     yield torch.cuda.amp.common, "amp_definitely_not_available", lambda: False
     yield torch.cuda, "is_bf16_supported", lambda including_emulation=True: True
     yield torch.amp.autocast_mode.autocast, "__init__", _autocast_on_meta
+    for name in ("is_autocast_enabled", "get_autocast_dtype"):
+        yield torch, name, _of_cuda(getattr(torch, name))
     # activation checkpointing saves and restores the autocast state of this device type
     yield importlib.import_module("torch.utils.checkpoint"), "_infer_device_type", lambda *args: "cuda"
     paging = sys.modules.get("bitsandbytes.functional")
@@ -89,6 +97,9 @@ def _replacements() -> Iterator[tuple[Any, str, Any]]:
         yield paging, "fill", lambda tensor, value, device=None, prefetch=True: None
     # shape functions assume that a mask selects all elements
     yield importlib.import_module("torch.fx.experimental._config"), "meta_nonzero_assume_all_nonzero", True
+    experts = sys.modules.get("transformers.integrations.moe")
+    if experts is not None:
+        yield experts, "_can_use_grouped_mm", can_use_grouped_product(queries)
     generic = sys.modules.get("transformers.utils.generic")
     if generic is not None:  # maybe_autocast("meta", enabled=False) would leave autocast on
         yield generic, "nullcontext", lambda: torch.autocast("cuda", enabled=False)
@@ -98,6 +109,15 @@ def _get_paged(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return a paged optimizer's state, not recorded: managed memory is outside the caching allocator."""
     with _disable_current_modes():
         return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _of_cuda(query: Any) -> Any:
+    """Return a query about autocast that answers for CUDA when it is asked about ``meta``."""
+
+    def call(device_type: str = "cuda") -> Any:
+        return query("cuda" if device_type == "meta" else device_type)
+
+    return call
 
 
 _autocast_init = torch.amp.autocast_mode.autocast.__init__

@@ -186,7 +186,27 @@ def _matmul(workspace: Workspace, run: Run, *args: Any, **_: Any) -> Any:
         return run()
 
 
+def _reduced_loss(extra: int) -> KernelRule:
+    """Return the rule of a loss whose scalar keeps the storage of the loss per element, into which it is computed: the
+    output is made in the size of the input and then resized (BinaryOps.cpp, TORCH_META_FUNC(mse_loss)). ``extra``:
+    tensors of that size held besides. Measured on the virtual GPU, torch 2.11.
+    """
+
+    def rule(workspace: Workspace, run: Run, tensor: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Any:
+        output = run()
+        if output.dim() or not tensor.dim():
+            return output
+        with workspace(*[nbytes(tensor)] * (1 + extra)):
+            return torch.empty(tensor.numel(), dtype=output.dtype, device=output.device).as_strided((), ())
+
+    return rule
+
+
 RULES: dict[Any, KernelRule] = {
+    aten.mse_loss.default: _reduced_loss(1),
+    aten.smooth_l1_loss.default: _reduced_loss(1),
+    aten.soft_margin_loss.default: _reduced_loss(0),
+    aten.binary_cross_entropy.default: _reduced_loss(0),
     aten.sum.dim_IntList: reductions.sum_over,
     aten.sum.default: reductions.full_sum,
     aten.mean.dim: reductions.sum_over,

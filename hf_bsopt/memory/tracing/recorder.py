@@ -16,6 +16,7 @@ from torch.torch_version import TorchVersion
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..._utils.known_values import KnownValues
+from ...errors import REHEARSE, TraceError
 from ...records import GpuSpec
 from ...workloads.meta_device import META
 from ..replay.recording import Formula, Recording
@@ -26,7 +27,6 @@ from .in_place import IN_PLACE_VARIANT, LinearCalls, is_in_place_gradient_sum, s
 from .step_phases import PhaseTracker
 
 aten = torch.ops.aten
-
 
 WORKSPACE_IS_SHARED, WORKSPACE_IS_RETURNED = TorchVersion("2.12"), TorchVersion("2.15")
 """The torch releases that changed cuBLAS workspaces; 2.8, 2.11, 2.12, 2.14 and 2.15 were checked on the virtual GPU."""
@@ -83,7 +83,10 @@ class Recorder(TorchDispatchMode):
         if operation.rule is None or self._device.kind != "cuda" or not _on_device(args):
             return self._run(operation, args, kwargs)
         workspace = functools.partial(self._hold_workspace, operation.name)
-        return operation.rule(workspace, lambda: self._run(operation, args, kwargs), *args, **kwargs)
+        output = operation.rule(workspace, lambda: self._run(operation, args, kwargs), *args, **kwargs)
+        if isinstance(output, torch.Tensor):
+            self.record(output, operation.name)  # it may have another storage than what was run
+        return output
 
     def _fills_fresh_zeros(self, args: Any) -> bool:
         """Return whether a backward pass writes a gradient into the zeros that were just allocated for it."""
@@ -94,6 +97,7 @@ class Recorder(TorchDispatchMode):
 
     def _run(self, operation: _Operation, args: Any, kwargs: Any) -> Any:
         self.phase_tracker.observe(args)
+        _check_on_device(operation.name, args)
         output = self._shapes_of(operation, args, kwargs)
         self._record_outputs(operation, output)
         self.values.observe(operation.func, args, kwargs, output)
@@ -244,6 +248,26 @@ def _on_device(args: Any) -> bool:
         elif isinstance(value, (tuple, list)) and _on_device(value):
             return True
     return False
+
+
+def _check_on_device(operation: str, args: Any) -> None:
+    """Raise TraceError if a weight, or another tensor from which a graph begins, is on the host: what follows from it
+    would be computed for real and counted as nothing. Other tensors may be there: counters of an optimizer, labels that
+    a model reads, a copy of the logits.
+    """
+    for value in args:
+        if isinstance(value, (tuple, list)):
+            _check_on_device(operation, value)
+        elif isinstance(value, torch.Tensor) and not value.is_meta and _begins_a_graph(value):
+            raise TraceError(
+                f"the step cannot be traced: {operation} runs on {value.device} with a weight of shape "
+                f"{list(value.shape)} that is not in the copy of the model that is traced, so something in the step "
+                f"refers to a module outside it. {REHEARSE}"
+            )
+
+
+def _begins_a_graph(tensor: torch.Tensor) -> bool:
+    return isinstance(tensor, nn.Parameter) or (tensor.requires_grad and tensor.is_leaf)
 
 
 def _empty(size: Any, stride: Any, dtype: torch.dtype) -> torch.Tensor:

@@ -18,13 +18,13 @@ from torch import nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from ..._utils.known_values import KnownValues
-from ...errors import TraceError
+from ...errors import REHEARSE, BatchSizeError, ComputedValueError, TraceError
 from ...records import GpuSpec
 from ...workloads.meta_device import META, on_meta, tensors_of
 from ...workloads.training_step import STEPS
 from ..replay.recording import Recording
 from ..replay.timeline import A100_LIKE, Timeline
-from ..replay.timeline_per_size import TimelinePerSize
+from ..replay.timeline_by_size import TimelineBySize
 from ..rules.cuda_dispatch import as_device
 from ..rules.device_queries import DeviceQueries
 from .constants import follow_constants
@@ -54,28 +54,14 @@ def trace(
     Raises TraceError if the step cannot be traced, runs different operations at another batch size, or needs memory
     that is not linear in the batch size.
     """
-    reads_values = [False]
 
     def record_at(batch_size: int, gpu: GpuSpec, queries: DeviceQueries) -> Recording:
-        recorder = Recorder(gpu, torch_version)
-        recording = _record(build, step, batch_size, recorder, gpu, queries)
-        reads_values[0] |= recorder.values.was_read
-        return recording
-
-    def trace_per_size(gpu: GpuSpec) -> Timeline:
-        queries = DeviceQueries(gpu)
-        return TimelinePerSize(
-            lambda batch_size: record_at(batch_size, gpu, queries),
-            TRACED_BATCH_SIZES[0],
-            device=gpu,
-            trace_on=trace_per_size,
-            is_valid_on=queries.has_same_answers,
-        )
+        return _record(build, step, batch_size, Recorder(gpu, torch_version), gpu, queries)
 
     def trace_on(gpu: GpuSpec) -> Timeline:
         queries = DeviceQueries(gpu)
         smaller, larger = (record_at(batch_size, gpu, queries) for batch_size in TRACED_BATCH_SIZES)
-        timeline = Timeline(
+        return Timeline(
             smaller,
             larger,
             TRACED_BATCH_SIZES,
@@ -83,27 +69,36 @@ def trace(
             trace_on=trace_on,
             is_valid_on=queries.has_same_answers,
         )
-        if verify and gpu is first_device:
-            timeline.verify(record_at(VERIFIED_BATCH_SIZE, gpu, DeviceQueries(gpu)), VERIFIED_BATCH_SIZE)
-        return timeline
 
-    first_device = device or A100_LIKE
-    try:
-        return trace_on(first_device)
-    except TraceError:
-        if not reads_values[0]:
-            raise
-    return trace_per_size(first_device)  # the values of the batch decide which operations run
+    gpu = device or A100_LIKE
+    timeline = trace_on(gpu)
+    if verify:
+        timeline.verify(record_at(VERIFIED_BATCH_SIZE, gpu, DeviceQueries(gpu)), VERIFIED_BATCH_SIZE)
+    return timeline
+
+
+def trace_each_size(
+    build: Callable[[], nn.Module],
+    step: Callable[[nn.Module, int], object],
+    *,
+    device: GpuSpec | None = None,
+    torch_version: str | None = None,
+) -> TimelineBySize:
+    """Return the timeline of a step that is traced anew at each batch size that is asked for; the arguments are those
+    of :func:`trace`.
+    """
+
+    def record(batch_size: int, gpu: GpuSpec) -> Recording:
+        return _record(build, step, batch_size, Recorder(gpu, torch_version), gpu)
+
+    return TimelineBySize(record, device or A100_LIKE)
 
 
 def unknown_values(values: KnownValues) -> str:
     """Return what to do if the step failed after the host read a value that a trace does not compute, else ""."""
     if not values.last_unknown_read:
         return ""
-    return (
-        f"; the model reads a value that only a GPU computes ({values.last_unknown_read}), so rehearse the training "
-        "script instead: hf-bsopt rehearse -- train.py"
-    )
+    return f"; the step reads a value that only a GPU computes ({values.last_unknown_read}). {REHEARSE}"
 
 
 def label(tensors: Iterable[torch.Tensor], category: str) -> None:
@@ -129,12 +124,11 @@ def _record(
     gc_was_on = gc.isenabled()
     gc.disable()  # a collection during a step would free at different events in the two traces
     try:
-        followed = follow_constants(recorder.values)
         with (
             as_device(device, queries),
             META,
             recorder.linear_calls.track(),
-            followed,
+            follow_constants(recorder.values),
             recorder,
             recorder.labels(model),
         ):
@@ -147,9 +141,10 @@ def _record(
         raise TraceError(f"cannot trace the step without a GPU: {error}{hint}{unknown}") from error
     except Exception as error:
         unknown = unknown_values(recorder.values)
-        if not unknown:
+        if not unknown or isinstance(error, BatchSizeError):
             raise
-        raise TraceError(f"cannot trace the step: {type(error).__name__}: {error}{unknown}") from error
+        first_line = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ComputedValueError(f"cannot trace the step: {first_line}{unknown}") from error
     finally:
         if gc_was_on:
             gc.enable()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import gc
 import logging
 import multiprocessing
+import pickle
 import sys
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +22,7 @@ from ranks import PRELOADED
 from torch import nn
 from torch.nn.modules import module
 from torch.optim import optimizer
+from trainers import Seen, classifier, trainer
 
 from hf_bsopt.errors import NothingFitsError, ReachedZeroError
 from hf_bsopt.integrations.accelerate.accelerator import find_executable_batch_size
@@ -137,10 +141,119 @@ def test_bound_method_can_be_decorated() -> None:
     assert find_executable_batch_size(Trainer().loop, 32)(3) == (32, 3)
 
 
+class Loop:
+    """A class with a method that finds its batch size, in both orders of arguments."""
+
+    def __init__(self, largest: int) -> None:
+        self.largest = largest
+
+    @find_executable_batch_size(starting_batch_size=128)
+    def train(self, batch_size: int, steps: int, *, word: str = "") -> tuple[int, int, str]:
+        """Train."""
+        if batch_size > self.largest:
+            fake_out_of_memory()
+        return batch_size, steps, word
+
+    @find_executable_batch_size(starting_batch_size=16)
+    def as_in_accelerate(batch_size: int, self, steps: int) -> tuple[int, int, int]:  # noqa: N805
+        return batch_size, self.largest, steps
+
+    @staticmethod
+    @find_executable_batch_size(starting_batch_size=8)
+    def static(batch_size: int) -> int:
+        return batch_size
+
+
+def test_method_decorated_in_its_class_is_bound() -> None:
+    loop = Loop(100)
+    assert loop.train(3, word="x") == (92, 3, "x")
+    assert loop.as_in_accelerate(3) == (16, 100, 3)
+    assert loop.static() == Loop.static() == 8
+    assert [attempt.batch_size for attempt in loop.train.report.attempts] == [128, 115, 103, 92]
+    assert loop.train.__doc__ == Loop.train.__doc__ == "Train."
+    with pytest.raises(TypeError, match="Batch size was passed"):
+        loop.train(128, 3)
+
+
+def test_each_instance_has_a_size_of_its_own() -> None:
+    small, large = Loop(50), Loop(120)
+    assert (small.train(1)[0], large.train(1)[0]) == (46, 115)
+    copied = copy.copy(small)
+    copied.largest = 128
+    assert copied.train(1)[0] == 128
+    assert small.train.report.batch_size == 46
+
+
+@find_executable_batch_size(starting_batch_size=128)
+def train_at_module_level(batch_size: int) -> int:
+    return batch_size
+
+
+def test_decorated_function_and_instances_can_be_pickled_and_copied() -> None:
+    assert pickle.loads(pickle.dumps(train_at_module_level)) is train_at_module_level
+    loop = Loop(100)
+    loop.train(1)
+    for other in (pickle.loads(pickle.dumps(loop)), copy.deepcopy(loop)):
+        assert other.train(2) == (92, 2, "")
+        other.largest = 50
+        assert other.train(2)[0] == 46
+    assert loop.train(1)[0] == 92
+
+
+def test_nested_decorators_each_reduce_their_own_size() -> None:
+    tried: list[tuple[int, int]] = []
+
+    @find_executable_batch_size(starting_batch_size=16)
+    def train(batch_size: int) -> tuple[int, int]:
+        if batch_size > 14:
+            fake_out_of_memory()
+
+        @find_executable_batch_size(starting_batch_size=64)
+        def evaluate(eval_batch_size: int) -> tuple[int, int]:
+            tried.append((batch_size, eval_batch_size))
+            nn.Linear(1, 1)(torch.ones(eval_batch_size, 1))
+            if eval_batch_size > 50:
+                fake_out_of_memory()
+            return batch_size, eval_batch_size
+
+        return evaluate()
+
+    assert train() == (14, 45)
+    assert tried == [(14, 64), (14, 57), (14, 51), (14, 45)]
+    assert not module._global_forward_pre_hooks
+
+
+def test_nested_decorator_that_reaches_zero_ends_the_outer_one_too() -> None:
+    @find_executable_batch_size(starting_batch_size=16)
+    def train(batch_size: int) -> None:
+        find_executable_batch_size(lambda size: fake_out_of_memory(), 4)()
+
+    with pytest.raises(ReachedZeroError):
+        train()
+    assert train.report.attempts == ()
+
+
+def test_trainer_within_the_decorated_function_is_trained_with_the_size_that_fits(tmp_path: Path) -> None:
+    def full(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        if len(kwargs["input_ids"]) > 6:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    @find_executable_batch_size(starting_batch_size=8)
+    def train(batch_size: int) -> list[int]:
+        model = classifier()
+        model.register_forward_pre_hook(full, with_kwargs=True)
+        seen = Seen(model)
+        made = trainer(tmp_path, model, per_device_train_batch_size=batch_size, max_steps=2)
+        made.train()
+        return [batch_size, made.state.global_step, *(size for size, _ in seen.shapes)]
+
+    assert train() == [6, 2, 6, 6]
+
+
 def test_second_call_starts_with_the_size_of_the_first() -> None:
-    train, tried = training(lambda size: size <= 16)
-    assert (train(), train()) == (16, 16)
-    assert tried == [128, 64, 32, 16, 16]
+    train, tried = training(lambda size: size <= 100)
+    assert (train(), train()) == (92, 92)
+    assert tried == [128, 115, 103, 92, 92]
 
 
 # ---- claims of this package
@@ -162,17 +275,17 @@ def test_partial_without_name_can_be_decorated() -> None:
 
 
 def test_report_lists_every_attempt() -> None:
-    train, _ = training(lambda size: size <= 32)
+    train, _ = training(lambda size: size <= 103)
     assert train.report == SearchReport(128, ())
     train()
-    assert train.report.batch_size == 32
+    assert train.report.batch_size == 103
     assert [(attempt.batch_size, attempt.fits) for attempt in train.report.attempts] == [
         (128, False),
-        (64, False),
-        (32, True),
+        (115, False),
+        (103, True),
     ]
-    assert (
-        train.report.attempts[0].detail == "CPU out of memory.; 64: half, because the memory that it needed is unknown"
+    assert train.report.attempts[0].detail == (
+        "CPU out of memory.; 115: 1/10 less, because the memory that it needed is unknown"
     )
 
 
@@ -182,21 +295,21 @@ def test_report_can_be_read_during_the_training() -> None:
     @find_executable_batch_size(starting_batch_size=8)
     def train(batch_size: int) -> None:
         seen.append(train.report)
-        if batch_size > 4:
+        if batch_size > 7:
             fake_out_of_memory()
 
     train()
     assert seen[0] == SearchReport(8, ())
-    assert seen[1].batch_size == 4
+    assert seen[1].batch_size == 7
     assert [type(attempt) for attempt in seen[1].attempts] == [Attempt]
 
 
 def test_failed_size_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    train, _ = training(lambda size: size <= 64)
+    train, _ = training(lambda size: size <= 115)
     with caplog.at_level(logging.WARNING):
         train()
     assert caplog.messages == [
-        "128 sequences: CPU out of memory.; 64: half, because the memory that it needed is unknown"
+        "128 sequences: CPU out of memory.; 115: 1/10 less, because the memory that it needed is unknown"
     ]
 
 
@@ -236,7 +349,7 @@ def test_tensors_of_a_failed_attempt_are_released_before_the_next() -> None:
             fake_out_of_memory()
 
     train()
-    assert alive == [False, False, False]
+    assert alive == [False] * 6  # sizes 4, 3, 2, 1
 
 
 def test_garbage_of_a_failed_attempt_is_collected_before_the_first_forward() -> None:

@@ -53,9 +53,29 @@ def test_reason_states_the_basis_of_the_estimate() -> None:
     )
 
 
-def test_size_is_halved_if_memory_is_unknown() -> None:
-    assert searched(128, lambda size: OomFacts(size)) == [128, 64, 32, 16, 8, 4, 2, 1]
-    assert next_size(OomFacts(128)) == NextSize(64, "half, because the memory that it needed is unknown")
+def test_nine_tenths_follow_if_memory_is_unknown() -> None:
+    """A limit of 100 from 128 ends with 92, as in accelerate."""
+    assert searched(128, lambda size: OomFacts(size) if size > 100 else None) == [128, 115, 103, 92]
+    assert next_size(OomFacts(128)) == NextSize(115, "1/10 less, because the memory that it needed is unknown")
+
+
+def test_steps_grow_after_24_errors_if_memory_is_unknown() -> None:
+    tried = searched(100_000, lambda size: OomFacts(size))
+    shares = [round(following / before, 2) for before, following in itertools.pairwise(tried)]
+    assert shares[:24] == [0.9] * 24
+    assert shares[24:30] == [0.87, 0.83, 0.75, 0.67, 0.5, 0.5]
+    assert tried[-1] == 1
+    assert len(tried) < 45
+
+
+@given(st.integers(1, 500))
+def test_where_memory_is_unknown_at_least_the_size_of_accelerate_is_found(limit: int) -> None:
+    """Down to a tenth of the start: below it, 24 errors have happened."""
+    start = 10 * limit
+    size = start
+    while size > limit:
+        size = int(size * 0.9)
+    assert searched(start, lambda size: OomFacts(size) if size > limit else None)[-1] == size
 
 
 def test_no_size_is_left_after_one_sequence() -> None:

@@ -454,6 +454,21 @@ def test_checkpoint_without_the_callback_triggers_a_search(tmp_path: Path) -> No
     assert callback.report is not None
 
 
+@pytest.mark.parametrize("restores", [False, True])
+def test_checkpoint_of_a_training_without_the_callback_is_resumed_and_saved(tmp_path: Path, restores: bool) -> None:
+    """It ran out of memory, so the callback was added: the first save raised KeyError."""
+    steps = {"save_strategy": "steps", "save_steps": 1, "restore_callback_states_from_checkpoint": restores}
+    plain = trainer(tmp_path, dataset=LONG, max_steps=1, **steps)
+    plain.train()
+    made, _ = sized(tmp_path, requested=8, max_steps=3, **steps)
+    made.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert made.state.global_step == 3
+    again, callback = sized(tmp_path, requested=8, max_steps=4, **steps)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert callback.report is None  # the size is in the checkpoint now
+    assert again.state.global_step == 4
+
+
 # ---- trainers that cannot be sized
 
 

@@ -11,7 +11,8 @@ from torch import nn
 from trainers import Pad, Seen, Texts, classifier, language_model, losses, trainer
 from transformers import Trainer
 
-from hf_bsopt.integrations.trainer.recovery import Recovery, _split, _weights
+from hf_bsopt.integrations.trainer.recovery import Recovery, _split
+from hf_bsopt.integrations.trainer.uneven_steps import weights_by_content
 
 MESSAGE = "CUDA out of memory. Tried to allocate 2.00 GiB"
 
@@ -221,5 +222,5 @@ def test_parts_are_weighted_by_their_labels() -> None:
     parts = _split({"input_ids": torch.ones(4, 4), "labels": labels, "scale": torch.ones(()), "names": [*"abcd"]}, 3)
     assert [len(part["input_ids"]) for part in parts] == [1, 1, 2]
     assert [part["names"] for part in parts] == [["a"], ["b"], ["c", "d"]]
-    assert _weights(parts) == [3 / 8, 1 / 8, 4 / 8]
-    assert _weights(_split({"x": torch.ones(3, 2), "labels": torch.ones(3)}, 2)) == [1 / 3, 2 / 3]
+    assert weights_by_content(parts) == [3 / 8, 1 / 8, 4 / 8]
+    assert weights_by_content(_split({"x": torch.ones(3, 2), "labels": torch.ones(3)}, 2)) == [1 / 3, 2 / 3]

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from ranks import run
 from trainers import Seen, Texts, classifier, losses, trainer
@@ -61,6 +62,17 @@ def resume_as(given: tuple[str, str, bool]) -> dict[str, Any]:
     return {"size": made.args.per_device_train_batch_size, "searched": callback.report is not None}
 
 
+def train_with_accumulation(given: tuple[int, dict[str, Any]]) -> list[int]:
+    accumulation, options = given
+    options = dict(options)
+    strategy = {"train_sampling_strategy": "batch_rebalance"} if options.pop("batch_rebalance", False) else {}
+    callback = BatchSizeCallback(device="predict", gpu="T4", memory="2GiB", **options)
+    values = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": accumulation, **strategy}
+    made = trainer(Path(tempfile.mkdtemp()), classifier(), Texts([24] * 64), [callback], **values)
+    made.train()
+    return [made.args.per_device_train_batch_size, made.args.gradient_accumulation_steps]
+
+
 def train_or_fail(memory: str) -> None:
     train_with(memory)
 
@@ -94,6 +106,32 @@ def test_both_ranks_train_with_the_size_of_the_smaller_gpu() -> None:
     assert first.value["micro_batch"] * first.value["accumulation"] == 128
     assert first.value["sizes"] == second.value["sizes"] == [first.value["micro_batch"]]
     assert any("rank 1 can take no more" in note for note in first.value["notes"])
+
+
+@pytest.mark.parametrize("options", [{}, {"fill": True}], ids=["kept", "filled"])
+def test_ranks_that_begin_with_different_accumulation_do_not_train(options: dict[str, Any]) -> None:
+    """They trained 8 × 2 and 8 × 1, without a word."""
+    answers = run(train_with_accumulation, (16, options), (8, options))
+    name = "base_batch_size" if options else "effective_batch_size"  # the former scales the learning rate
+    for answer in answers:
+        assert answer.error == "AgreementError"
+        assert f"{name} is 32 on rank 0 and 16 on rank 1" in answer.message
+        assert answer.seconds < MAX_SECONDS
+
+
+def test_ranks_that_ask_for_different_effective_batches_do_not_train() -> None:
+    answers = run(train_with_accumulation, (1, {"effective_batch_size": 32}), (1, {"effective_batch_size": 64}))
+    for answer in answers:
+        assert answer.error == "AgreementError"
+        assert "effective_batch_size is 32 on rank 0 and 64 on rank 1" in answer.message
+
+
+def test_a_rank_that_cannot_be_sized_is_named_by_the_other() -> None:
+    first, second = run(train_with_accumulation, (1, {}), (1, {"batch_rebalance": True}))
+    assert second.error == "UsageError"
+    assert first.error == "AgreementError"
+    assert first.message.startswith('rank 1 failed: UsageError: train_sampling_strategy="batch_rebalance"')
+    assert first.seconds < MAX_SECONDS
 
 
 def test_both_ranks_evaluate_with_the_size_of_the_smaller_gpu() -> None:
