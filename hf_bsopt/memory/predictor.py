@@ -61,9 +61,12 @@ class Predictor:
         build, step = self._step()
         with self._progress():
             try:
-                return trace(
+                timeline = trace(
                     build, step, device=self.device, verify=self.workload.is_custom, torch_version=self._torch_version
                 )
+                if isinstance(timeline, TimelineBySize):
+                    self._by_size = timeline
+                return timeline
             except NotLinearError:
                 return self._by_size
             except ComputedValueError as error:
@@ -86,7 +89,7 @@ class Predictor:
         """Trace a custom step at this size, too. If the prediction does not follow from smaller sizes, return False and
         trace each size from now on: a loss in chunks is the same operations up to the size of a chunk.
         """
-        if not self.workload.is_custom or self.timeline is self._by_size or batch_size in self._confirmed:
+        if not self.workload.is_custom or batch_size in self._confirmed or isinstance(self.timeline, TimelineBySize):
             return True
         with self._progress():
             recorded = self._by_size.at(batch_size, self.device)

@@ -26,7 +26,7 @@ def format_outcome(outcome: ScriptOutcome, script: Path, gpu: GpuSpec, target: t
         lines.append("layers:      convolutional or recurrent, which use cuDNN on a GPU: its buffers may differ")
     if outcome.triton_kernels:
         launched = ", ".join(f"{name} ({count})" for name, count in sorted(outcome.triton_kernels.items()))
-        lines.append(f"Triton:      {launched}: launched, and not run, as all kernels")
+        lines.append(f"Triton:      {launched}: called and not launched")
     if outcome.caught > 0:
         times = "once" if outcome.caught == 1 else f"{outcome.caught} times"
         lines.append(f"caught:      the script ran out of memory {times} and went on")

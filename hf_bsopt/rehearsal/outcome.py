@@ -29,7 +29,7 @@ class ScriptOutcome:
     script handled. location: the line of the user's code where it went wrong. message: what went wrong; if the
     steps were done, what went wrong after them. trainer: the batch that ran, if the script has a Trainer. not_saved:
     skipped calls that save, by name. unsupported_calls: CUDA calls that the virtual device refused. has_convolutions:
-    convolutional or recurrent layers were created, which use cuDNN on a GPU. triton_kernels: launches by name.
+    convolutional or recurrent layers were created, which use cuDNN on a GPU. triton_kernels: calls by name.
     """
 
     status: Status = "running"

@@ -1,6 +1,7 @@
-"""Accept launches of Triton kernels, as the virtual device accepts those of CUDA: nothing is compiled and nothing runs.
+"""Let Triton kernels be called on the virtual device and not compiled, tuned or launched, as no kernel computes there.
 
-A kernel gets its memory from PyTorch, which allocates it before the launch, so that nothing is missing.
+What a kernel writes into was allocated by its caller, so that memory is as on a GPU. Liger, trl and fla have such
+kernels.
 """
 
 from __future__ import annotations
@@ -11,41 +12,37 @@ from typing import Any, NoReturn
 from .._utils.import_hooks import Action
 
 launched: Counter[str] = Counter()
-"""Launches by name of the kernel."""
+"""Calls by name of the kernel."""
 
 
 def actions() -> dict[str, Action]:
     """Return what to do with Triton's modules when they are imported."""
-    return {"triton.runtime.jit": _accept_launches, "triton.runtime.autotuner": _skip_timing}
+    return {
+        "triton.runtime.jit": lambda jit: _replace_launches(jit.JITFunction),
+        "triton.runtime.autotuner": lambda autotuner: _replace_launches(autotuner.Autotuner),
+    }
 
 
-def _accept_launches(jit: Any) -> None:
-    def run(function: Any, *args: Any, warmup: bool = False, **options: Any) -> None:
+def _replace_launches(kind: Any) -> None:
+    def run(kernel: Any, *args: Any, warmup: bool = False, **options: Any) -> None:
         if warmup:
-            _refuse(function)
+            refuse_to_compile(kernel)
         from .._utils.known_values import make_unknown
 
         make_unknown((*args, *options.values()))  # what the kernel would have written
-        launched[_name(function)] += 1
+        launched[_name(kernel)] += 1
 
-    def refuse_to_compile(function: Any, *_: Any, **__: Any) -> NoReturn:
-        _refuse(function)
+    def refuse_to_compile(kernel: Any, *_: Any, **__: Any) -> NoReturn:
+        raise RuntimeError(
+            f"the Triton kernel {_name(kernel)} is to be compiled before its launch, which needs a real GPU: rehearse "
+            "without it"
+        )
 
-    jit.JITFunction.run = run
-    jit.JITFunction.warmup = refuse_to_compile
-
-
-def _skip_timing(autotuner: Any) -> None:
-    """Choose the first configuration, since the fastest is found by running them all."""
-    autotuner.Autotuner._bench = lambda *_, **__: [0.0, 0.0, 0.0]
+    kind.run = run
+    kind.warmup = refuse_to_compile
 
 
-def _refuse(function: Any) -> NoReturn:
-    raise RuntimeError(
-        f"the Triton kernel {_name(function)} is to be compiled before its launch, which needs a real GPU: rehearse "
-        "without it"
-    )
-
-
-def _name(function: Any) -> str:
-    return str(getattr(function, "__name__", function))
+def _name(kernel: Any) -> str:
+    while not hasattr(kernel, "__name__") and hasattr(kernel, "fn"):  # an autotuner or heuristics around a kernel
+        kernel = kernel.fn
+    return str(getattr(kernel, "__name__", kernel))

@@ -14,6 +14,7 @@ from hf_bsopt.rehearsal import monitor as monitor_module
 from hf_bsopt.rehearsal.monitor import MAX_STEPS_FACTOR, NO_COMPILE, Settings, StepMonitor, StopRehearsal
 from hf_bsopt.rehearsal.outcome import ScriptOutcome
 from hf_bsopt.rehearsal.user_code import UserCode
+from hf_bsopt.virtual_gpu import triton_kernels
 
 
 class Optimizer:
@@ -192,3 +193,13 @@ def test_compiling_a_module_is_refused(torch: Any) -> None:
     module = SimpleNamespace(parameters=list)
     with pytest.raises(RuntimeError, match=r"torch_compile=False"):
         torch.compile(module)
+
+
+@pytest.mark.parametrize(("module", "kind"), [("jit", "JITFunction"), ("autotuner", "Autotuner")])
+def test_triton_kernel_is_called_and_not_launched(module: str, kind: str) -> None:
+    class Kernel:
+        def run(self, *args: Any, grid: Any, warmup: bool) -> None:
+            raise AssertionError("this would have been launched")
+
+    triton_kernels.actions()[f"triton.runtime.{module}"](SimpleNamespace(**{kind: Kernel}))
+    Kernel().run(1, grid=(1,), warmup=False)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ..._utils.known_values import make_unknown
 from .kernel_workspace import div_up
 
 KERNELS = {"trl.kernels.chunked_logprob": ("_forward_kernel", "_backward_kernel")}
@@ -45,10 +46,10 @@ def replacements() -> Iterator[tuple[Any, str, Any]]:
 
 
 class _NotLaunched:
-    """A kernel: ``kernel[grid](...)`` does nothing."""
+    """A kernel: ``kernel[grid](...)`` does nothing, and what it may have written is unknown."""
 
     def __getitem__(self, grid: Any) -> Callable[..., None]:
-        return lambda *args, **kwargs: None
+        return lambda *args, **kwargs: make_unknown((*args, *kwargs.values()))
 
 
 def _add_product(total: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> None:

@@ -16,13 +16,13 @@ from torch.torch_version import TorchVersion
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..._utils.known_values import KnownValues
-from ...errors import REHEARSE, TraceError
 from ...records import GpuSpec
 from ...workloads.meta_device import META
 from ..replay.recording import Formula, Recording
 from ..rules.host_reads import HOST_READS
 from ..rules.kernel_workspace import KernelRule
 from ..rules.kernels import CUBLASLT_WORKSPACE_BYTES, OUTPUT_ORDER, is_matrix_product, rule_of
+from .host_weights import check_on_device
 from .in_place import IN_PLACE_VARIANT, LinearCalls, is_in_place_gradient_sum, sole_owner_use_counts
 from .step_phases import PhaseTracker
 
@@ -97,7 +97,7 @@ class Recorder(TorchDispatchMode):
 
     def _run(self, operation: _Operation, args: Any, kwargs: Any) -> Any:
         self.phase_tracker.observe(args)
-        _check_on_device(operation.name, args)
+        check_on_device(operation.name, args)
         output = self._shapes_of(operation, args, kwargs)
         self._record_outputs(operation, output)
         self.values.observe(operation.func, args, kwargs, output)
@@ -248,26 +248,6 @@ def _on_device(args: Any) -> bool:
         elif isinstance(value, (tuple, list)) and _on_device(value):
             return True
     return False
-
-
-def _check_on_device(operation: str, args: Any) -> None:
-    """Raise TraceError if a weight, or another tensor from which a graph begins, is on the host: what follows from it
-    would be computed for real and counted as nothing. Other tensors may be there: counters of an optimizer, labels that
-    a model reads, a copy of the logits.
-    """
-    for value in args:
-        if isinstance(value, (tuple, list)):
-            _check_on_device(operation, value)
-        elif isinstance(value, torch.Tensor) and not value.is_meta and _begins_a_graph(value):
-            raise TraceError(
-                f"the step cannot be traced: {operation} runs on {value.device} with a weight of shape "
-                f"{list(value.shape)} that is not in the copy of the model that is traced, so something in the step "
-                f"refers to a module outside it. {REHEARSE}"
-            )
-
-
-def _begins_a_graph(tensor: torch.Tensor) -> bool:
-    return isinstance(tensor, nn.Parameter) or (tensor.requires_grad and tensor.is_leaf)
 
 
 def _empty(size: Any, stride: Any, dtype: torch.dtype) -> torch.Tensor:

@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from ..._utils.known_values import KnownValues
-from ...errors import REHEARSE, BatchSizeError, ComputedValueError, TraceError
+from ...errors import REHEARSE, BatchSizeError, ComputedValueError, NotLinearError, TraceError
 from ...records import GpuSpec
 from ...workloads.meta_device import META, on_meta, tensors_of
 from ...workloads.training_step import STEPS
@@ -54,14 +54,18 @@ def trace(
     Raises TraceError if the step cannot be traced, runs different operations at another batch size, or needs memory
     that is not linear in the batch size.
     """
+    reads_values = [False]
 
     def record_at(batch_size: int, gpu: GpuSpec, queries: DeviceQueries) -> Recording:
-        return _record(build, step, batch_size, Recorder(gpu, torch_version), gpu, queries)
+        recorder = Recorder(gpu, torch_version)
+        recording = _record(build, step, batch_size, recorder, gpu, queries)
+        reads_values[0] |= recorder.values.was_read
+        return recording
 
     def trace_on(gpu: GpuSpec) -> Timeline:
         queries = DeviceQueries(gpu)
         smaller, larger = (record_at(batch_size, gpu, queries) for batch_size in TRACED_BATCH_SIZES)
-        return Timeline(
+        timeline = Timeline(
             smaller,
             larger,
             TRACED_BATCH_SIZES,
@@ -69,12 +73,25 @@ def trace(
             trace_on=trace_on,
             is_valid_on=queries.has_same_answers,
         )
+        if verify and gpu is first_device:
+            timeline.verify(record_at(VERIFIED_BATCH_SIZE, gpu, DeviceQueries(gpu)), VERIFIED_BATCH_SIZE)
+        return timeline
 
-    gpu = device or A100_LIKE
-    timeline = trace_on(gpu)
-    if verify:
-        timeline.verify(record_at(VERIFIED_BATCH_SIZE, gpu, DeviceQueries(gpu)), VERIFIED_BATCH_SIZE)
-    return timeline
+    first_device = device or A100_LIKE
+    try:
+        return trace_on(first_device)
+    except NotLinearError:
+        if not reads_values[0]:
+            raise
+    # the values of the batch decide which operations run
+    return trace_each_size(build, step, device=device, torch_version=torch_version)
+
+
+def unknown_values(values: KnownValues) -> str:
+    """Return what to do if the step failed after the host read a value that a trace does not compute, else ""."""
+    if not values.last_unknown_read:
+        return ""
+    return f"; the step reads a value that only a GPU computes ({values.last_unknown_read}). {REHEARSE}"
 
 
 def trace_each_size(
@@ -92,13 +109,6 @@ def trace_each_size(
         return _record(build, step, batch_size, Recorder(gpu, torch_version), gpu)
 
     return TimelineBySize(record, device or A100_LIKE)
-
-
-def unknown_values(values: KnownValues) -> str:
-    """Return what to do if the step failed after the host read a value that a trace does not compute, else ""."""
-    if not values.last_unknown_read:
-        return ""
-    return f"; the step reads a value that only a GPU computes ({values.last_unknown_read}). {REHEARSE}"
 
 
 def label(tensors: Iterable[torch.Tensor], category: str) -> None:
@@ -124,11 +134,12 @@ def _record(
     gc_was_on = gc.isenabled()
     gc.disable()  # a collection during a step would free at different events in the two traces
     try:
+        followed = follow_constants(recorder.values)
         with (
             as_device(device, queries),
             META,
             recorder.linear_calls.track(),
-            follow_constants(recorder.values),
+            followed,
             recorder,
             recorder.labels(model),
         ):
@@ -139,9 +150,11 @@ def _record(
         hint = "; create tensors without a device, or on the model's device" if "CUDA" in str(error) else ""
         unknown = unknown_values(recorder.values)
         raise TraceError(f"cannot trace the step without a GPU: {error}{hint}{unknown}") from error
+    except BatchSizeError:
+        raise
     except Exception as error:
         unknown = unknown_values(recorder.values)
-        if not unknown or isinstance(error, BatchSizeError):
+        if not unknown:
             raise
         first_line = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ComputedValueError(f"cannot trace the step: {first_line}{unknown}") from error

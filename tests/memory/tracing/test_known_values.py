@@ -11,9 +11,9 @@ from torch import nn
 
 from hf_bsopt._utils.known_values import make_unknown
 from hf_bsopt._utils.lazy_tensors import MAX_DEPTH
-from hf_bsopt.errors import NotLinearError, TraceError
+from hf_bsopt.errors import TraceError
 from hf_bsopt.memory import trace
-from hf_bsopt.memory.tracing.tracer import trace_each_size
+from hf_bsopt.memory.replay.timeline_by_size import TimelineBySize
 
 
 def on_host(value: Any) -> torch.Tensor:
@@ -118,10 +118,12 @@ def test_a_step_whose_operations_depend_on_the_values_of_the_batch_is_traced_at_
         rows = torch.randn(2 * batch_size, 1000)
         sum(model(part).sum() for part in rows.split(lengths.tolist())).backward()  # type: ignore[union-attr]
 
-    with pytest.raises(NotLinearError):  # after which a predictor traces each size
-        trace(lambda: nn.Linear(1000, 1000), step)
-    timeline = trace_each_size(lambda: nn.Linear(1000, 1000), step)
+    timeline = trace(lambda: nn.Linear(1000, 1000), step)
+    assert isinstance(timeline, TimelineBySize)
     assert timeline.peak(4).allocated_bytes < timeline.peak(16).allocated_bytes
+    assert timeline.peak(16) == timeline.at(16).peak(16)
+    with pytest.raises(ValueError, match="at least 1"):
+        timeline.peak(0)
 
 
 def test_a_step_that_fails_after_reading_a_computed_value_names_the_line_and_the_rehearsal() -> None:
