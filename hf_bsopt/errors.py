@@ -11,7 +11,7 @@
     │   └── RehearsalError               no virtual device is possible on this machine, or a process on it failed
     ├── DeviceError                      the device cannot be used: there is none, or torch has no kernels for it
     ├── TraceError                       the training step could not be traced operation by operation
-    │   ├── ComputedValueError           it failed after it read a value that only a GPU computes
+    │   ├── UnknownValueError            it failed after it read a value that only a GPU computes
     │   └── NotLinearError               it runs other operations, or needs more than in proportion, at another size
     ├── RecoveryError                    a step that ran out of memory cannot be repeated
     ├── AgreementError                   the ranks of a distributed run could not agree
@@ -103,8 +103,12 @@ class TraceError(BatchSizeError):
     """A training step did something that cannot be traced without a device; the message names the operation."""
 
 
-class ComputedValueError(TraceError):
-    """A training step that failed after the host read a value that is not computed in a trace."""
+class UnknownValueError(TraceError):
+    """The step failed after the host read a value that only a GPU computes. ``original``: the step's own error."""
+
+    def __init__(self, message: str, *, original: Exception | None = None) -> None:
+        super().__init__(message)
+        self.original = original
 
 
 class NotLinearError(TraceError):

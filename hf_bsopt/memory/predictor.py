@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from .._utils import progress
-from ..errors import BatchSizeError, ComputedValueError, NotLinearError, TraceError
+from ..errors import BatchSizeError, NotLinearError, TraceError, UnknownValueError
 from ..records import GpuSpec, Trial
 from ..workloads.meta_device import tensors_of
 from ..workloads.trainable import Phase, Trainable
@@ -69,16 +69,11 @@ class Predictor:
                 return timeline
             except NotLinearError:
                 return self._by_size
-            except ComputedValueError as error:
-                if isinstance(self.workload, Workload) and isinstance(error.__cause__, Exception):
-                    raise TraceError(self.workload.failure(error.__cause__)) from error
-                raise
-            except BatchSizeError:
-                raise
             except Exception as error:
-                if not isinstance(self.workload, Workload):
-                    raise  # the user's own code, which they can read
-                raise TraceError(self.workload.failure(error)) from error
+                cause = (error.original if isinstance(error, UnknownValueError) else None) or error
+                if isinstance(cause, BatchSizeError) or not isinstance(self.workload, Workload):
+                    raise  # explained already, or the user's own code, which they can read
+                raise TraceError(self.workload.failure(cause)) from cause
 
     @functools.cached_property
     def _by_size(self) -> TimelineBySize:

@@ -57,7 +57,8 @@ def as_device(device: GpuSpec, queries: DeviceQueries | None = None) -> Iterator
             autocast.register(library)
             for operator, kernel in (HOST_OPERATORS if device.kind != "cuda" else _operators(queries)).items():
                 library.impl(operator, kernel, "AutogradMeta")
-            library.impl("_grouped_mm", grouped_product, "Meta")
+            # torch 2.11 has a Python kernel of its own there
+            library.impl("_grouped_mm", grouped_product, "Meta", allow_override=True)
         was_on = torch.is_autocast_enabled("cuda")
         stack.callback(torch.set_autocast_enabled, "cuda", was_on)
         stack.enter_context(torch._C._IncludeDispatchKeyGuard(AUTOCAST_KEY))

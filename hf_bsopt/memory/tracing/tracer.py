@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from ..._utils.known_values import KnownValues
-from ...errors import REHEARSE, BatchSizeError, ComputedValueError, NotLinearError, TraceError
+from ...errors import BatchSizeError, NotLinearError, TraceError, UnknownValueError
 from ...records import GpuSpec
 from ...workloads.meta_device import META, on_meta, tensors_of
 from ...workloads.training_step import STEPS
@@ -91,7 +91,10 @@ def unknown_values(values: KnownValues) -> str:
     """Return what to do if the step failed after the host read a value that a trace does not compute, else ""."""
     if not values.last_unknown_read:
         return ""
-    return f"; the step reads a value that only a GPU computes ({values.last_unknown_read}). {REHEARSE}"
+    return (
+        f"; the model reads a value that only a GPU computes ({values.last_unknown_read}), so rehearse the training "
+        "script instead: hf-bsopt rehearse -- train.py"
+    )
 
 
 def trace_each_size(
@@ -157,7 +160,7 @@ def _record(
         if not unknown:
             raise
         first_line = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ComputedValueError(f"cannot trace the step: {first_line}{unknown}") from error
+        raise UnknownValueError(f"cannot trace the step: {first_line}{unknown}", original=error) from error
     finally:
         if gc_was_on:
             gc.enable()
