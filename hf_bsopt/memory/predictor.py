@@ -61,9 +61,12 @@ class Predictor:
         build, step = self._step()
         with self._progress():
             try:
-                return trace(
+                timeline = trace(
                     build, step, device=self.device, verify=self.workload.is_custom, torch_version=self._torch_version
                 )
+                if isinstance(timeline, TimelineBySize):
+                    self._by_size = timeline
+                return timeline
             except NotLinearError:
                 return self._by_size
             except Exception as error:

@@ -30,8 +30,11 @@ bitwise_or bitwise_xor bitwise_not bitwise_left_shift bitwise_right_shift masked
 REDUCTIONS = "sum mean prod cumsum cumprod max min amax amin argmax argmin any all count_nonzero cummax cummin"
 ARRANGEMENTS = """cat stack flip roll index index_select gather scatter scatter_add index_put index_fill take tril triu
 sort topk searchsorted bucketize repeat_interleave bincount clone arange eye tril_indices triu_indices repeat"""
-IN_PLACE = "copy_ fill_ zero_ add_ sub_ mul_ floor_divide_ remainder_ masked_fill_ index_put_ scatter_ logical_not_"
-OBSERVED = f"{ELEMENTWISE} {REDUCTIONS} {ARRANGEMENTS} {IN_PLACE}".split()
+IN_PLACE = "copy_ fill_ zero_ cumsum_ scatter_ scatter_add_ index_put_ index_fill_ tril_ triu_"
+OBSERVED = [
+    *f"{ELEMENTWISE} {REDUCTIONS} {ARRANGEMENTS} {IN_PLACE}".split(),
+    *(f"{name}_" for name in ELEMENTWISE.split() if f"{name}_" in dir(Tensor)),
+]
 """Operators on integers. A result of any other operator is unknown, as is a tensor that another operator changed."""
 UNIQUE = ("_unique2", "unique_consecutive", "unique_dim")
 

@@ -15,6 +15,7 @@ def _written_in_place(put: Callable[[Any], torch.Tensor]) -> Any:
     x[1] = 5
     x[2:] += 7
     x[0].copy_(put(9))
+    x[1] |= ~torch.any(x > 9)
     return x.tolist()
 
 

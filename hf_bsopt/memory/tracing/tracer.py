@@ -159,8 +159,8 @@ def _record(
         unknown = unknown_values(recorder.values)
         if not unknown:
             raise
-        message = f"cannot trace the step: {type(error).__name__}: {error}{unknown}"
-        raise UnknownValueError(message, original=error) from error
+        first_line = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UnknownValueError(f"cannot trace the step: {first_line}{unknown}", original=error) from error
     finally:
         if gc_was_on:
             gc.enable()

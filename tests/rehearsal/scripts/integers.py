@@ -43,7 +43,7 @@ def read_in_checkpoint(use_reentrant: bool) -> list[list[int]]:
 facts: dict[str, Any] = {name: [run(moved), run(made)] for name, run in OPERATIONS.items()}
 facts |= {f"checkpoint {how}": read_in_checkpoint(how) for how in (False, True)}
 counts = moved([1, 2])
-counts.bitwise_or_(4)
+counts.random_(4, 9)
 facts["changed by another operation"] = counts.tolist()
 counts += 1
 facts["changed by another operation, then by one that is known"] = counts.tolist()
