@@ -43,6 +43,7 @@ def test_predictions_match_recorded_steps(metric: str, few_rows: list[dict[str, 
     assert f"{len(few_rows)} of {len(few_rows)} rows compared, 0 left out" in done.stdout
 
 
+@pytest.mark.slow
 def test_an_exceeded_limit_gives_exit_code_1_and_unknown_rows_are_named(
     few_rows: list[dict[str, str]], tmp_path: Path
 ) -> None:

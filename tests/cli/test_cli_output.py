@@ -151,6 +151,7 @@ def test_a_disk_that_fills_up_during_the_search_costs_no_answer_and_no_other_fil
     assert page.exists() and not values.exists()
 
 
+@pytest.mark.slow
 def test_a_full_disk_behind_standard_output_is_one_sentence() -> None:
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(

@@ -246,6 +246,7 @@ def test_the_error_on_a_tokenizer_that_cannot_be_loaded_names_the_option(tmp_pat
 # ---- the command
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_lengths_and_then_the_answer(tmp_path: Path, tokenizer: str, capsys: Capture) -> None:
     path = written(tmp_path, "jsonl", [*[10] * 300, 40])
     saved = tmp_path / "report.json"

@@ -204,6 +204,7 @@ def test_a_killed_rank_is_named_with_the_size_to_start_again_with(at: int) -> No
     assert seconds < LIMIT_SECONDS
 
 
+@pytest.mark.slow
 def test_out_of_memory_after_the_first_forward_names_rank_cause_and_size_on_both() -> None:
     first, second = run(train, ("", 0), ("oom", 3))
     for answer in (first, second):

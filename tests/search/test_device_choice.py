@@ -156,5 +156,5 @@ def test_an_impossible_rehearsal_is_an_error_before_anything_is_traced(monkeypat
 
 
 def test_throughput_is_not_predicted() -> None:
-    with pytest.raises(UsageError, match="throughput is measured on a device that computes"):
+    with pytest.raises(UsageError, match="throughput is measured on a real device"):
         find_batch_size("bert-mini", device="predict", throughput=True)

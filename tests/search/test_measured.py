@@ -97,6 +97,7 @@ class OptimisticPredictor(Predictor):
         return super().fits_within(max(1, batch_size // 4), total_bytes)
 
 
+@pytest.mark.slow
 def test_the_search_recovers_from_an_oom_after_a_wrong_prediction(
     monkeypatch: pytest.MonkeyPatch, report: Report
 ) -> None:

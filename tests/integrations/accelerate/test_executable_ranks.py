@@ -215,6 +215,7 @@ def test_other_error_is_raised_on_its_rank_and_reported_on_the_others() -> None:
     assert first.seconds < SLACK_SECONDS
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(why_no_limit() is not None, reason=str(why_no_limit()))
 def test_ranks_with_different_memory_limits_end_with_one_size() -> None:
     first, second = run(train_in_parallel_in, 200, 120)

@@ -397,6 +397,7 @@ def test_resuming_with_the_same_requested_effective_batch_reuses_the_size(
     assert made.args.gradient_accumulation_steps == (2 if "fill" not in options else 1)
 
 
+@pytest.mark.slow
 def test_resumed_losses_equal_those_of_an_uninterrupted_run(tmp_path: Path) -> None:
     data = Texts([8, 12, 16, 24] * 64, labels_for_tokens=True)
     checkpoint = first_part(tmp_path / "a", model=language_model(), dataset=data)
@@ -616,6 +617,7 @@ def test_failed_search_runs_again_at_the_next_train(tmp_path: Path) -> None:
     assert "get_train_dataloader" not in vars(made)
 
 
+@pytest.mark.slow
 def test_callback_shared_by_two_trainers_follows_the_one_that_trains(tmp_path: Path) -> None:
     callback = BatchSizeCallback(**SMALL, batch_size=16, recover=True)
     model = classifier()
@@ -670,6 +672,7 @@ def test_user_callback_sees_the_new_size_at_train_begin(tmp_path: Path) -> None:
     assert seen == [8]
 
 
+@pytest.mark.slow
 def test_long_tail_of_lengths_reduces_the_size(tmp_path: Path) -> None:
     """The first 64 examples alone would all fit at once."""
     data = Texts([8] * 64 + [128] * 8)

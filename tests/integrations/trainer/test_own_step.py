@@ -256,6 +256,7 @@ class Contrastive(Trainer):
         return functional.cross_entropy(first @ second.T, torch.arange(len(first), device=first.device))
 
 
+@pytest.mark.slow
 def test_accumulation_of_a_loss_over_pairs_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     made_for = made(tmp_path, Contrastive, per_device_train_batch_size=64)
     report = find_batch_size(made_for, device="predict", gpu="T4", batch_size=16)
@@ -264,6 +265,7 @@ def test_accumulation_of_a_loss_over_pairs_is_warned_of(tmp_path: Path, caplog: 
     assert any("15 others for each instead of 63" in sentence for sentence in report.plan.advice)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "limit"), [(Contrastive, 64), (TwoPasses, 16), (Trainer, 16)])
 def test_other_losses_and_whole_batches_are_not_warned_of(
     tmp_path: Path, kind: type[Trainer], limit: int, caplog: pytest.LogCaptureFixture
