@@ -123,3 +123,8 @@ def test_a_key_of_example_batch_that_forward_does_not_take_is_refused(example: A
 def test_an_empty_name_is_not_a_default(name: str) -> None:
     with pytest.raises(UsageError, match=name.replace("_", " ")):
         find_batch_size("bert-tiny", **{"gpu": "T4", "device": "predict", name: ""})  # type: ignore[arg-type]
+
+
+def test_an_array_of_several_numbers_is_not_a_number() -> None:
+    with pytest.raises(UsageError, match="lora_r is a whole number, not array"):
+        Options.of({"lora_r": np.array([1, 2])}, "name")

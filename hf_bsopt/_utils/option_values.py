@@ -50,6 +50,6 @@ def _normalized(value: Any, hint: Any) -> Any:
         return str(value).removeprefix("torch.")
     if str in kinds and isinstance(value, type) and value.__module__.startswith("torch.optim"):
         return f"torch.optim.{value.__name__}"
-    if (int in kinds or float in kinds) and module == "numpy" and hasattr(value, "item"):
+    if (int in kinds or float in kinds) and module == "numpy" and getattr(value, "shape", None) == ():
         return value.item()
     return value
