@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
@@ -21,6 +22,40 @@ def differs_between_batches(name: str) -> bool:
     masks of tokens. The most memory is assumed: all are selected, and a mask is kept.
     """
     return "label" in name or (name.endswith("attention_mask") and "pixel" not in name)
+
+
+def has_images(names: Iterable[str]) -> bool:
+    """Return whether these are the inputs of a model of images or videos."""
+    return any(part in name for name in names for part in ("pixel", "image", "video"))
+
+
+def forget_values(batch: Mapping[str, Any]) -> None:
+    """Make values unknown in a batch on a traced or virtual device, except for those of a model of images that are the
+    same in kind in every batch.
+    """
+    from .._utils.known_values import make_unknown
+
+    keeps = has_images(batch)
+    for name, value in batch.items():
+        if isinstance(value, Mapping):
+            forget_values(value)
+        elif not keeps or differs_between_batches(name):
+            make_unknown([value])
+
+
+def digest(example: Mapping[str, Any]) -> str:
+    """Return a digest of the integers that decide the sizes of images, "" without images: answers are remembered by it,
+    next to the shapes.
+    """
+    import torch
+
+    values = {
+        name: value.tolist()
+        for name, value in sorted(example.items())
+        if isinstance(value, torch.Tensor) and not value.is_floating_point() and not value.is_meta
+        if name not in TEXT_INPUTS and not differs_between_batches(name)
+    }
+    return hashlib.sha256(repr(values).encode()).hexdigest()[:16] if values and has_images(example) else ""
 
 
 def sequences_in(example: Mapping[str, Any]) -> int:

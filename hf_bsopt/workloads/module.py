@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from ..errors import UsageError
-from .example_batch import check_sizes, expand, without_data
+from .example_batch import check_sizes, digest, expand, without_data
 from .optimizers import OPTIMIZERS, optimizer_name
 from .step_settings import NO_OVERRIDES, PRECISIONS, Precision, StepOverrides, StepSettings, precision_name
 from .trainable import Trainable
@@ -77,7 +77,13 @@ class ModuleWorkload:
     def values(self) -> dict[str, Any]:
         """Return the module's class, the shapes of the example and the settings, as JSON values."""
         shapes = {name: list(value.shape) for name, value in self.example.items() if hasattr(value, "shape")}
-        return {"model": type(self.module).__name__, "example_batch": shapes, **dataclasses.asdict(self.settings)}
+        images = digest(self.example)
+        return {
+            "model": type(self.module).__name__,
+            "example_batch": shapes,
+            **({"images": images} if images else {}),
+            **dataclasses.asdict(self.settings),
+        }
 
     def describe(self) -> list[tuple[str, str]]:
         """Return (name, value) of everything that determines memory use."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import torch
+import transformers
 from rehearsing import NEEDS_THE_DEVICE
 from vision_models import MODELS
 
@@ -47,6 +51,29 @@ class TestRehearsed:
         assert rehearsed
         for trial in rehearsed:
             assert _bytes(predicted[trial.batch_size]) == pytest.approx(_bytes(trial), rel=0.01)
+
+
+@pytest.mark.slow
+class TestTrainer:
+    pytestmark = NEEDS_THE_DEVICE
+
+    @pytest.mark.parametrize("name", ["Qwen2-VL", "Idefics3"])
+    def test_a_trainer_of_a_vision_model_is_predicted_within_1_percent(self, name: str, tmp_path: Path) -> None:
+        model, example = MODELS[name]()
+
+        def collate(examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+            return {name: torch.cat([one[name] for one in examples]) for name in example}
+
+        trainer = transformers.Trainer(
+            model,
+            transformers.TrainingArguments(str(tmp_path), report_to=[], use_cpu=True, remove_unused_columns=False),
+            train_dataset=[example] * 64,  # type: ignore[arg-type]
+            data_collator=collate,
+        )
+        report = hf_bsopt.find_batch_size(trainer, gpu="T4", device="rehearse", memory="1GiB")
+        predicted = {trial.batch_size: trial for trial in report.trials if trial.source == "predicted"}
+        (rehearsed,) = [trial for trial in report.trials if trial.source == "rehearsed"]
+        assert _bytes(predicted[rehearsed.batch_size]) == pytest.approx(_bytes(rehearsed), rel=0.01)
 
 
 def _bytes(trial: Trial) -> tuple[int, int]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from hf_bsopt.errors import UsageError
-from hf_bsopt.workloads.example_batch import check_sizes, expand, sequences_in, without_data
+from hf_bsopt.memory import trace
+from hf_bsopt.workloads.example_batch import check_sizes, digest, expand, forget_values, sequences_in, without_data
 
 VISION = {
     "input_ids": torch.tensor([[5, 6], [7, 8]]),
@@ -59,6 +61,26 @@ def test_the_number_of_sequences_is_that_of_the_token_ids() -> None:
 def test_tensors_that_are_not_of_one_batch_are_refused(example: dict[str, torch.Tensor]) -> None:
     with pytest.raises(UsageError, match="different sizes"):
         check_sizes(example)
+
+
+@pytest.mark.parametrize(("names", "kept"), [(["input_ids", "image_grid_thw"], [1, 1]), (["input_ids", "x"], [0, 0])])
+def test_values_of_a_batch_are_known_only_next_to_images(names: list[str], kept: list[int]) -> None:
+    read: list[int] = []
+
+    def step(model: nn.Module, batch_size: int) -> None:
+        made = {name: torch.ones(1, dtype=torch.int64) for name in names} | {"labels": torch.ones(1, dtype=torch.int64)}
+        forget_values({**made, "nested": {"x": torch.ones(2)}})
+        read[:] = [int(value) for value in made.values()]
+
+    trace(nn.Module, step)
+    assert read == [*kept, 0]
+
+
+def test_answers_for_images_of_other_sizes_are_not_mixed_up() -> None:
+    other = {**VISION, "image_grid_thw": torch.tensor([[1, 3, 1], [1, 1, 3]])}
+    assert digest(VISION) != digest(other)
+    assert digest(VISION) == digest({**VISION, "labels": torch.zeros(2, 2)})
+    assert digest({"input_ids": VISION["input_ids"], "x": torch.ones(2, dtype=torch.int64)}) == ""
 
 
 def test_another_process_gets_the_integers_and_the_shapes_of_the_rest() -> None:

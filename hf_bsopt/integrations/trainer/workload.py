@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from ...errors import UsageError
+from ...workloads.example_batch import forget_values, has_images
 from ...workloads.module import ModuleWorkload, check_module
 from ...workloads.step_settings import StepOverrides, StepSettings
 from .collator_shapes import (
@@ -90,11 +91,14 @@ class TrainerWorkload(ModuleWorkload):
         return trained
 
     def batch(self, batch_size: int, device: str, *, padded: bool = True) -> dict[str, Any]:
-        """Return tensors of the right shapes on ``meta``, else the collated longest examples."""
-        if device == "meta" or self.worst is None:
-            shaped: dict[str, Any] = build_batch(self.shapes, batch_size, device)
-            return shaped
-        batch: dict[str, Any] = move_batch(dict(self.worst.batch(batch_size, padded=padded)), device)
+        """Return tensors of the right shapes on ``meta``, else the collated longest examples. These are needed on
+        ``meta`` too by a model of images, which reads their number and sizes from the batch.
+        """
+        if self.worst is None or (device == "meta" and not has_images(self.shapes)):
+            batch: dict[str, Any] = build_batch(self.shapes, batch_size, device)
+        else:
+            batch = move_batch(dict(self.worst.batch(batch_size, padded=padded)), device)
+        forget_values(batch)
         return batch
 
     def evaluating(self) -> Self:
