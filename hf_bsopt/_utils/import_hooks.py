@@ -1,4 +1,4 @@
-"""Run an action as soon as a module has been imported, whoever imports it."""
+"""Run an action as soon as a module has been imported, by any code."""
 
 from __future__ import annotations
 

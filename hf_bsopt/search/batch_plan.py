@@ -81,20 +81,8 @@ def plan(
     base_batch_size without a learning_rate.
     """
     _check_positive(largest_micro_batch=largest, length=length, num_processes=processes, multiple_of=multiple_of)
-    _check_positive(effective_batch_size=effective_batch, total_tokens=total_tokens)
-    _check_positive(learning_rate=learning_rate, base_batch_size=base_batch_size)
-    if effective_batch is not None and total_tokens is not None:
-        raise UsageError(
-            f"effective_batch_size {effective_batch} and total_tokens {total_tokens} both set the effective batch: "
-            f"give one, for example effective_batch_size {_nearest_multiple(total_tokens, length) // length}."
-        )
-    if base_batch_size is not None and learning_rate is None:
-        raise UsageError(
-            f"base_batch_size {base_batch_size} needs learning_rate, the rate that was used with it, such as 2e-5."
-        )
-    if lr_scaling not in get_args(LearningRateScaling):
-        raise UsageError(f"lr_scaling is one of {', '.join(get_args(LearningRateScaling))}, not {lr_scaling!r}.")
-
+    _check_effective_batch(effective_batch, total_tokens, length)
+    _check_learning_rate(learning_rate, base_batch_size, lr_scaling)
     share, advice = _share(largest, length, effective_batch, total_tokens, processes)
     micro_batch = _largest_divisor(share, at_most=largest)
     accumulation = share // micro_batch
@@ -179,6 +167,25 @@ def usual_total_tokens(parameters: int) -> tuple[int, int, str]:
         "far fewer (BERT's authors: 16 or 32 sequences)."
     )
     return low, high, reason
+
+
+def _check_effective_batch(effective_batch: int | None, total_tokens: int | None, length: int) -> None:
+    _check_positive(effective_batch_size=effective_batch, total_tokens=total_tokens)
+    if effective_batch is not None and total_tokens is not None:
+        raise UsageError(
+            f"effective_batch_size {effective_batch} and total_tokens {total_tokens} both set the effective batch: "
+            f"give one, for example effective_batch_size {_nearest_multiple(total_tokens, length) // length}."
+        )
+
+
+def _check_learning_rate(learning_rate: float | None, base_batch_size: int | None, scaling: str) -> None:
+    _check_positive(learning_rate=learning_rate, base_batch_size=base_batch_size)
+    if base_batch_size is not None and learning_rate is None:
+        raise UsageError(
+            f"base_batch_size {base_batch_size} needs learning_rate, the rate that was used with it, such as 2e-5."
+        )
+    if scaling not in get_args(LearningRateScaling):
+        raise UsageError(f"lr_scaling is one of {', '.join(get_args(LearningRateScaling))}, not {scaling!r}.")
 
 
 def _check_positive(**values: float | None) -> None:

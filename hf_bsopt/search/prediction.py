@@ -14,6 +14,7 @@ from ..memory.predictor import Predictor
 from ..options import MAX_BATCH_SIZE, SearchOptions
 from ..records import Bound, Decision, GpuSpec, Trial
 from ..workloads.trainable import Trainable
+from ..workloads.workload import Workload
 from .answer import Question
 from .batch_plan import BatchPlan, plan
 from .choose import decide, largest_that
@@ -153,7 +154,9 @@ def _nothing_fits(predictor: Predictor, total: int, search: SearchOptions) -> No
     )
     if checked is not None:
         message += f"; {format_checked(checked, predictor.expected(checked.batch_size), total)}"
-    error = NothingFitsError(f"{message}; {_above_the_target(predictor, largest, total) or _hint(device, search)}")
+    error = NothingFitsError(
+        f"{message}; {_above_the_target(predictor, largest, total) or _hint(predictor.workload, device, search)}"
+    )
     error.largest, error.checked = largest, checked
     return error
 
@@ -175,10 +178,19 @@ def _above_the_target(predictor: Predictor, largest: int, total: int) -> str:
     return f"{sizes} the memory above the target ({largest} fills {full}): --target 0 1 answers with what fits at all"
 
 
-def _hint(device: GpuSpec, search: SearchOptions) -> str:
-    """Return in a few words what would make it fit."""
-    if device.kind == "cuda":
-        return "a shorter max_length, activation checkpointing, LoRA (with 4-bit weights) or a larger GPU can help"
-    if device.context_bytes > search.target[1] * (device.total_bytes or 0):
+def _hint(workload: Trainable, device: GpuSpec, search: SearchOptions) -> str:
+    """Return in a few words what could make it fit and is not in use."""
+    if device.kind != "cuda" and device.context_bytes > search.target[1] * (device.total_bytes or 0):
         return f"{device.context_bytes / GIB:.2f} GiB are in use before there is a model: it needs more memory"
-    return "a shorter max_length, activation checkpointing or more memory can help"
+    remedies = ["a shorter max_length"]
+    if not isinstance(workload, Workload):
+        remedies.append("activation checkpointing")
+    else:
+        if not workload.activation_checkpointing:
+            remedies.append("activation checkpointing")
+        if device.kind == "cuda" and not workload.lora_r:
+            remedies.append("LoRA (with 4-bit weights)")
+        elif device.kind == "cuda" and not workload.load_in_4bit:
+            remedies.append("4-bit weights")
+    more = "a larger GPU" if device.kind == "cuda" else "more memory"
+    return f"{', '.join(remedies)} or {more} can help"

@@ -342,3 +342,19 @@ def test_llama_3_8b_on_an_a100_is_checked_above_the_target() -> None:
     assert raised.value.largest == 15
     assert "batch size 2 fits above the target" in str(raised.value)
     assert "96% of the memory" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [
+        ({}, "a shorter max_length, activation checkpointing, LoRA (with 4-bit weights) or a larger GPU can help"),
+        (
+            {"activation_checkpointing": True},
+            "a shorter max_length, LoRA (with 4-bit weights) or a larger GPU can help",
+        ),
+    ],
+)
+def test_nothing_fits_names_only_what_is_not_in_use(options: dict[str, Any], hint: str) -> None:
+    with pytest.raises(NothingFitsError) as caught:
+        find(gpu=GpuSpec("tiny GPU", 2**28, 80, 108, 2**27), **options)
+    assert str(caught.value).endswith(hint)
