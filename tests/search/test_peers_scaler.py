@@ -7,10 +7,17 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from hf_bsopt.search import largest
 from hf_bsopt.search.largest import find_largest_batch_size
 
 TRUE_LIMIT = 100
 STEPS = 3
+
+
+@pytest.fixture(autouse=True)
+def no_garbage_collection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing here holds memory, and collecting the garbage of a whole test session is slow (see test_largest.py)."""
+    monkeypatch.setattr(largest, "_free_memory", lambda: None)
 
 
 def training(
